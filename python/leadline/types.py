@@ -1,0 +1,135 @@
+"""The frozen data that every part of leadline shares: Scheme (the grid wanted) and Grid (the grid found)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Granularity = Literal["tensor", "axis", "block"]
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int32]
+
+
+class InputError(ValueError):
+    """A user's mistake. The message names the function, the rule, and what was received.
+
+    The command line answers it with exit code 2 and without a traceback.
+    """
+
+
+def refuse(function: str, rule: str, received: object) -> InputError:
+    """The one message form: ``[function] rule. Received actual.``"""
+    return InputError(f"[{function}] {rule.rstrip('.')}. Received {received}.")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """The grid wanted for a tensor.
+
+    Parameters
+    ----------
+    bits : int
+        2 to 16, or 32 for a bias.
+    signed : bool
+        Codes run from -2**(bits-1) when True, from 0 when False.
+    symmetric : bool
+        Zero point fixed at the middle of the grid: 0 when signed, 2**(bits-1) when unsigned.
+    granularity : {"tensor", "axis", "block"}
+        One scale for the tensor, one per index of `axis`, or one per run of `block_size` elements along `axis`.
+    axis : int or None
+        Needed by "axis" (the channel axis) and by "block" (the axis that is cut into blocks, as in ONNX).
+    block_size : int or None
+        Needed by "block".
+    narrow : bool
+        Leave out the lowest code of a signed symmetric grid (-127..127 at 8 bits).
+    fit : {"absmax", "aimet"}
+        How a symmetric scale covers [lo, hi]. "absmax": max(|lo|, |hi|) / qmax.
+        "aimet": max(-lo / -qmin, hi / qmax), the exact rule of aimet-onnx 2.42, which also uses the lowest code.
+    """
+
+    bits: int = 8
+    signed: bool = False
+    symmetric: bool = False
+    granularity: Granularity = "tensor"
+    axis: int | None = None
+    block_size: int | None = None
+    narrow: bool = False
+    fit: Literal["absmax", "aimet"] = "absmax"
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.bits, int) and (2 <= self.bits <= 16 or self.bits == 32)):
+            raise refuse("Scheme", "bits must be 2 to 16, or 32 for a bias", repr(self.bits))
+        if self.granularity not in ("tensor", "axis", "block"):
+            raise refuse("Scheme", "granularity must be 'tensor', 'axis' or 'block'", repr(self.granularity))
+        if self.granularity == "block" and not (isinstance(self.block_size, int) and self.block_size > 0):
+            raise refuse("Scheme", "granularity 'block' needs a positive block_size", repr(self.block_size))
+        if self.narrow and not (self.signed and self.symmetric):
+            raise refuse("Scheme", "narrow applies to a signed symmetric grid", f"signed={self.signed}, symmetric={self.symmetric}")
+        if self.fit not in ("absmax", "aimet"):
+            raise refuse("Scheme", "fit must be 'absmax' or 'aimet'", repr(self.fit))
+
+    @property
+    def qmin(self) -> int:
+        return -(2 ** (self.bits - 1)) + int(self.narrow) if self.signed else 0
+
+    @property
+    def qmax(self) -> int:
+        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The smallest numpy integer type that holds the codes."""
+        size = 8 if self.bits <= 8 else 16 if self.bits <= 16 else 32
+        return np.dtype(f"{'int' if self.signed else 'uint'}{size}")
+
+    def at(self, axis: int) -> Scheme:
+        """The same scheme along another axis (a per-tensor scheme stays as it is)."""
+        return self if self.granularity == "tensor" else replace(self, axis=axis)
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The grid found for a tensor: real = scale * (code - zero_point).
+
+    `scale` (float32) and `zero_point` (int32) have one shape: () per tensor, (channels,) per axis, and for blocks
+    the tensor's own shape with the axis divided by block_size, as ONNX QuantizeLinear lays them out.
+    """
+
+    scale: FloatArray
+    zero_point: IntArray
+    scheme: Scheme
+
+    def __post_init__(self) -> None:
+        scale = np.asarray(self.scale, np.float32)
+        zero_point = np.asarray(self.zero_point, np.int32)
+        if scale.shape != zero_point.shape:
+            raise refuse("Grid", "scale and zero_point must have one shape", f"{scale.shape} and {zero_point.shape}")
+        if not (np.isfinite(scale).all() and (scale > 0).all()):
+            raise refuse("Grid", "scale must be finite and positive", f"values from {scale.min()} to {scale.max()}")
+        if zero_point.size and (zero_point.min() < self.scheme.qmin or zero_point.max() > self.scheme.qmax):
+            rule = f"zero_point must lie on the grid {self.scheme.qmin}..{self.scheme.qmax}"
+            raise refuse("Grid", rule, f"values from {zero_point.min()} to {zero_point.max()}")
+        object.__setattr__(self, "scale", scale)
+        object.__setattr__(self, "zero_point", zero_point)
+
+    @property
+    def lo(self) -> FloatArray:
+        """Lowest real value on the grid, per scale."""
+        return self.scale * (self.scheme.qmin - self.zero_point).astype(np.float32)
+
+    @property
+    def hi(self) -> FloatArray:
+        """Highest real value on the grid, per scale."""
+        return self.scale * (self.scheme.qmax - self.zero_point).astype(np.float32)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Grid)
+            and self.scheme == other.scheme
+            and np.array_equal(self.scale, other.scale)
+            and np.array_equal(self.zero_point, other.zero_point)
+        )
