@@ -1,0 +1,249 @@
+"""Graph: the network as ONNX nodes with numpy weights, and the questions that rewriting steps ask of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadline.types import refuse
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 21
+Array = NDArray[Any]
+Sample = Mapping[str, Array | Sequence[int]]
+
+
+@dataclass(slots=True)
+class Node:
+    """One ONNX operator. An input left out is "". Attributes are plain Python values, tensors among them numpy."""
+
+    op_type: str
+    inputs: list[str]
+    outputs: list[str]
+    name: str = ""
+    attrs: dict[str, Any] = field(default_factory=dict)
+    domain: str = ""
+
+
+@dataclass(frozen=True)
+class Value:
+    """An activation: its name, numpy dtype and fixed shape."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node that multiplies its input by a constant weight.
+
+    Attributes
+    ----------
+    name : str
+        The node's name.
+    node : Node
+    input, output : str
+        Activations read and written by the node itself (2-D for a Gemm).
+    weight : str
+        Name in ``Graph.weights``.
+    bias : str or None
+        Name in ``Graph.weights``; None when there is none or it is not constant.
+    axis : int
+        Output-channel axis of the weight: 0 for Conv and Gemm, 1 for ConvTranspose, the last for MatMul.
+    groups : int
+        Convolution groups, 1 for a linear layer. A ConvTranspose with groups holds ``shape[1] * groups`` channels.
+    kind : {"linear", "conv", "depthwise", "transpose"}
+    """
+
+    name: str
+    node: Node
+    input: str
+    output: str
+    weight: str
+    bias: str | None
+    axis: int
+    groups: int
+    kind: Literal["linear", "conv", "depthwise", "transpose"]
+
+
+@dataclass(slots=True)
+class Graph:
+    """A network in normal form, ready to be rewritten.
+
+    Nodes are in topological order. Every activation has a fixed shape; constants are folded into ``weights``.
+    Linear layers are Gemm(transB=1, alpha=beta=1) on a 2-D input with a Reshape on either side where the tensor has
+    more axes; LayerNormalization and Gelu are single nodes. Input and output names are the file's own.
+
+    Attributes
+    ----------
+    nodes : list of Node
+    weights : dict of name to array
+        Every constant tensor, integer ones (shapes, indices) included.
+    inputs, outputs : list of Value
+    values : dict of name to Value
+        Every activation, inputs and outputs included.
+    name : str
+    opset : int
+        Version of the default ONNX domain.
+    metadata : dict of str to str
+        Written to the file's metadata; empty after loading.
+    """
+
+    nodes: list[Node]
+    weights: dict[str, Array]
+    inputs: list[Value]
+    outputs: list[Value]
+    values: dict[str, Value]
+    name: str = "network"
+    opset: int = OPSET
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: str | Path, sample: Sample | None = None) -> Graph:
+        """Read an ONNX file and bring it to normal form.
+
+        Parameters
+        ----------
+        path : path
+            An ONNX file, opset 7 to 24, with or without external data.
+        sample : dict of input name to array or shape, optional
+            Fixes the input shapes; it wins over the shapes that the file declares. Without it a free first axis
+            becomes 1 and any other free axis is refused.
+
+        Raises
+        ------
+        InputError
+            The file is missing, damaged, not ONNX, already quantised, not float32, holds NaN or infinity, has
+            control flow or operators outside ONNX, or does not fit the sample.
+        """
+        from leadline.graph.load import normalise
+        from leadline.graph.read import read
+
+        return normalise(read(path), sample)
+
+    @classmethod
+    def from_model(
+        cls, model: onnx.ModelProto, sample: Sample | None = None, base_dir: str | Path | None = None
+    ) -> Graph:
+        """The same as `load`, from a model in memory. `base_dir` holds its external data, if any."""
+        from leadline.graph.load import normalise
+        from leadline.graph.read import unpack
+
+        return normalise(unpack(model, base_dir, model.graph.name or "model"), sample)
+
+    def to_model(self, weights: bool = True) -> onnx.ModelProto:
+        """An ONNX model. With ``weights=False`` large weights are named but left out (see `Session`)."""
+        from leadline.graph.write import INLINE_BYTES, to_model
+
+        return to_model(self, None if weights else INLINE_BYTES)
+
+    def save(self, path: str | Path, limit: int = 2_000_000_000) -> None:
+        """Write the network; nothing is left at `path` if it fails.
+
+        Parameters
+        ----------
+        path : path
+        limit : int
+            Bytes of weights from which they go to a file of their own, ``<path>.data``. One ONNX file holds 2 GiB.
+        """
+        from leadline.graph.write import save
+
+        save(self, Path(path), limit)
+
+    def copy(self) -> Graph:
+        """A copy whose nodes and tables are its own; arrays are shared, so replace them, never write into them."""
+        nodes = [Node(n.op_type, list(n.inputs), list(n.outputs), n.name, copy.copy(n.attrs), n.domain) for n in self.nodes]
+        return Graph(
+            nodes, dict(self.weights), list(self.inputs), list(self.outputs), dict(self.values),
+            self.name, self.opset, dict(self.metadata),
+        )  # fmt: skip
+
+    def producer(self, tensor: str) -> Node | None:
+        """The node that writes `tensor`; None for an input or a weight."""
+        return next((node for node in self.nodes if tensor in node.outputs), None)
+
+    def consumers(self, tensor: str) -> list[Node]:
+        """The nodes that read `tensor`, each once, in order."""
+        return [node for node in self.nodes if tensor in node.inputs]
+
+    def producers(self) -> dict[str, Node]:
+        """Every activation's writer: one pass instead of many `producer` calls."""
+        return {output: node for node in self.nodes for output in node.outputs if output}
+
+    def readers(self) -> dict[str, list[Node]]:
+        """Every tensor's readers, each once: one pass instead of many `consumers` calls."""
+        table: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for tensor in dict.fromkeys(node.inputs):
+                if tensor:
+                    table.setdefault(tensor, []).append(node)
+        return table
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        """Shape of an activation or a weight."""
+        if tensor in self.values:
+            return self.values[tensor].shape
+        if tensor in self.weights:
+            return tuple(self.weights[tensor].shape)
+        raise refuse("Graph.shape", "tensor must be an activation or a weight of the graph", repr(tensor))
+
+    def layers(self) -> list[Layer]:
+        """Every Conv, ConvTranspose and Gemm (and MatMul that could not become one) with a constant weight."""
+        return [layer for layer in map(self._layer, self.nodes) if layer is not None]
+
+    def _layer(self, node: Node) -> Layer | None:
+        axes = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0 if node.attrs.get("transB") else 1, "MatMul": -1}
+        if node.op_type not in axes or node.inputs[1] not in self.weights or node.inputs[0] in self.weights:
+            return None
+        weight = self.weights[node.inputs[1]]
+        bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2] in self.weights else None
+        groups = int(node.attrs.get("group", 1))
+        kind: Literal["linear", "conv", "depthwise", "transpose"] = "linear"
+        if node.op_type == "ConvTranspose":
+            kind = "transpose"
+        elif node.op_type == "Conv":
+            kind = "depthwise" if groups > 1 and weight.shape[1] == 1 else "conv"
+        axis = axes[node.op_type] % weight.ndim
+        return Layer(node.name, node, node.inputs[0], node.outputs[0], node.inputs[1], bias, axis, groups, kind)
+
+    def activations(self) -> list[str]:
+        """Names of the float32 activations, inputs first, in the order of the nodes: what is worth observing."""
+        order = [value.name for value in self.inputs] + [name for node in self.nodes for name in node.outputs if name]
+        return [name for name in order if self.values[name].dtype == np.float32]
+
+    def fold(self) -> list[str]:
+        """Fold BatchNormalization, LayerScale and constant per-channel Mul and Add into the layer before them.
+
+        Exact but for rounding. A weight shared by several nodes gets a copy of its own. A second call does nothing.
+
+        Returns
+        -------
+        list of str
+            One line for each fold.
+        """
+        from leadline.graph.fold import fold
+
+        return fold(self)
+
+    def prune(self) -> None:
+        """Drop the nodes, weights and values that no output needs."""
+        needed = {value.name for value in self.outputs}
+        kept = []
+        for node in reversed(self.nodes):
+            if needed.intersection(node.outputs):
+                kept.append(node)
+                needed.update(node.inputs)
+        self.nodes = kept[::-1]
+        self.weights = {name: array for name, array in self.weights.items() if name in needed}
+        written: Iterable[str] = (name for node in self.nodes for name in node.outputs)
+        alive = {value.name for value in self.inputs}.union(written)
+        self.values = {name: value for name, value in self.values.items() if name in alive}

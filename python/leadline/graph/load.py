@@ -1,0 +1,84 @@
+"""From a file as exporters write it to the normal form: the order of the passes, and the checks around them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from leadline.graph import constants, opset
+from leadline.graph.ir import Array, Graph, Sample, Value
+from leadline.graph.read import Dims, Source
+from leadline.types import refuse
+
+
+def normalise(source: Source, sample: Sample | None) -> Graph:
+    """Fix the shapes, fold constants, raise the opset, recognise patterns, name everything."""
+    opset.check(source.opset, source.label)
+    inputs = _inputs(source, dict(sample or {}))
+    outputs = [Value(name, np.dtype(np.float32), ()) for name in source.outputs]  # real types come with the shapes
+    graph = Graph(source.nodes, dict(source.weights), inputs, outputs, {}, source.name, source.opset)
+    constants.fold(graph, source.label)
+    if graph.opset != opset.OPSET:
+        opset.convert(graph, source.label)
+        constants.fold(graph, source.label)
+    _check_dtypes(graph, source.label)
+    _check_finite(graph, source.label)
+    return graph
+
+
+def _inputs(source: Source, sample: dict[str, Any]) -> list[Value]:
+    """The inputs with the sample's shapes; declared dims serve where there is no sample."""
+    declared = {name for name, _, _ in source.inputs}
+    for name in sample:
+        if name not in declared:
+            raise refuse("Graph.load", f"sample must use the input names {sorted(declared)}", repr(name))
+    return [_fix(name, dtype, dims, sample.get(name)) for name, dtype, dims in source.inputs]
+
+
+def _fix(name: str, dtype: np.dtype[Any], dims: Dims, given: Any) -> Value:
+    if given is None:
+        free = [axis for axis, dim in enumerate(dims) if dim is None and axis > 0]
+        if free:
+            text = "x".join("?" if dim is None else str(dim) for dim in dims)
+            raise refuse("Graph.load", f"sample must fix the free axes of input '{name}'", f"no sample for shape {text}")
+        return Value(name, dtype, tuple(dim or 1 for dim in dims))
+    shape = tuple(given.shape) if isinstance(given, np.ndarray) else tuple(int(dim) for dim in given)
+    if isinstance(given, np.ndarray) and given.dtype != dtype:
+        raise refuse("Graph.load", f"sample '{name}' must be {dtype}", given.dtype)
+    if len(shape) != len(dims):
+        raise refuse("Graph.load", f"sample '{name}' must have {len(dims)} axes", f"shape {shape}")
+    if min(shape, default=1) < 1:
+        raise refuse("Graph.load", f"sample '{name}' must not be empty", f"shape {shape}")
+    return Value(name, dtype, shape)
+
+
+_DTYPES = {np.dtype(kind) for kind in ("float32", "int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64", "bool")}
+
+
+def _check_dtypes(graph: Graph, label: str) -> None:
+    tensors = {**{name: array.dtype for name, array in graph.weights.items()}, **{v.name: v.dtype for v in graph.values.values()}}
+    for name, dtype in tensors.items():
+        if dtype not in _DTYPES:
+            kind = "string" if dtype == np.dtype(object) else str(dtype)
+            raise refuse("Graph.load", f"tensors of '{label}' must be float32 or integers; convert the network first", f"{kind} '{name}'")
+
+
+# Infinity is a legitimate constant where it masks or bounds; NaN never is.
+_MASKS = {"Add", "Clip", "Max", "Min", "Pad", "Where"}
+
+
+def _check_finite(graph: Graph, label: str) -> None:
+    readers = graph.readers()
+    for name, array in graph.weights.items():
+        if not np.issubdtype(array.dtype, np.floating) or _finite(array):
+            continue
+        if np.isnan(array).any():
+            raise refuse("Graph.load", f"weights of '{label}' must be finite", f"NaN in '{name}'")
+        if not {node.op_type for node in readers.get(name, [])} <= _MASKS:
+            raise refuse("Graph.load", f"weights of '{label}' must be finite", f"infinity in '{name}'")
+
+
+def _finite(array: Array) -> bool:
+    """No temporary of the array's size: a sum of finite float32 in double is finite."""
+    return bool(np.isfinite(np.sum(array, dtype=np.float64)))

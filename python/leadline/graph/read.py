@@ -1,0 +1,141 @@
+"""Reading ONNX files: the bytes, the weights (external data included), and errors that name the culprit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
+
+from leadline.graph.ir import Array, Node
+from leadline.types import refuse
+
+Dims = tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file as read: nodes and weights apart, nothing interpreted yet."""
+
+    label: str  # how messages call it
+    nodes: list[Node]
+    weights: dict[str, Array]
+    inputs: list[tuple[str, np.dtype[Any], Dims]]
+    outputs: list[str]
+    name: str
+    opset: int
+    scopes: dict[str, str]  # first output of a node -> the module path its exporter noted
+
+
+def parse(path: str | Path, function: str = "Graph.load") -> onnx.ModelProto:
+    """The model of a file, external data left where it is."""
+    file = Path(path)
+    if not file.is_file():
+        raise refuse(function, "path must be an ONNX file", f"'{path}', which {'is a folder' if file.is_dir() else 'does not exist'}")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(file.read_bytes())
+    except DecodeError:
+        raise refuse(function, "path must be a whole ONNX file", f"'{path}', which is truncated or no ONNX") from None
+    if not model.graph.node or not model.opset_import:
+        raise refuse(function, "path must be a whole ONNX file", f"'{path}', which holds no network")
+    return model
+
+
+def read(path: str | Path) -> Source:
+    """A file with its weights."""
+    return unpack(parse(path), Path(path).resolve().parent, Path(path).name)
+
+
+def inspect_inputs(path: str | Path) -> list[tuple[str, np.dtype[Any], Dims]]:
+    """The inputs a file declares, without its weights: (name, dtype, dims), None for a free dim. Quantised files too."""
+    model = parse(path, "inspect_inputs")
+    stored = {tensor.name for tensor in model.graph.initializer}
+    return [_input(value, Path(path).name) for value in model.graph.input if value.name not in stored]
+
+
+def unpack(model: onnx.ModelProto, base_dir: str | Path | None, label: str) -> Source:
+    """Take a model apart. The arrays of a large model are its memory: no proto is copied."""
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    graph = model.graph
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    weights = {tensor.name: array(tensor, base_dir, label) for tensor in graph.initializer}
+    if graph.sparse_initializer:
+        raise refuse("Graph.load", "weights must be dense", f"sparse '{graph.sparse_initializer[0].values.name}' in '{label}'")
+    scopes = {}
+    for node in graph.node:
+        path = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "")
+        if path and node.output:
+            scopes[node.output[0]] = path
+    return Source(
+        label,
+        list(map(to_node, graph.node)),
+        weights,
+        [_input(value, label) for value in graph.input if value.name not in weights],
+        [value.name for value in graph.output],
+        graph.name,
+        opset,
+        scopes,
+    )
+
+
+def _input(value: onnx.ValueInfoProto, label: str) -> tuple[str, np.dtype[Any], Dims]:
+    if value.type.WhichOneof("value") != "tensor_type":
+        kind = value.type.WhichOneof("value") or "untyped"
+        raise refuse("Graph.load", f"input '{value.name}' of '{label}' must be a tensor", kind)
+    tensor = value.type.tensor_type
+    dims = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim)
+    return value.name, np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), dims
+
+
+def array(tensor: TensorProto, base_dir: str | Path | None, label: str) -> Array:
+    """The values of a tensor, from the model or from its external file."""
+    if tensor.data_location != TensorProto.EXTERNAL:
+        try:
+            return numpy_helper.to_array(tensor)
+        except (ValueError, TypeError):
+            raise refuse("Graph.load", f"weight '{tensor.name}' of '{label}' must match its shape", list(tensor.dims)) from None
+    entry = {item.key: item.value for item in tensor.external_data}
+    location, dtype = entry.get("location", ""), helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    rule = f"external data of weight '{tensor.name}' of '{label}' must be beside the file"
+    if base_dir is None:
+        raise refuse("Graph.from_model", rule + "; pass base_dir", location)
+    if os.path.isabs(location) or ".." in Path(location).parts:
+        raise refuse("Graph.load", rule, f"'{location}'")
+    count = int(np.prod(tensor.dims, dtype=np.int64))
+    try:
+        values = np.fromfile(Path(base_dir) / location, dtype, count, offset=int(entry.get("offset", 0)))
+    except OSError:
+        raise refuse("Graph.load", rule, f"'{location}', which cannot be read") from None
+    if values.size != count:
+        raise refuse("Graph.load", rule, f"'{location}', which is too short")
+    return values.reshape(tensor.dims)
+
+
+def to_node(proto: onnx.NodeProto) -> Node:
+    """A node with plain attributes. Subgraphs stay GraphProto, for `constants` to inline or refuse."""
+    domain = "" if proto.domain == "ai.onnx" else proto.domain
+    attrs = dict(_attributes(proto))
+    return Node(proto.op_type, list(proto.input), list(proto.output), proto.name, attrs, domain)
+
+
+def _attributes(proto: onnx.NodeProto) -> Iterator[tuple[str, Any]]:
+    for item in proto.attribute:
+        value = helper.get_attribute_value(item)
+        if item.type == AttributeProto.STRING:
+            yield item.name, value.decode(errors="replace")
+        elif item.type == AttributeProto.TENSOR:
+            yield item.name, array(value, None, proto.name or proto.op_type)
+        elif item.type == AttributeProto.STRINGS:
+            yield item.name, [text.decode(errors="replace") for text in value]
+        elif item.type in (AttributeProto.INTS, AttributeProto.FLOATS):
+            yield item.name, list(value)
+        else:
+            yield item.name, value

@@ -1,0 +1,105 @@
+"""Graph to ModelProto and to files."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from leadline.graph.ir import Array, Graph, Node, Value
+from leadline.types import refuse
+
+IR_VERSION = 10
+INLINE_BYTES = 1024  # smaller tensors stay in the model: shape inference needs the values of shapes, axes and scales
+_ALIGN = 4096  # page size: lets a runtime map external data
+
+
+def attribute(node: Node, name: str, value: Any) -> onnx.AttributeProto:
+    """One attribute; an empty list takes its type from the operator's schema."""
+    if isinstance(value, np.ndarray):
+        return helper.make_attribute(name, numpy_helper.from_array(value))
+    if isinstance(value, list) and not value:
+        kind = onnx.defs.get_schema(node.op_type, domain=node.domain).attributes[name].type
+        return helper.make_attribute(name, value, attr_type=kind.value)
+    return helper.make_attribute(name, value)
+
+
+def to_node(node: Node) -> onnx.NodeProto:
+    proto = helper.make_node(node.op_type, node.inputs, node.outputs, name=node.name, domain=node.domain)
+    proto.attribute.extend(attribute(node, name, value) for name, value in node.attrs.items())
+    return proto
+
+
+def value_info(value: Value) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(value.name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+
+
+def placeholder(name: str, array: Array, location: str, offset: int = 0) -> TensorProto:
+    """A tensor whose bytes are elsewhere: in the file `location`, or handed to the runtime under its name."""
+    dtype = helper.np_dtype_to_tensor_dtype(array.dtype)
+    tensor = TensorProto(name=name, dims=array.shape, data_type=dtype, data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(array.nbytes))):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def to_model(graph: Graph, inline: int | None = None, location: str = "weights") -> onnx.ModelProto:
+    """The graph as a model. Weights above `inline` bytes (None: no bound) become placeholders laid out in `location`."""
+    tensors = []
+    for name, array, offset in layout(graph, inline):
+        tensors.append(
+            numpy_helper.from_array(array, name) if offset is None else placeholder(name, array, location, offset)
+        )
+    ends = {value.name for value in (*graph.inputs, *graph.outputs)}
+    body = helper.make_graph(
+        [to_node(node) for node in graph.nodes],
+        graph.name,
+        [value_info(value) for value in graph.inputs],
+        [value_info(value) for value in graph.outputs],
+        tensors,
+        value_info=[value_info(value) for name, value in graph.values.items() if name not in ends],
+    )
+    domains = sorted({node.domain for node in graph.nodes} - {""})
+    opsets = [helper.make_opsetid("", graph.opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
+    model = helper.make_model(body, opset_imports=opsets, ir_version=IR_VERSION, producer_name="leadline")
+    helper.set_model_props(model, graph.metadata)
+    return model
+
+
+def layout(graph: Graph, inline: int | None) -> Iterator[tuple[str, Array, int | None]]:
+    """(name, array, offset in the external file); offset None for a tensor kept in the model."""
+    end = 0
+    for name, array in graph.weights.items():
+        if inline is None or array.nbytes <= inline:
+            yield name, array, None
+        else:
+            start = -(-end // _ALIGN) * _ALIGN
+            end = start + array.nbytes
+            yield name, array, start
+
+
+def save(graph: Graph, path: Path, limit: int) -> None:
+    """Write under temporary names, then move: the data first, so that a model never points at missing data."""
+    large = sum(array.nbytes for array in graph.weights.values()) >= limit
+    data = path.with_name(path.name + ".data")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".leadline-", dir=path.parent) as folder:
+            model = to_model(graph, INLINE_BYTES if large else None, data.name)
+            scratch = Path(folder)
+            (scratch / "model").write_bytes(model.SerializeToString())
+            if large:
+                with (scratch / "data").open("wb") as file:
+                    for _, array, offset in layout(graph, INLINE_BYTES):
+                        if offset is not None:
+                            file.seek(offset)
+                            np.ascontiguousarray(array).tofile(file)
+                os.replace(scratch / "data", data)
+            os.replace(scratch / "model", path)
+    except OSError as error:
+        raise refuse("Graph.save", "path must be in a folder that can be written", f"'{path}' ({error.strerror})") from None
