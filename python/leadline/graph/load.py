@@ -6,9 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from leadline.graph import constants, opset
+from leadline.graph import constants, names, opset
+from leadline.graph.activations import activations
 from leadline.graph.ir import Array, Graph, Sample, Value
+from leadline.graph.linear import linears
+from leadline.graph.patterns import layer_norms, softmax_guards
 from leadline.graph.read import Dims, Source
+from leadline.graph.simplify import simplify
 from leadline.types import refuse
 
 
@@ -24,6 +28,13 @@ def normalise(source: Source, sample: Sample | None) -> Graph:
         constants.fold(graph, source.label)
     _check_dtypes(graph, source.label)
     _check_finite(graph, source.label)
+    simplify(graph)
+    softmax_guards(graph)
+    layer_norms(graph)
+    activations(graph)
+    linears(graph)
+    simplify(graph)
+    names.assign(graph)
     return graph
 
 

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from leadline.graph.ir import Array, Node
+from leadline.graph.names import scope
 from leadline.types import refuse
 
 Dims = tuple[int | None, ...]
@@ -30,7 +31,6 @@ class Source:
     outputs: list[str]
     name: str
     opset: int
-    scopes: dict[str, str]  # first output of a node -> the module path its exporter noted
 
 
 def parse(path: str | Path, function: str = "Graph.load") -> onnx.ModelProto:
@@ -69,11 +69,6 @@ def unpack(model: onnx.ModelProto, base_dir: str | Path | None, label: str) -> S
     weights = {tensor.name: array(tensor, base_dir, label) for tensor in graph.initializer}
     if graph.sparse_initializer:
         raise refuse("Graph.load", "weights must be dense", f"sparse '{graph.sparse_initializer[0].values.name}' in '{label}'")
-    scopes = {}
-    for node in graph.node:
-        path = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "")
-        if path and node.output:
-            scopes[node.output[0]] = path
     return Source(
         label,
         list(map(to_node, graph.node)),
@@ -82,7 +77,6 @@ def unpack(model: onnx.ModelProto, base_dir: str | Path | None, label: str) -> S
         [value.name for value in graph.output],
         graph.name,
         opset,
-        scopes,
     )
 
 
@@ -123,7 +117,7 @@ def to_node(proto: onnx.NodeProto) -> Node:
     """A node with plain attributes. Subgraphs stay GraphProto, for `constants` to inline or refuse."""
     domain = "" if proto.domain == "ai.onnx" else proto.domain
     attrs = dict(_attributes(proto))
-    return Node(proto.op_type, list(proto.input), list(proto.output), proto.name, attrs, domain)
+    return Node(proto.op_type, list(proto.input), list(proto.output), scope(proto), attrs, domain)
 
 
 def _attributes(proto: onnx.NodeProto) -> Iterator[tuple[str, Any]]:

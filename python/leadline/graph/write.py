@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from leadline.files import replacing
 from leadline.graph.ir import Array, Graph, Node, Value
-from leadline.types import refuse
 
 IR_VERSION = 10
 INLINE_BYTES = 1024  # smaller tensors stay in the model: shape inference needs the values of shapes, axes and scales
@@ -85,21 +83,15 @@ def layout(graph: Graph, inline: int | None) -> Iterator[tuple[str, Array, int |
 
 
 def save(graph: Graph, path: Path, limit: int) -> None:
-    """Write under temporary names, then move: the data first, so that a model never points at missing data."""
+    """The data go in place first, so that a model never points at missing data."""
     large = sum(array.nbytes for array in graph.weights.values()) >= limit
     data = path.with_name(path.name + ".data")
-    try:
-        with tempfile.TemporaryDirectory(prefix=".leadline-", dir=path.parent) as folder:
-            model = to_model(graph, INLINE_BYTES if large else None, data.name)
-            scratch = Path(folder)
-            (scratch / "model").write_bytes(model.SerializeToString())
-            if large:
-                with (scratch / "data").open("wb") as file:
-                    for _, array, offset in layout(graph, INLINE_BYTES):
-                        if offset is not None:
-                            file.seek(offset)
-                            np.ascontiguousarray(array).tofile(file)
-                os.replace(scratch / "data", data)
-            os.replace(scratch / "model", path)
-    except OSError as error:
-        raise refuse("Graph.save", "path must be in a folder that can be written", f"'{path}' ({error.strerror})") from None
+    with replacing(path) as file:
+        model = to_model(graph, INLINE_BYTES if large else None, data.name)
+        file.write_bytes(model.SerializeToString())
+        if large:
+            with replacing(data) as values, values.open("wb") as stream:
+                for _, array, offset in layout(graph, INLINE_BYTES):
+                    if offset is not None:
+                        stream.seek(offset)
+                        np.ascontiguousarray(array).tofile(stream)

@@ -1,0 +1,126 @@
+"""Readable names for every node and tensor, the same each time: the exporter's module paths, or operator and number."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import onnx
+
+from leadline.graph.ir import Graph, Node
+
+# What exporters write where they have no name to give.
+_ANONYMOUS = re.compile(r"(onnx::)?\w*?_?\d+|.*Constant.*|.*_output_\d+|(node|val|const|getitem|tmp|p2o)[._].*|", re.IGNORECASE)
+_ROLE = re.compile(r"[._/](weight|kernel|bias|gamma|beta|scale|w|b)(_\d+)?$", re.IGNORECASE)
+_ROLES = {
+    "BatchNormalization": ("", "weight", "bias", "running_mean", "running_var"),
+    **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "GroupNormalization", "InstanceNormalization"), ("", "weight", "bias")),
+    **dict.fromkeys(("LayerNormalization", "MatMul", "PRelu"), ("", "weight", "bias")),
+}
+_SPECIFIC = re.compile(r"[a-z_]{3,}")  # schema input names that say something: shape, starts, axes, scales
+
+
+def scope(proto: onnx.NodeProto) -> str:
+    """A node's name, or the module path that torch's dynamo exporter notes in the metadata, as "path/operator"."""
+    noted = next((item.value for item in proto.metadata_props if item.key == "pkg.torch.onnx.name_scopes"), "")
+    try:
+        parts = ast.literal_eval(noted) if noted else []
+    except (SyntaxError, ValueError):
+        parts = []
+    return f"/{parts[-2]}/{proto.op_type}" if len(parts) > 1 and isinstance(parts[-2], str) else proto.name
+
+
+def assign(graph: Graph) -> None:
+    """Rename everything but the graph's inputs and outputs."""
+    kept = {value.name for value in (*graph.inputs, *graph.outputs)}
+    names = {name: name for name in kept}
+    taken = set(kept)
+    for name in graph.weights:
+        if (clean := _clean(_origin(name))) and clean not in taken:
+            names[name] = clean
+            taken.add(clean)
+    node_names: set[str] = set()
+    for node in graph.nodes:
+        node.name = _unique(_stem(graph, node, names), taken | node_names)
+        node_names.add(node.name)
+        written = [name for name in node.outputs if name]
+        for index, name in enumerate(written):
+            if name not in kept:
+                names[name] = node.name if len(written) == 1 else _unique(f"{node.name}.{index}", taken)
+                taken.add(names[name])
+        for index, name in enumerate(node.inputs):
+            if name in graph.weights and name not in names:
+                names[name] = _unique(f"{node.name}.{_role(node, index)}", taken)
+                taken.add(names[name])
+    _rename(graph, names)
+
+
+def _stem(graph: Graph, node: Node, names: dict[str, str]) -> str:
+    """The module a layer belongs to, by its weights' names; else its own name in the file; else its operator."""
+    if node.op_type in _ROLES:
+        for name in node.inputs[1:]:
+            if name in graph.weights and (clean := _clean(_origin(name))) and _ROLE.search(clean):
+                return _ROLE.sub("", clean)
+    path, _, leaf = node.name.strip("/").rpartition("/")
+    is_operator = re.fullmatch(rf"(.*\.)?{node.op_type}(_\d+)?", leaf, re.IGNORECASE) is not None
+    if path and (clean := _clean(path)):
+        return clean if is_operator and node.op_type in _ROLES else f"{clean}.{_leaf(leaf)}"
+    if node.op_type == "Reshape" and not node.name:
+        for tensor, suffix in ((node.inputs[0], "unflatten"), (node.outputs[0], "flatten")):
+            near = [n for n in graph.nodes if n.op_type == "Gemm" and tensor in (n.outputs[0], n.inputs[0])]
+            if near:
+                return f"{near[0].name or _stem(graph, near[0], names)}.{suffix}"
+    if node.name and (clean := _clean(node.name)):
+        return clean
+    if "|" not in node.outputs[0] and (clean := _clean(node.outputs[0])) and node.outputs[0] not in names:
+        return clean
+    return node.op_type.lower()
+
+
+def _role(node: Node, index: int) -> str:
+    """What a constant is to the node that reads it."""
+    roles = _ROLES.get(node.op_type, ())
+    if index < len(roles) and roles[index]:
+        return roles[index]
+    formal = onnx.defs.get_schema(node.op_type).inputs
+    name = formal[min(index, len(formal) - 1)].name
+    return name if _SPECIFIC.fullmatch(name) and name not in ("data", "input", "inputs") else "constant"
+
+
+def _origin(name: str) -> str:
+    """The file's name of a tensor that a pass derived; what the pass calls it where there is none."""
+    before, _, after = name.partition("|")
+    return before or after
+
+
+def _leaf(leaf: str) -> str:
+    return re.sub(r"[^\w.-]", "_", leaf).lower()
+
+
+def _clean(name: str) -> str:
+    """Letters, digits, dot, dash and underscore; "" for a name that says nothing."""
+    name = name.removesuffix(":0").strip("/")
+    if _ANONYMOUS.fullmatch(name):
+        return ""
+    name = re.sub(r"[^\w.-]", "_", name.replace("::", ".").replace("/", "."))
+    return re.sub(r"\.{2,}", ".", name).strip(".")
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    if name not in taken:
+        return name
+    number = 1
+    while f"{name}_{number}" in taken:
+        number += 1
+    return f"{name}_{number}"
+
+
+def _rename(graph: Graph, names: dict[str, str]) -> None:
+    for node in graph.nodes:
+        node.inputs = [names.get(name, name) for name in node.inputs]
+        node.outputs = [names.get(name, name) for name in node.outputs]
+    graph.weights = {names[name]: array for name, array in graph.weights.items()}
+    graph.values = {
+        names[value.name]: type(value)(names[value.name], value.dtype, value.shape) for value in graph.values.values()
+    }
+    graph.name = _clean(graph.name) or "network"

@@ -1,0 +1,183 @@
+"""Small rewrites that leave less to look at: no-ops go, shape changes become Reshape and merge, twins become one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from leadline.graph.ir import Array, Graph, Node, Value
+
+_UNARY = {
+    "Abs", "Ceil", "Celu", "Clip", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Neg",
+    "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Tanh",
+}  # fmt: skip
+_LAST_AXIS = {"LayerNormalization", "LogSoftmax", "Softmax"}
+_RESHAPING = {"Flatten", "Reshape", "Squeeze", "Unsqueeze"}
+
+
+def simplify(graph: Graph) -> None:
+    """Bring shape changes to one form, then remove no-ops, merge neighbours and twins until nothing changes."""
+    share_constants(graph)
+    for node in graph.nodes:
+        if node.op_type in _RESHAPING:
+            reshape(graph, node, graph.shape(node.outputs[0]))
+        elif node.op_type in ("Conv", "ConvTranspose"):
+            _spell_out(graph, node)
+    size = -1
+    while size != len(graph.nodes):
+        size = len(graph.nodes)
+        drop(graph, lambda node: _is_noop(graph, node))
+        _merge_neighbours(graph)
+        _merge_twins(graph)
+        graph.prune()
+
+
+def reshape(graph: Graph, node: Node, shape: tuple[int, ...]) -> None:
+    """Turn `node` into a Reshape to `shape`; equal shapes share one constant."""
+    name = f"|shape.{'x'.join(map(str, shape))}"
+    graph.weights.setdefault(name, np.array(shape, np.int64))
+    node.op_type, node.inputs, node.attrs = "Reshape", [node.inputs[0], name], {}
+
+
+def share_constants(graph: Graph) -> None:
+    """One copy of each integer or single-element constant. Larger float tensors are weights and stay as the file has them."""
+    first: dict[tuple[Any, ...], str] = {}
+    alias = {}
+    for name, array in graph.weights.items():
+        if array.size <= 1 or not np.issubdtype(array.dtype, np.floating):
+            alias[name] = first.setdefault((array.dtype.str, array.shape, array.tobytes()), name)
+    for node in graph.nodes:
+        node.inputs = [alias.get(name, name) for name in node.inputs]
+    graph.prune()
+
+
+def drop(graph: Graph, redundant: Callable[[Node], bool]) -> None:
+    """Remove the nodes whose first output is their first input. Names of the graph's outputs survive."""
+    ends = {value.name for value in graph.outputs}
+    fixed = ends.union(value.name for value in graph.inputs)
+    alias: dict[str, str] = {}
+    renamed: dict[str, str] = {}
+    kept = []
+    for node in graph.nodes:
+        node.inputs = [alias.get(name, name) for name in node.inputs]
+        source, target = (node.inputs or [""])[0], node.outputs[0]
+        if not redundant(node):
+            kept.append(node)
+        elif target not in ends:
+            alias[target] = source
+        elif source not in fixed and source not in renamed:
+            renamed[source] = target
+        elif source in renamed or source in fixed:
+            kept.append(Node("Identity", [source], [target], node.name))
+    for node in kept:
+        node.inputs = [renamed.get(name, name) for name in node.inputs]
+        node.outputs = [renamed.get(name, name) for name in node.outputs]
+    graph.nodes = kept
+
+
+def _is_noop(graph: Graph, node: Node) -> bool:
+    source = (node.inputs or [""])[0]
+    if source not in graph.values or len([name for name in node.outputs if name]) > 1:
+        return False
+    before, after = graph.values[source], graph.values[node.outputs[0]]
+    if before.shape != after.shape or before.dtype != after.dtype:
+        return False
+    constants = [graph.weights.get(name) for name in node.inputs[1:]]
+    match node.op_type:
+        case "Identity" | "Dropout" | "Cast" | "Reshape" | "Expand":
+            return True
+        case "Transpose":
+            perm = node.attrs.get("perm", list(range(len(before.shape)))[::-1])
+            return perm == sorted(perm)
+        case "Concat" | "Sum" | "Max" | "Min" | "Mean":
+            return len(node.inputs) == 1
+        case "Slice":
+            return len(constants) < 4 or constants[3] is not None and bool((constants[3] > 0).all())
+        case "Pad" | "Tile":
+            return node.attrs.get("mode", "constant") == "constant"  # same shape: nothing was padded
+        case "Add" | "Sub":
+            return constants[0] is not None and not constants[0].any()
+        case "Mul" | "Div":
+            return constants[0] is not None and bool((constants[0] == 1).all())
+    return False
+
+
+def _merge_neighbours(graph: Graph) -> None:
+    """Reshape after Reshape, Transpose after Transpose, and Reshape - elementwise - Reshape."""
+    writers, readers = graph.producers(), graph.readers()
+    ends = {value.name for value in graph.outputs}
+    for node in graph.nodes:
+        before = writers.get((node.inputs or [""])[0])
+        if before is None:
+            continue
+        if node.op_type == before.op_type == "Reshape":
+            node.inputs[0] = before.inputs[0]
+        elif node.op_type == before.op_type == "Transpose" and "perm" in node.attrs and "perm" in before.attrs:
+            node.attrs["perm"] = [before.attrs["perm"][axis] for axis in node.attrs["perm"]]
+            node.inputs[0] = before.inputs[0]
+        elif node.op_type == "Reshape" and before.outputs[0] not in ends and len(readers[before.outputs[0]]) == 1:
+            first = writers.get((before.inputs or [""])[0])
+            if first is not None and first.op_type == "Reshape" and _ignores_shape(graph, before, first):
+                before.inputs[0] = first.inputs[0]
+                value = graph.values[before.outputs[0]]
+                graph.values[value.name] = Value(value.name, value.dtype, graph.shape(first.inputs[0]))
+
+
+def _ignores_shape(graph: Graph, node: Node, reshaped: Node) -> bool:
+    """`node` may as well run on the tensor before `reshaped`."""
+    if node.op_type in _UNARY:
+        return True
+    inner, outer = graph.shape(reshaped.outputs[0]), graph.shape(reshaped.inputs[0])
+    axis = node.attrs.get("axis", -1)
+    if node.op_type not in _LAST_AXIS or axis not in (-1, len(inner) - 1) or inner[-1] != outer[-1]:
+        return False
+    node.attrs["axis"] = -1
+    return True
+
+
+def _merge_twins(graph: Graph) -> None:
+    """Nodes that compute the same thing from the same tensors become one."""
+    ends = {value.name for value in graph.outputs}
+    first: dict[tuple[Any, ...], Node] = {}
+    alias: dict[str, str] = {}
+    for node in graph.nodes:
+        node.inputs = [alias.get(name, name) for name in node.inputs]
+        key = (node.op_type, tuple(node.inputs), len(node.outputs), tuple(sorted((k, _key(v)) for k, v in node.attrs.items())))
+        twin = first.setdefault(key, node)
+        if twin is not node and not ends.intersection(node.outputs):
+            alias.update(zip(node.outputs, twin.outputs, strict=True))
+
+
+def _key(value: Any) -> str:
+    return f"{value.dtype}{value.shape}{value.tobytes().hex()}" if isinstance(value, np.ndarray) else repr(value)
+
+
+def _spell_out(graph: Graph, node: Node) -> None:
+    """Write every attribute of a convolution, so that nobody has to know the defaults."""
+    if node.inputs[1] not in graph.weights:
+        return
+    kernel = list(graph.shape(node.inputs[1])[2:])
+    ones = [1] * len(kernel)
+    strides, dilations = node.attrs.get("strides", ones), node.attrs.get("dilations", ones)
+    auto = node.attrs.pop("auto_pad", "NOTSET")
+    if auto.startswith("SAME"):
+        span = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+        sizes = zip(graph.shape(node.inputs[0])[2:], graph.shape(node.outputs[0])[2:], strict=True)
+        if node.op_type == "Conv":
+            total = [max((o - 1) * s + k - i, 0) for (i, o), s, k in zip(sizes, strides, span, strict=True)]
+        else:
+            extra = node.attrs.get("output_padding", [0] * len(kernel))
+            total = [
+                max(s * (i - 1) + e + k - o, 0) for (i, o), s, k, e in zip(sizes, strides, span, extra, strict=True)
+            ]
+        less, more = [t // 2 for t in total], [t - t // 2 for t in total]
+        # The odd pixel goes to the end under SAME_UPPER; ConvTranspose crops instead of padding, the same way round.
+        node.attrs["pads"] = less + more if auto == "SAME_UPPER" else more + less
+    pads = node.attrs.get("pads", [0] * 2 * len(kernel))
+    node.attrs.pop("output_shape", None) if auto.startswith("SAME") else None
+    node.attrs |= {
+        "kernel_shape": kernel, "strides": strides, "pads": pads, "dilations": dilations, "group": node.attrs.get("group", 1)
+    }  # fmt: skip
+
