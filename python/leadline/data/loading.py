@@ -1,0 +1,183 @@
+"""From whatever the user has to Samples."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leadline.data import pictures, tensors, videos
+from leadline.data.inputs import Declared, HasShape, Input, parse_inputs
+from leadline.data.preprocess import Preprocess, Unreadable
+from leadline.data.samples import Item, Samples, Spool
+from leadline.types import refuse
+
+KINDS = {"pictures": pictures.SUFFIXES, "videos": videos.SUFFIXES, "arrays": tensors.SUFFIXES}
+NOT_FOR_ARRAYS = "preprocess applies to pictures and videos; arrays enter as they are"
+
+
+def load(
+    source: Any,
+    inputs: Sequence[Declared | HasShape],
+    preprocess: Preprocess | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    strict: bool = False,
+) -> Samples:
+    """Samples for a network from pictures, videos, arrays, or a Python iterable.
+
+    Parameters
+    ----------
+    source : path, list of paths, array, dict of arrays, or iterable
+        A folder (searched recursively, in order of name, hidden files left out) or files, of one kind: pictures, videos
+        (evenly spread frames: `limit`, or 32 of each video), .npy, or .npz with the input names as keys. Or an array
+        or CPU tensor (DLPack, `__array__`), a dict of them by input name, or an iterable of either. Along the
+        first axis of every array lie the samples. A list is indexed again at each iteration; an iterator
+        is run once and spooled to a temporary folder.
+    inputs : sequence of (name, dtype, dims with None where dynamic), or of a graph's Values
+        The dims of a file may be placeholders: for pictures, a size that `preprocess` states wins over them. A
+        Value's shape is settled, and all must agree with it.
+    preprocess : Preprocess, optional
+        For pictures and videos only. Default: squeezed to the input's size, divided by 255, RGB, NCHW.
+    limit : int, optional
+        At most so many samples, chosen at random by `seed`, in the source's order; of an iterator the first ones.
+    seed : int
+        For `limit` and for `Samples.split`.
+    strict : bool
+        Refuse the first file that cannot be read, instead of leaving it out and naming it in `Samples.skipped`.
+
+    Raises
+    ------
+    InputError
+        For a source that is missing, empty, mixed, or does not suit the inputs (name, rank, shape, dtype, channels);
+        for NaN or infinity, when the sample is read, naming the input and the sample.
+    """
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise refuse("load", "limit must be at least 1", repr(limit))
+    if isinstance(source, Samples):
+        return source if limit is None else source.take(limit)
+    parsed = parse_inputs(inputs)
+    if isinstance(source, str | os.PathLike):
+        return _load_files([Path(source)], parsed, preprocess, limit, seed, strict)
+    if isinstance(source, list | tuple) and source and all(isinstance(s, str | os.PathLike) for s in source):
+        return _load_files([Path(s) for s in source], parsed, preprocess, limit, seed, strict)
+
+    if preprocess is not None:
+        raise refuse("load", NOT_FOR_ARRAYS, type(source).__name__)
+    spool = Spool()
+    if isinstance(source, Mapping) or hasattr(source, "__array__") or hasattr(source, "__dlpack__"):
+        items = tensors.from_memory(source, parsed)
+    elif isinstance(source, Sequence):
+        items = tensors.from_sequence(source, parsed)
+    elif isinstance(source, Iterable):
+        items = tensors.from_iterable(source, parsed, limit, spool)
+    else:
+        raise refuse("load", "data must be a path, an array, or an iterable of arrays", type(source).__name__)
+    if not items:
+        raise refuse("load", "data must hold at least one sample", f"an empty {type(source).__name__}")
+    return Samples(_chosen(items, limit, seed), seed)
+
+
+def _load_files(
+    paths: list[Path], inputs: list[Input], preprocess: Preprocess | None, limit: int | None, seed: int, strict: bool
+) -> Samples:
+    where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    files, ignored = _find(paths)
+    kinds = {kind: found for kind, found in files.items() if found}
+    if not kinds:
+        known = "; ".join(f"{kind} ({' '.join(suffixes)})" for kind, suffixes in KINDS.items())
+        raise refuse("load", f"data must hold {known}", f"{where}, with {ignored} files, none of them such")
+    if len(kinds) > 1:
+        counts = ", ".join(f"{len(found)} {kind}" for kind, found in kinds.items())
+        raise refuse("load", "data must be of one kind: pictures, videos or arrays", f"{counts} in {where}")
+    ((kind, found),) = kinds.items()
+
+    spool, skipped = Spool(), dict[int, tuple[str, str]]()
+
+    def attempt(index: int, read: Callable[[Path], list[Item]]) -> list[Item]:
+        try:
+            return read(found[index])
+        except Unreadable as error:
+            if strict:
+                rule = "every file must be readable when strict"
+                raise refuse("load", rule, f"{found[index]}: {error}") from error
+            skipped[index] = (str(found[index]), str(error))
+            return []
+
+    items: list[Item] = []
+    if kind == "arrays":
+        if preprocess is not None:
+            raise refuse("load", NOT_FOR_ARRAYS, where)
+        for index in range(len(found)):
+            items += attempt(index, lambda path: tensors.from_file(path, inputs, spool))
+        items = _chosen(items, limit, seed)
+    else:
+        item, fitted = pictures.fit(preprocess or Preprocess(), inputs)
+        if kind == "videos":
+            share = videos.FRAMES if limit is None else -(-limit // len(found))
+            for index in range(len(found)):
+                items += attempt(index, lambda path: videos.samples(path, share, item, fitted, spool))
+            items = _chosen(items, limit, seed)
+        else:
+
+            def checked(path: Path) -> list[Item]:
+                pictures.read(path, item, fitted)  # decoded once now, so that the count is right from the start
+                return [pictures.sample(path, item, fitted)]
+
+            order = range(len(found)) if limit is None else np.random.default_rng(seed).permutation(len(found)).tolist()
+            good: dict[int, Item] = {}
+            for index in order:
+                good.update((index, ready) for ready in attempt(index, checked))
+                if len(good) == limit:
+                    break
+            items = [good[index] for index in sorted(good)]
+    if not items:
+        path, reason = skipped[min(skipped)]
+        received = f"{len(skipped)} that are not: {path}: {reason}"
+        raise refuse("load", f"at least one file must be readable in {where}", received)
+    return Samples(items, seed, [skipped[index] for index in sorted(skipped)], ignored)
+
+
+def _find(paths: list[Path]) -> tuple[dict[str, list[Path]], int]:
+    """Files by kind in the order given (within folders: of name), and how many files of folders are of no kind."""
+    by_kind: dict[str, list[Path]] = {kind: [] for kind in KINDS}
+    ignored = 0
+    for path in paths:
+        if path.is_dir():
+            for file in _walk(path):
+                kind = _kind(file)
+                if kind is None or file.name.startswith("."):
+                    ignored += 1
+                else:
+                    by_kind[kind].append(file)
+        elif path.is_file():
+            kind = _kind(path)
+            if kind is None:
+                known = " ".join(suffix for suffixes in KINDS.values() for suffix in suffixes)
+                raise refuse("load", f"a data file must end in one of {known}", path)
+            by_kind[kind].append(path)
+        else:
+            raise refuse("load", "data must be a file or folder that exists", path)
+    return by_kind, ignored
+
+
+def _walk(folder: Path) -> list[Path]:
+    files = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(parent, name) for name in names]
+    return sorted(files, key=lambda file: file.relative_to(folder).as_posix())
+
+
+def _kind(file: Path) -> str | None:
+    return next((kind for kind, suffixes in KINDS.items() if file.suffix.lower() in suffixes), None)
+
+
+def _chosen(items: list[Item], limit: int | None, seed: int) -> list[Item]:
+    """At most `limit` items, at random, in their order."""
+    if limit is None or limit >= len(items):
+        return items
+    return [items[i] for i in sorted(np.random.default_rng(seed).permutation(len(items))[:limit].tolist())]

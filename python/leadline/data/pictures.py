@@ -1,0 +1,94 @@
+"""Pictures as samples."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from leadline.data.inputs import Input, is_float, shape_text
+from leadline.data.preprocess import Preprocess, Unreadable
+from leadline.data.samples import Feed, Item
+from leadline.types import InputError, refuse
+
+SUFFIXES = tuple(
+    [".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"]
+)
+
+
+def fit(preprocess: Preprocess, inputs: Sequence[Input]) -> tuple[Input, Preprocess]:
+    """The one input that pictures feed, and the preprocessing with its size settled for it.
+
+    A size that the caller states (crop, or resize to height and width) wins over the dims of a file, which may be
+    placeholders; against a graph's settled shape it must agree. With none stated the input's own size is used.
+    """
+    rule = "pictures feed a network with one float or uint8 input of rank 4"
+    if len(inputs) != 1 or len(inputs[0].dims) != 4 or not (is_float(inputs[0].dtype) or inputs[0].dtype == np.uint8):
+        raise refuse("load", rule, f"inputs {', '.join(map(str, inputs))}")
+    (item,) = inputs
+    default = Preprocess()
+    if item.dtype == np.uint8 and any(getattr(preprocess, k) != getattr(default, k) for k in ("mean", "std", "scale")):
+        stated = f"mean={preprocess.mean}, std={preprocess.std}, scale={preprocess.scale}"
+        raise refuse("load", f"input {item} takes raw pixels: mean, std and scale do not apply", stated)
+
+    batch, first, second, third = item.dims
+    depth, height, width = (first, second, third) if preprocess.layout == "NCHW" else (third, first, second)
+    if depth not in (None, preprocess.depth):
+        received = f"channels={preprocess.channels!r} ({preprocess.depth}) and layout={preprocess.layout!r}"
+        raise refuse("load", f"input {item} must have as many channels as the pictures give", received)
+
+    stated_size = preprocess.size
+    if stated_size is None:
+        if height is None or width is None:
+            rule = f"input {item} leaves height and width open: state resize as [height, width], or crop"
+            raise refuse("load", rule, f"resize={preprocess.resize}, crop={preprocess.crop}")
+        size = (height, width)
+        preprocess = replace(preprocess, resize=size) if preprocess.resize is None else replace(preprocess, crop=size)
+    elif item.settled and any(d not in (None, s) for d, s in zip((height, width), stated_size, strict=True)):
+        raise refuse("load", f"resize and crop must lead to the size of input {item}", shape_text(stated_size))
+    if batch not in (None, 1) and (item.settled or stated_size is None):
+        raise refuse("load", "pictures feed a network one at a time", f"input {item}, of batch {batch}")
+    return item, preprocess
+
+
+def read(path: Path, item: Input, preprocess: Preprocess) -> Feed:
+    """Decode a picture into a feed. Raises Unreadable."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # metadata oddities are no concern of the user's
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                return {item.name: preprocess(picture, item.dtype)}
+    except Unreadable:
+        raise
+    except Exception as error:  # decoders of broken files raise nearly anything
+        raise Unreadable(_reason(error, path)) from error
+
+
+def sample(path: Path, item: Input, preprocess: Preprocess) -> Item:
+    def feed() -> Feed:
+        try:
+            return read(path, item, preprocess)
+        except Unreadable as error:
+            raise refuse("Samples", "a picture must stay readable while it is in use", f"{path}: {error}") from error
+
+    return Item(str(path), feed)
+
+
+def _reason(error: Exception, path: Path) -> str:
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(error, InputError):
+        raise error
+    if isinstance(error, UnidentifiedImageError):
+        return "an empty file" if path.stat().st_size == 0 else "not a picture that Pillow can read"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"more than {Image.MAX_IMAGE_PIXELS} pixels"
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    return str(error) or type(error).__name__
