@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadline.graph.ir import Graph, Node
-from leadline.graph.patterns import Wiring
+from leadline.graph.patterns import Wiring, beside
 
 Curve = NDArray[np.float64]
 
@@ -54,7 +54,7 @@ def _activation(wiring: Wiring, anchor: Node) -> None:
                 continue
             curve = _curve(wiring, last.outputs[0], {source: _GRID}, 2 * _DEPTH)
             if curve is not None and np.abs(curve - expected).max() < _TOLERANCE:
-                wiring.replace(last, Node(op_type, [source], [last.outputs[0]], last.name, dict(attrs)))
+                wiring.replace(last, Node(op_type, [source], [last.outputs[0]], beside(last, op_type), dict(attrs)))
                 return
 
 

@@ -39,15 +39,18 @@ def _following(graph: Graph, layer: Node) -> tuple[Node, Doubles, Doubles] | Non
     """The affine node that alone reads the layer, behind Reshapes that keep its channel axis, and what it does."""
     tensor = layer.outputs[0]
     channels = _channels(graph, layer)
-    axis = 1 - len(graph.shape(tensor))  # counted from the end: -1 for Gemm
+    # Counted from the end: -1 for Gemm. None where the channels are spread over several axes: scalars still fold.
+    axis: int | None = 1 - len(graph.shape(tensor))
     ends = {value.name for value in graph.outputs}
     while tensor not in ends:
         readers = graph.consumers(tensor)
         if len(readers) != 1:
             return None
         node = readers[0]
-        if node.op_type == "Reshape" and axis == -1 and graph.shape(node.outputs[0])[-1] == channels:
+        if node.op_type in ("Reshape", "Transpose"):
             tensor = node.outputs[0]
+            if node.op_type == "Transpose" or axis != -1 or graph.shape(tensor)[-1] != channels:
+                axis = None
             continue
         if graph.shape(node.outputs[0]) != graph.shape(tensor):
             return None
@@ -60,7 +63,7 @@ def _channels(graph: Graph, layer: Node) -> int:
     return graph.shape(layer.outputs[0])[1]
 
 
-def _affine(graph: Graph, node: Node, tensor: str, axis: int, channels: int) -> tuple[Doubles, Doubles] | None:
+def _affine(graph: Graph, node: Node, tensor: str, axis: int | None, channels: int) -> tuple[Doubles, Doubles] | None:
     """(scale, shift) per channel such that the node is scale * x + shift."""
     rank = len(graph.shape(tensor))
     if node.op_type == "BatchNormalization":
@@ -91,10 +94,10 @@ def _affine(graph: Graph, node: Node, tensor: str, axis: int, channels: int) -> 
     return None
 
 
-def _per_channel(constant: NDArray[Any], rank: int, axis: int, channels: int) -> Doubles | None:
+def _per_channel(constant: NDArray[Any], rank: int, axis: int | None, channels: int) -> Doubles | None:
     """The constant as (channels,) where it varies along the channel axis only."""
     shape = [1] * (rank - constant.ndim) + list(constant.shape)
-    size = shape[axis]
+    size = 1 if axis is None else shape[axis]
     if constant.size != size or size not in (1, channels):
         return None
     return np.broadcast_to(np.asarray(constant, np.float64).reshape(-1), (channels,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 
 import onnx
 
@@ -40,8 +41,8 @@ def assign(graph: Graph) -> None:
             names[name] = clean
             taken.add(clean)
     node_names: set[str] = set()
-    for node in graph.nodes:
-        node.name = _unique(_stem(graph, node, names), taken | node_names)
+    for node, stem in zip(graph.nodes, _stems(graph), strict=True):
+        node.name = _unique(stem, taken | node_names)
         node_names.add(node.name)
         written = [name for name in node.outputs if name]
         for index, name in enumerate(written):
@@ -55,26 +56,57 @@ def assign(graph: Graph) -> None:
     _rename(graph, names)
 
 
-def _stem(graph: Graph, node: Node, names: dict[str, str]) -> str:
-    """The module a layer belongs to, by its weights' names; else its own name in the file; else its operator."""
-    if node.op_type in _ROLES:
-        for name in node.inputs[1:]:
-            if name in graph.weights and (clean := _clean(_origin(name))) and _ROLE.search(clean):
-                return _ROLE.sub("", clean)
+def _stems(graph: Graph) -> list[str]:
+    """What each node would be called if names could repeat."""
+    counts: Counter[str] = Counter()
+    stems = []
+    for node in graph.nodes:
+        stem = _from_weights(graph, node) or _from_node(graph, node) or _from_output(graph, node)
+        if not stem and node.op_type != "Reshape":
+            stem = f"{node.op_type.lower()}_{counts[node.op_type]}"
+            counts[node.op_type] += 1
+        stems.append(stem)
+    # A Reshape without a name stands before or behind the linear layer that it serves.
+    writers, readers = graph.producers(), graph.readers()
+    known = {id(node): stem for node, stem in zip(graph.nodes, stems, strict=True)}
+    for index, node in enumerate(graph.nodes):
+        if not stems[index]:
+            before = writers.get(node.inputs[0])
+            after = next((n for n in readers.get(node.outputs[0], []) if n.op_type == "Gemm"), None)
+            if before is not None and before.op_type == "Gemm":
+                stems[index] = f"{known[id(before)]}.unflatten"
+            else:
+                stems[index] = f"{known[id(after)]}.flatten" if after else "reshape"
+    return stems
+
+
+def _has_weights(graph: Graph, node: Node) -> bool:
+    return node.op_type in _ROLES and any(name in graph.weights for name in node.inputs[1:])
+
+
+def _from_weights(graph: Graph, node: Node) -> str:
+    """The module a layer belongs to, by the names of its weights."""
+    for name in node.inputs[1:] if _has_weights(graph, node) else ():
+        if name in graph.weights and _ROLE.search(clean := _clean(_origin(name))):
+            return _ROLE.sub("", clean)
+    return ""
+
+
+def _from_node(graph: Graph, node: Node) -> str:
+    """The node's own name: a layer is called as its module, anything else "module.operator"."""
     path, _, leaf = node.name.strip("/").rpartition("/")
     is_operator = re.fullmatch(rf"(.*\.)?{node.op_type}(_\d+)?", leaf, re.IGNORECASE) is not None
-    if path and (clean := _clean(path)):
-        return clean if is_operator and node.op_type in _ROLES else f"{clean}.{_leaf(leaf)}"
-    if node.op_type == "Reshape" and not node.name:
-        for tensor, suffix in ((node.inputs[0], "unflatten"), (node.outputs[0], "flatten")):
-            near = [n for n in graph.nodes if n.op_type == "Gemm" and tensor in (n.outputs[0], n.inputs[0])]
-            if near:
-                return f"{near[0].name or _stem(graph, near[0], names)}.{suffix}"
-    if node.name and (clean := _clean(node.name)):
-        return clean
-    if "|" not in node.outputs[0] and (clean := _clean(node.outputs[0])) and node.outputs[0] not in names:
-        return clean
-    return node.op_type.lower()
+    leaf = _clean(leaf.lower() if is_operator else leaf) or node.op_type.lower()
+    module = _clean(path)
+    if not module:
+        return _clean(leaf) if node.name else ""
+    return module if is_operator and _has_weights(graph, node) else f"{module}.{leaf}"
+
+
+def _from_output(graph: Graph, node: Node) -> str:
+    """The name of the tensor it writes, unless a pass made that or users fixed it."""
+    ends = {value.name for value in graph.outputs}
+    return "" if "|" in node.outputs[0] or node.outputs[0] in ends else re.sub(r"\.tmp_\d+$", "", _clean(node.outputs[0]))
 
 
 def _role(node: Node, index: int) -> str:
@@ -91,10 +123,6 @@ def _origin(name: str) -> str:
     """The file's name of a tensor that a pass derived; what the pass calls it where there is none."""
     before, _, after = name.partition("|")
     return before or after
-
-
-def _leaf(leaf: str) -> str:
-    return re.sub(r"[^\w.-]", "_", leaf).lower()
 
 
 def _clean(name: str) -> str:

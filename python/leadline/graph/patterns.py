@@ -87,7 +87,7 @@ def _layer_norm(wiring: Wiring, root: Node) -> None:
         if gamma is None or beta is None or wiring.graph.shape(last.outputs[0]) != wiring.graph.shape(x):
             continue
         attrs = {"axis": axis, "epsilon": float(epsilon or 0.0)}
-        wiring.replace(last, Node("LayerNormalization", [x, gamma, beta], [last.outputs[0]], last.name, attrs))
+        wiring.replace(last, Node("LayerNormalization", [x, gamma, beta], [last.outputs[0]], beside(last, "LayerNormalization"), attrs))
         return
 
 
@@ -207,3 +207,9 @@ def fitted(graph: Graph, name: str, shape: tuple[int, ...]) -> str | None:
 def derived(name: str, what: str) -> str:
     """Name of a tensor that a pass makes out of `name`; `names` finds the file's own name before the bar."""
     return f"{name}|{what}"
+
+
+def beside(node: Node, op_type: str) -> str:
+    """The name of a node of another type in the module of `node`."""
+    path, bar, _ = node.name.rpartition("/")
+    return f"{path}{bar}{op_type}" if path else ""

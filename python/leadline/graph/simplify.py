@@ -7,24 +7,26 @@ from typing import Any
 
 import numpy as np
 
-from leadline.graph.ir import Array, Graph, Node, Value
+from leadline.graph.ir import Graph, Node, Value
 
 _UNARY = {
     "Abs", "Ceil", "Celu", "Clip", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Neg",
     "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Tanh",
 }  # fmt: skip
 _LAST_AXIS = {"LayerNormalization", "LogSoftmax", "Softmax"}
+_SHORT = 16  # elements: constants up to here are compared by value, larger ones are weights and compared by name
 _RESHAPING = {"Flatten", "Reshape", "Squeeze", "Unsqueeze"}
 
 
 def simplify(graph: Graph) -> None:
     """Bring shape changes to one form, then remove no-ops, merge neighbours and twins until nothing changes."""
-    share_constants(graph)
     for node in graph.nodes:
         if node.op_type in _RESHAPING:
             reshape(graph, node, graph.shape(node.outputs[0]))
         elif node.op_type in ("Conv", "ConvTranspose"):
             _spell_out(graph, node)
+        elif node.op_type in ("Add", "Mul") and node.inputs[0] in graph.weights:
+            node.inputs.reverse()
     size = -1
     while size != len(graph.nodes):
         size = len(graph.nodes)
@@ -36,21 +38,10 @@ def simplify(graph: Graph) -> None:
 
 def reshape(graph: Graph, node: Node, shape: tuple[int, ...]) -> None:
     """Turn `node` into a Reshape to `shape`; equal shapes share one constant."""
-    name = f"|shape.{'x'.join(map(str, shape))}"
-    graph.weights.setdefault(name, np.array(shape, np.int64))
+    name, values = f"shape.{'x'.join(map(str, shape))}", np.array(shape, np.int64)
+    while not np.array_equal(graph.weights.setdefault(name, values), values) or name in graph.values:
+        name += "_"
     node.op_type, node.inputs, node.attrs = "Reshape", [node.inputs[0], name], {}
-
-
-def share_constants(graph: Graph) -> None:
-    """One copy of each integer or single-element constant. Larger float tensors are weights and stay as the file has them."""
-    first: dict[tuple[Any, ...], str] = {}
-    alias = {}
-    for name, array in graph.weights.items():
-        if array.size <= 1 or not np.issubdtype(array.dtype, np.floating):
-            alias[name] = first.setdefault((array.dtype.str, array.shape, array.tobytes()), name)
-    for node in graph.nodes:
-        node.inputs = [alias.get(name, name) for name in node.inputs]
-    graph.prune()
 
 
 def drop(graph: Graph, redundant: Callable[[Node], bool]) -> None:
@@ -139,12 +130,13 @@ def _ignores_shape(graph: Graph, node: Node, reshaped: Node) -> bool:
 
 def _merge_twins(graph: Graph) -> None:
     """Nodes that compute the same thing from the same tensors become one."""
-    ends = {value.name for value in graph.outputs}
+    ends, weights = {value.name for value in graph.outputs}, graph.weights
     first: dict[tuple[Any, ...], Node] = {}
     alias: dict[str, str] = {}
     for node in graph.nodes:
         node.inputs = [alias.get(name, name) for name in node.inputs]
-        key = (node.op_type, tuple(node.inputs), len(node.outputs), tuple(sorted((k, _key(v)) for k, v in node.attrs.items())))
+        inputs = tuple(_key(weights[name]) if name in weights and weights[name].size <= _SHORT else name for name in node.inputs)
+        key = (node.op_type, inputs, len(node.outputs), tuple(sorted((k, _key(v)) for k, v in node.attrs.items())))
         twin = first.setdefault(key, node)
         if twin is not node and not ends.intersection(node.outputs):
             alias.update(zip(node.outputs, twin.outputs, strict=True))
