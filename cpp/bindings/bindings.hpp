@@ -1,0 +1,40 @@
+#pragma once
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <span>
+#include <utility>
+
+#include "leadline/layout.hpp"
+
+namespace leadline::bindings {
+namespace py = pybind11;
+
+// Arguments are C-contiguous arrays of exactly the named type, never converted (bind with .noconvert()).
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+template <class T>
+std::span<const T> read(const Array<T>& array) {
+    return {array.data(), static_cast<std::size_t>(array.size())};
+}
+template <class T>
+std::span<T> write(Array<T>& array) {  // throws for a read-only array
+    return {array.mutable_data(), static_cast<std::size_t>(array.size())};
+}
+
+using LayoutTuple = std::tuple<std::int64_t, std::int64_t, std::int64_t>;
+inline Layout layout_of(const LayoutTuple& t) { return {std::get<0>(t), std::get<1>(t), std::get<2>(t)}; }
+
+// Runs work without the GIL. Safe because the spans were taken before, the arguments keep their arrays alive,
+// and the work touches no Python object.
+template <class Work>
+auto released(Work&& work) {
+    py::gil_scoped_release release;
+    return std::forward<Work>(work)();
+}
+
+void bind_affine(py::module_& module);
+
+}  // namespace leadline::bindings

@@ -1,0 +1,47 @@
+#include <omp.h>
+
+#include <Eigen/Core>
+#include <string>
+
+#include "bindings.hpp"
+
+namespace leadline::bindings {
+namespace {
+
+// Whether this processor and operating system run x86-64-v3 code (AVX2, FMA, BMI, F16C).
+bool supports_v3() {
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+           __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("avx");
+#else
+    return false;
+#endif
+}
+
+py::dict build_info() {
+    py::dict info;
+    info["isa"] = LEADLINE_ISA_NAME;
+#if defined(__clang__)
+    info["compiler"] = "clang " __clang_version__;
+#else
+    info["compiler"] = "gcc " __VERSION__;
+#endif
+    info["build_type"] = LEADLINE_BUILD_TYPE;
+    info["cplusplus"] = static_cast<std::int64_t>(__cplusplus);
+    info["openmp"] = _OPENMP;
+    info["max_threads"] = omp_get_max_threads();
+    info["eigen"] = std::to_string(EIGEN_WORLD_VERSION) + "." + std::to_string(EIGEN_MAJOR_VERSION) + "." +
+                    std::to_string(EIGEN_MINOR_VERSION);
+    info["pybind11"] = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(PYBIND11_VERSION_MINOR);
+    return info;
+}
+
+}  // namespace
+}  // namespace leadline::bindings
+
+PYBIND11_MODULE(LEADLINE_MODULE, module) {
+    using namespace leadline::bindings;
+    module.def("supports_v3", &supports_v3);
+    module.def("build_info", &build_info);
+    bind_affine(module);
+}

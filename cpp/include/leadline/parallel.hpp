@@ -1,0 +1,44 @@
+#pragma once
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <exception>
+
+namespace leadline {
+
+// Elements per chunk of an elementwise pass. Chunks are fixed by the data alone, never by the thread count,
+// so that ordered sums over chunks are the same for any number of threads.
+inline constexpr std::int64_t chunk_elements = std::int64_t{1} << 16;
+
+inline std::int64_t chunk_count(std::int64_t size, std::int64_t chunk) { return (size + chunk - 1) / chunk; }
+
+// How many workers a call uses: `threads` (0: OpenMP's default), but never more than there are tasks.
+inline int worker_count(std::int64_t tasks, int threads) {
+    const std::int64_t wanted = threads > 0 ? threads : omp_get_max_threads();
+    return static_cast<int>(std::clamp<std::int64_t>(tasks, 1, wanted));
+}
+
+// Runs body(task, worker) for every task. The first exception is kept and rethrown on the calling thread: an exception
+// that leaves a parallel region would end the process. The only OpenMP pragmas of the library are here.
+template <class Body>
+void parallel_for(std::int64_t tasks, int threads, Body&& body) {
+    const int workers = worker_count(tasks, threads);
+    if (workers == 1) {
+        for (std::int64_t task = 0; task < tasks; ++task) body(task, 0);
+        return;
+    }
+    std::exception_ptr failure;
+#pragma omp parallel for schedule(dynamic) num_threads(workers)
+    for (std::int64_t task = 0; task < tasks; ++task) {
+        try {
+            body(task, omp_get_thread_num());
+        } catch (...) {
+#pragma omp critical(leadline_failure)
+            if (!failure) failure = std::current_exception();
+        }
+    }
+    if (failure) std::rethrow_exception(failure);
+}
+
+}  // namespace leadline

@@ -1,0 +1,329 @@
+#include "leadline/affine.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <type_traits>
+#include <vector>
+
+#include "leadline/lanes.hpp"
+#include "leadline/parallel.hpp"
+
+namespace leadline::affine {
+namespace {
+
+// Elements handled at a time inside a chunk, so that a second look at them comes from the first-level cache.
+constexpr std::int64_t block_elements = 2048;
+// Runs shorter than this are not worth a kernel of their own.
+constexpr std::int64_t short_run = 16;
+
+// Calls run(channel, begin, length) for each contiguous piece of one channel in [begin, end).
+template <class Run>
+void for_runs(const Layout& layout, std::int64_t begin, std::int64_t end, Run&& run) {
+    while (begin < end) {
+        const std::int64_t row = begin / layout.inner;
+        const std::int64_t stop = std::min({(row + 1) * layout.inner, end, begin + block_elements});
+        run(row % layout.channels, begin, stop - begin);
+        begin = stop;
+    }
+}
+
+// A layout whose channels alternate every few elements is handled with the parameters written out along the array
+// for one period; short periods are repeated, so that the loops stay long.
+bool alternates(const Layout& layout) {
+    return layout.outer > 1 && layout.channels > 1 && layout.inner > 0 && layout.inner < short_run;
+}
+std::int64_t period_of(const Layout& layout) {
+    const std::int64_t once = layout.channels * layout.inner;
+    return once * std::max<std::int64_t>(1, std::min(block_elements / once, layout.outer));
+}
+template <class T>
+std::vector<T> written_out(const Layout& layout, std::span<const T> values) {
+    std::vector<T> out(static_cast<std::size_t>(period_of(layout)));
+    for (std::size_t i = 0; i < out.size(); ++i)
+        out[i] = values[i / static_cast<std::size_t>(layout.inner) % static_cast<std::size_t>(layout.channels)];
+    return out;
+}
+// Calls run(position in the period, begin, length).
+template <class Run>
+void for_periods(std::int64_t period, std::int64_t begin, std::int64_t end, Run&& run) {
+    while (begin < end) {
+        const std::int64_t position = begin % period;
+        const std::int64_t length = std::min({period - position, end - begin, block_elements});
+        run(position, begin, length);
+        begin += length;
+    }
+}
+
+bool has_nan(const float* x, std::int64_t n) {
+    int found = 0;
+    for (std::int64_t i = 0; i < n; ++i) found |= x[i] != x[i];
+    return found != 0;
+}
+
+// One kernel, for a parameter that is constant over the run or alternates along it.
+struct Same {
+    float value;
+    float operator[](std::int64_t) const { return value; }
+};
+
+template <class Code, class Parameter>
+void quantize_run(const float* x, std::int64_t n, Parameter scale, Parameter lowest, Parameter highest, Parameter zero,
+                  Code* codes) {
+    for (std::int64_t i = 0; i < n; ++i)
+        codes[i] = static_cast<Code>(
+            static_cast<std::int32_t>(nearest_step(x[i], scale[i], lowest[i], highest[i]) + zero[i]));
+}
+
+template <class Parameter>
+void fake_run(const float* x, std::int64_t n, Parameter scale, Parameter lowest, Parameter highest, float* out) {
+    for (std::int64_t i = 0; i < n; ++i)  // + 0.0f turns -0.0 into 0.0, as going through integers does
+        out[i] = (nearest_step(x[i], scale[i], lowest[i], highest[i]) + 0.0f) * scale[i];
+}
+
+// 32-bit codes do not fit float's 24 bits: these go through double.
+std::int64_t wide_step(float x, float scale, std::int64_t zero, const Scheme& scheme) {
+    const double step = round_even(static_cast<double>(x) / static_cast<double>(scale));
+    const auto lowest = static_cast<double>(scheme.qmin - zero), highest = static_cast<double>(scheme.qmax - zero);
+    return static_cast<std::int64_t>(step > lowest ? (step < highest ? step : highest) : lowest);
+}
+
+// The parameters in the form that the loops want.
+struct Parameters {
+    std::vector<float> scale, lowest, highest, zero;
+    Parameters(std::span<const float> scales, std::span<const std::int32_t> zeros, const Scheme& scheme) {
+        const std::size_t n = scales.size();
+        scale.assign(scales.begin(), scales.end());
+        lowest.resize(n), highest.resize(n), zero.resize(n);
+        for (std::size_t c = 0; c < n; ++c) {
+            const Steps steps({scales[c], zeros[c]}, scheme);
+            lowest[c] = steps.lowest, highest[c] = steps.highest, zero[c] = static_cast<float>(zeros[c]);
+        }
+    }
+    void write_out(const Layout& layout) {
+        for (auto* values : {&scale, &lowest, &highest, &zero})
+            *values = written_out<float>(layout, *values);
+    }
+};
+
+template <class Tasks>
+void for_chunks(std::int64_t size, int threads, Tasks&& tasks) {
+    parallel_for(chunk_count(size, chunk_elements), threads, [&](std::int64_t task, int worker) {
+        tasks(task * chunk_elements, std::min((task + 1) * chunk_elements, size), worker);
+    });
+}
+
+}  // namespace
+
+void choose(std::span<const double> lo, std::span<const double> hi, const Scheme& scheme, std::span<float> scale,
+            std::span<std::int32_t> zero_point) {
+    require(lo.size() == hi.size() && lo.size() == scale.size() && lo.size() == zero_point.size(), "choose_grid",
+            "lo, hi, scale and zero_point must have one size", std::to_string(lo.size()));
+    for (std::size_t c = 0; c < lo.size(); ++c) {
+        const Grid grid = choose(lo[c], hi[c], scheme);
+        scale[c] = grid.scale, zero_point[c] = grid.zero_point;
+    }
+}
+
+namespace {
+
+struct Range {
+    float lo = std::numeric_limits<float>::infinity();
+    float hi = -std::numeric_limits<float>::infinity();
+    void take(float x) {
+        lo = x < lo ? x : lo;
+        hi = x > hi ? x : hi;
+    }
+};
+
+// Four independent pairs of accumulators keep the loop at the speed of memory. Returns false on NaN.
+bool range_run(const float* x, std::int64_t n, Range& range) {
+    using namespace lanes;
+    std::int64_t i = 0;
+    I nan{};
+    if (n >= 4 * width) {
+        F lo[4], hi[4];
+        for (int k = 0; k < 4; ++k) lo[k] = fill(range.lo), hi[k] = fill(range.hi);
+        for (; i + 4 * width <= n; i += 4 * width) {
+#pragma GCC unroll 4
+            for (int k = 0; k < 4; ++k) {
+                const F v = load(x + i + k * width);
+                lo[k] = min(v, lo[k]), hi[k] = max(v, hi[k]);
+                nan |= v != v;
+            }
+        }
+        const F low = min(min(lo[0], lo[1]), min(lo[2], lo[3])), high = max(max(hi[0], hi[1]), max(hi[2], hi[3]));
+        for (int k = 0; k < width; ++k) range.take(low[k]), range.take(high[k]);
+    }
+    int tail = any(nan);
+    for (; i < n; ++i) {
+        tail |= x[i] != x[i];
+        range.take(x[i]);
+    }
+    return tail == 0;
+}
+
+bool range_alternating(const float* x, std::int64_t n, float* lo, float* hi) {
+    int nan = 0;
+    for (std::int64_t i = 0; i < n; ++i) {
+        lo[i] = x[i] < lo[i] ? x[i] : lo[i];
+        hi[i] = x[i] > hi[i] ? x[i] : hi[i];
+        nan |= x[i] != x[i];
+    }
+    return nan == 0;
+}
+
+}  // namespace
+
+bool range(std::span<const float> x, const Layout& layout, std::span<float> lo, std::span<float> hi, int threads) {
+    const auto size = static_cast<std::int64_t>(x.size());
+    check_layout(layout, size, static_cast<std::int64_t>(lo.size()), "range_of");
+    require(lo.size() == hi.size(), "range_of", "lo and hi must have one size", std::to_string(hi.size()));
+    const bool alternating = alternates(layout);
+    const std::int64_t period = alternating ? period_of(layout) : layout.channels;
+    const auto workers = static_cast<std::size_t>(worker_count(chunk_count(size, chunk_elements), threads));
+    // Minimum and maximum do not depend on the order: each worker keeps its own, and they are merged at the end.
+    std::vector<Range> found(workers * static_cast<std::size_t>(alternating ? 0 : period));
+    std::vector<float> low(alternating ? workers * static_cast<std::size_t>(period) : 0, Range().lo);
+    std::vector<float> high(low.size(), Range().hi);
+    std::atomic<bool> finite = true;
+    for_chunks(size, threads, [&](std::int64_t begin, std::int64_t end, int worker) {
+        bool good = true;
+        if (alternating)
+            for_periods(period, begin, end, [&](std::int64_t at, std::int64_t from, std::int64_t n) {
+                good &= range_alternating(&x[from], n, &low[worker * period + at], &high[worker * period + at]);
+            });
+        else
+            for_runs(layout, begin, end, [&](std::int64_t channel, std::int64_t from, std::int64_t n) {
+                good &= range_run(&x[from], n, found[worker * period + channel]);
+            });
+        if (!good) finite = false;
+    });
+    std::vector<Range> merged(lo.size());
+    for (std::size_t i = 0; i < low.size(); ++i) {
+        Range& into = merged[i % period / layout.inner % layout.channels];
+        into.take(low[i]), into.take(high[i]);
+    }
+    for (std::size_t i = 0; i < found.size(); ++i)
+        merged[i % period].take(found[i].lo), merged[i % period].take(found[i].hi);
+    for (std::size_t c = 0; c < merged.size(); ++c) {
+        const bool empty = size == 0 || merged[c].lo > merged[c].hi;
+        lo[c] = empty ? 0.0f : merged[c].lo + 0.0f;  // one zero, whatever the order of -0.0 and 0.0
+        hi[c] = empty ? 0.0f : merged[c].hi + 0.0f;
+        if (!empty && !(std::isfinite(lo[c]) && std::isfinite(hi[c]))) finite = false;
+    }
+    return finite;
+}
+
+template <class Code>
+bool quantize(std::span<const float> x, const Layout& layout, std::span<const float> scale,
+              std::span<const std::int32_t> zero_point, const Scheme& scheme, std::span<Code> codes, int threads) {
+    const auto size = static_cast<std::int64_t>(x.size());
+    check_layout(layout, size, static_cast<std::int64_t>(scale.size()), "quantize");
+    require(codes.size() == x.size() && zero_point.size() == scale.size(), "quantize", "codes must have the size of x",
+            std::to_string(codes.size()));
+    std::atomic<bool> clean = true;
+    Parameters of(scale, zero_point, scheme);
+    const bool alternating = sizeof(Code) < 4 && alternates(layout);
+    if (alternating) of.write_out(layout);
+    for_chunks(size, threads, [&](std::int64_t begin, std::int64_t end, int) {
+        bool good = true;
+        if (alternating)
+            for_periods(static_cast<std::int64_t>(of.scale.size()), begin, end,
+                        [&](std::int64_t at, std::int64_t from, std::int64_t n) {
+                            quantize_run<Code, const float*>(&x[from], n, &of.scale[at], &of.lowest[at],
+                                                             &of.highest[at], &of.zero[at], &codes[from]);
+                            good &= !has_nan(&x[from], n);
+                        });
+        else
+            for_runs(layout, begin, end, [&](std::int64_t c, std::int64_t from, std::int64_t n) {
+                if constexpr (sizeof(Code) < 4)
+                    quantize_run<Code, Same>(&x[from], n, {of.scale[c]}, {of.lowest[c]}, {of.highest[c]}, {of.zero[c]},
+                                             &codes[from]);
+                else
+                    for (std::int64_t i = from; i < from + n; ++i)
+                        codes[i] = static_cast<Code>(wide_step(x[i], scale[c], zero_point[c], scheme) + zero_point[c]);
+                good &= !has_nan(&x[from], n);
+            });
+        if (!good) clean = false;
+    });
+    return clean;
+}
+
+template <class Code>
+void dequantize(std::span<const Code> codes, const Layout& layout, std::span<const float> scale,
+                std::span<const std::int32_t> zero_point, std::span<float> x, int threads) {
+    const auto size = static_cast<std::int64_t>(codes.size());
+    check_layout(layout, size, static_cast<std::int64_t>(scale.size()), "dequantize");
+    require(codes.size() == x.size() && zero_point.size() == scale.size(), "dequantize",
+            "the result must have the size of codes", std::to_string(x.size()));
+    using Wide = std::conditional_t<sizeof(Code) < 4, std::int32_t, std::int64_t>;
+    const bool alternating = alternates(layout);
+    const auto scales = alternating ? written_out(layout, scale) : std::vector<float>();
+    const auto zeros = alternating ? written_out(layout, zero_point) : std::vector<std::int32_t>();
+    for_chunks(size, threads, [&](std::int64_t begin, std::int64_t end, int) {
+        if (alternating)
+            for_periods(static_cast<std::int64_t>(scales.size()), begin, end,
+                        [&](std::int64_t at, std::int64_t from, std::int64_t n) {
+                            for (std::int64_t i = 0; i < n; ++i)
+                                x[from + i] = static_cast<float>(static_cast<Wide>(codes[from + i]) - zeros[at + i]) *
+                                              scales[at + i];
+                        });
+        else
+            for_runs(layout, begin, end, [&](std::int64_t c, std::int64_t from, std::int64_t n) {
+                const Wide zero = zero_point[c];
+                const float step = scale[c];
+                const Code* q = &codes[from];
+                float* out = &x[from];
+                for (std::int64_t i = 0; i < n; ++i)
+                    out[i] = static_cast<float>(static_cast<Wide>(q[i]) - zero) * step;
+            });
+    });
+}
+
+bool fake_quantize(std::span<const float> x, const Layout& layout, std::span<const float> scale,
+                   std::span<const std::int32_t> zero_point, const Scheme& scheme, std::span<float> out, int threads) {
+    const auto size = static_cast<std::int64_t>(x.size());
+    check_layout(layout, size, static_cast<std::int64_t>(scale.size()), "fake_quantize");
+    require(out.size() == x.size() && zero_point.size() == scale.size(), "fake_quantize", "out must have the size of x",
+            std::to_string(out.size()));
+    std::atomic<bool> clean = true;
+    Parameters of(scale, zero_point, scheme);
+    const bool wide = scheme.qmax > (std::int64_t{1} << 16);
+    const bool alternating = !wide && alternates(layout);
+    if (alternating) of.write_out(layout);
+    for_chunks(size, threads, [&](std::int64_t begin, std::int64_t end, int) {
+        bool good = true;
+        if (alternating)
+            for_periods(static_cast<std::int64_t>(of.scale.size()), begin, end,
+                        [&](std::int64_t at, std::int64_t from, std::int64_t n) {
+                            good &= !has_nan(&x[from], n);
+                            fake_run<const float*>(&x[from], n, &of.scale[at], &of.lowest[at], &of.highest[at],
+                                                   &out[from]);
+                        });
+        else
+            for_runs(layout, begin, end, [&](std::int64_t c, std::int64_t from, std::int64_t n) {
+                good &= !has_nan(&x[from], n);  // first: `out` may be `x`
+                if (!wide)
+                    fake_run<Same>(&x[from], n, {of.scale[c]}, {of.lowest[c]}, {of.highest[c]}, &out[from]);
+                else
+                    for (std::int64_t i = from; i < from + n; ++i)
+                        out[i] = static_cast<float>(wide_step(x[i], scale[c], zero_point[c], scheme)) * scale[c];
+            });
+        if (!good) clean = false;
+    });
+    return clean;
+}
+
+#define LEADLINE_CODES(Code)                                                                                       \
+    template bool quantize<Code>(std::span<const float>, const Layout&, std::span<const float>,                    \
+                                 std::span<const std::int32_t>, const Scheme&, std::span<Code>, int);              \
+    template void dequantize<Code>(std::span<const Code>, const Layout&, std::span<const float>,                   \
+                                   std::span<const std::int32_t>, std::span<float>, int);
+LEADLINE_CODES(std::int8_t)
+LEADLINE_CODES(std::uint8_t)
+LEADLINE_CODES(std::int16_t)
+LEADLINE_CODES(std::uint16_t)
+LEADLINE_CODES(std::int32_t)
+#undef LEADLINE_CODES
+
+}  // namespace leadline::affine

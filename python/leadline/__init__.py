@@ -1,0 +1,25 @@
+"""leadline: post-training quantisation of vision networks. Importing it imports numpy and nothing heavy."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+from leadline import affine
+from leadline._native import build_info
+from leadline.arrays import ConversionWarning
+from leadline.types import Grid, InputError, Scheme
+
+__all__ = ["ConversionWarning", "Grid", "InputError", "Scheme", "affine", "build_info"]
+
+# Names that cost an import of onnx or more are looked up when they are first used.
+_LAZY: dict[str, str] = {}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("leadline")
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'leadline' has no attribute {name!r}")

@@ -1,0 +1,99 @@
+"""The boundary: what enters a core, and how. Nothing is copied or converted without saying so.
+
+numpy arrays and any DLPack CPU exporter (a torch CPU tensor) enter without a copy when they are C-contiguous float32.
+Everything else is either converted with a `ConversionWarning` or refused.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadline.types import FloatArray, InputError, refuse
+
+_CONVERTIBLE = ("float64", "float16", "bfloat16", "float32")
+_DLPACK_CPU = 1
+
+
+class ConversionWarning(UserWarning):
+    """An argument was copied or converted on its way in; the message says which and how to avoid it."""
+
+
+def _warn(function: str, argument: str, what: str) -> None:
+    message = f"[{function}] {argument} was {what}; pass C-contiguous float32 to avoid it."
+    warnings.warn(message, ConversionWarning, stacklevel=4)
+
+
+def as_array(x: Any, argument: str, function: str) -> NDArray[Any]:
+    """`x` as a numpy array without a copy: numpy itself, or through DLPack on the CPU. Anything else is refused."""
+    if isinstance(x, np.ndarray):
+        return x
+    if isinstance(x, np.generic):
+        return np.asarray(x)
+    rule = f"{argument} must be a numpy array or a DLPack CPU tensor"
+    if not hasattr(x, "__dlpack__") or not hasattr(x, "__dlpack_device__"):
+        raise refuse(function, rule, f"a {type(x).__name__}")
+    if int(x.__dlpack_device__()[0]) != _DLPACK_CPU:
+        raise refuse(function, f"{rule}: move it to the CPU first", f"a {type(x).__name__} on another device")
+    try:
+        return np.from_dlpack(x)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        # numpy has no bfloat16 of its own: a tensor that can turn itself into float32 is asked to.
+        if "bfloat16" in str(getattr(x, "dtype", "")) and hasattr(x, "float"):
+            _warn(function, argument, "converted from bfloat16 to float32")
+            return np.from_dlpack(x.float())
+        raise refuse(function, rule, f"a {type(x).__name__} that does not export: {error}") from error
+
+
+def as_float32(x: Any, argument: str, function: str) -> FloatArray:
+    """`x` as a C-contiguous, aligned, native-endian float32 array.
+
+    Without a copy where it is one already. float64, float16, bfloat16, another byte order and strided arrays are
+    converted with a ConversionWarning; integers, bools, complex numbers, objects and lists are refused (InputError).
+    """
+    array = as_array(x, argument, function)
+    if array.dtype.name not in _CONVERTIBLE:
+        raise refuse(function, f"{argument} must be float32 (float64, float16 and bfloat16 are converted)", array.dtype)
+    if array.dtype != np.float32:
+        _warn(function, argument, f"converted from {array.dtype.name} to float32")
+    elif not array.dtype.isnative:
+        _warn(function, argument, "converted to the native byte order")
+    elif not array.flags.c_contiguous or not array.flags.aligned:
+        _warn(function, argument, "copied because it is strided")
+    with np.errstate(over="ignore"):  # an overflow becomes infinity, which the cores report by name
+        return np.require(array, np.dtype("=f4"), ["C_CONTIGUOUS", "ALIGNED"])
+
+
+def as_codes(codes: Any, dtype: np.dtype[Any], argument: str, function: str) -> NDArray[Any]:
+    """`codes` as a C-contiguous array of exactly `dtype`; strided ones are copied with a ConversionWarning."""
+    array = as_array(codes, argument, function)
+    if array.dtype != dtype:
+        raise refuse(function, f"{argument} must be {dtype} as its scheme says", array.dtype)
+    if not array.flags.c_contiguous or not array.flags.aligned:
+        _warn(function, argument, "copied because it is strided")
+    return np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED"])
+
+
+def check_out(out: Any, x: FloatArray, function: str) -> FloatArray:
+    """Checks an `out` argument: a writable C-contiguous float32 array of x's shape, x itself or apart from it."""
+    rule = f"out must be a writable C-contiguous float32 array of shape {x.shape}"
+    if not isinstance(out, np.ndarray):
+        raise refuse(function, rule, f"a {type(out).__name__}")
+    flags = out.flags
+    fits = out.dtype == np.float32 and out.dtype.isnative and out.shape == x.shape
+    if not (fits and flags.writeable and flags.c_contiguous and flags.aligned):
+        state = "" if flags.writeable else ", read-only"
+        raise refuse(function, rule, f"{out.dtype} of shape {out.shape}, strides {out.strides}{state}")
+    if out.ctypes.data != x.ctypes.data and np.may_share_memory(out, x):
+        raise refuse(function, "out must be x itself or apart from it", "two overlapping arrays")
+    return out
+
+
+def not_finite(x: FloatArray, argument: str, function: str, where: str = "") -> InputError:
+    """The refusal of an array that holds NaN or infinity, naming the first such element."""
+    first = np.unravel_index(int(np.argmin(np.isfinite(x))), x.shape)
+    place = tuple(int(i) for i in first)
+    return refuse(function, f"{argument} must be finite{where}", f"{x[first]} at index {place}")
