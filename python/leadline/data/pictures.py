@@ -46,6 +46,8 @@ def fit(preprocess: Preprocess, inputs: Sequence[Input]) -> tuple[Input, Preproc
             rule = f"input {item} leaves height and width open: state resize as [height, width], or crop"
             raise refuse("load", rule, f"resize={preprocess.resize}, crop={preprocess.crop}")
         size = (height, width)
+        if isinstance(preprocess.resize, int) and preprocess.resize < max(size):
+            raise refuse("load", f"resize must reach the longer side of input {item}", preprocess.resize)
         preprocess = replace(preprocess, resize=size) if preprocess.resize is None else replace(preprocess, crop=size)
     elif item.settled and any(d not in (None, s) for d, s in zip((height, width), stated_size, strict=True)):
         raise refuse("load", f"resize and crop must lead to the size of input {item}", shape_text(stated_size))
