@@ -133,6 +133,11 @@ struct Range {
         lo = x < lo ? x : lo;
         hi = x > hi ? x : hi;
     }
+    // Not take(other.lo), take(other.hi): a range that saw nothing must stay out.
+    void merge(const Range& other) {
+        lo = other.lo < lo ? other.lo : lo;
+        hi = other.hi > hi ? other.hi : hi;
+    }
 };
 
 // Four independent pairs of accumulators keep the loop at the speed of memory. Returns false on NaN.
@@ -201,10 +206,10 @@ bool range(std::span<const float> x, const Layout& layout, std::span<float> lo, 
     std::vector<Range> merged(lo.size());
     for (std::size_t i = 0; i < low.size(); ++i) {
         Range& into = merged[i % period / layout.inner % layout.channels];
-        into.take(low[i]), into.take(high[i]);
+        into.merge({low[i], high[i]});
     }
     for (std::size_t i = 0; i < found.size(); ++i)
-        merged[i % period].take(found[i].lo), merged[i % period].take(found[i].hi);
+        merged[i % period].merge(found[i]);
     for (std::size_t c = 0; c < merged.size(); ++c) {
         const bool empty = size == 0 || merged[c].lo > merged[c].hi;
         lo[c] = empty ? 0.0f : merged[c].lo + 0.0f;  // one zero, whatever the order of -0.0 and 0.0
