@@ -11,7 +11,7 @@ import onnx
 from leadline.graph.ir import Graph, Node
 
 # What exporters write where they have no name to give.
-_ANONYMOUS = re.compile(r"(onnx::)?\w*?_?\d+|.*Constant.*|.*_output_\d+|(node|val|const|getitem|tmp|p2o)[._].*|", re.IGNORECASE)
+_ANONYMOUS = re.compile(r"_?\d+|onnx::.*|.*Constant(_.*)?|.*_output_\d+|(val|const|getitem|tmp|p2o)[._].*|", re.IGNORECASE)
 _ROLE = re.compile(r"[._/](weight|kernel|bias|gamma|beta|scale|w|b)(_\d+)?$", re.IGNORECASE)
 _ROLES = {
     "BatchNormalization": ("", "weight", "bias", "running_mean", "running_var"),

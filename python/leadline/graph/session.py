@@ -95,9 +95,8 @@ class Session:
             if not isinstance(array, np.ndarray) or array.dtype != dtype:
                 received = getattr(array, "dtype", type(array).__name__)
                 raise refuse("Session.run", f"input '{name}' must be an array of {dtype}", received)
-            fits = len(dims) == array.ndim and all(
-                not isinstance(want, int) or want == have for want, have in zip(dims, array.shape, strict=True)
-            )
+            fits = not dims or len(dims) == array.ndim  # onnxruntime reports a shape left open as ()
+            fits &= all(not isinstance(want, int) or want == have for want, have in zip(dims, array.shape, strict=False))
             if not fits:
                 raise refuse("Session.run", f"input '{name}' must have shape {_text(dims)}", _text(array.shape))
         return dict(zip(self.outputs, self._session.run(self.outputs, dict(feed)), strict=True))
