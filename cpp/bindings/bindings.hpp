@@ -36,5 +36,7 @@ auto released(Work&& work) {
 }
 
 void bind_affine(py::module_& module);
+void bind_observers(py::module_& module);
+void bind_gram(py::module_& module);
 
 }  // namespace leadline::bindings

@@ -44,4 +44,6 @@ PYBIND11_MODULE(LEADLINE_MODULE, module) {
     module.def("supports_v3", &supports_v3);
     module.def("build_info", &build_info);
     bind_affine(module);
+    bind_observers(module);
+    bind_gram(module);
 }

@@ -6,12 +6,12 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from leadline import affine
+from leadline import affine, gram, observers
 from leadline._native import build_info
 from leadline.arrays import ConversionWarning
 from leadline.types import Grid, InputError, Scheme
 
-__all__ = ["ConversionWarning", "Grid", "InputError", "Scheme", "affine", "build_info"]
+__all__ = ["ConversionWarning", "Grid", "InputError", "Scheme", "affine", "build_info", "gram", "observers"]
 
 # Names that cost an import of onnx or more are looked up when they are first used.
 _LAZY: dict[str, str] = {}

@@ -61,4 +61,5 @@ def build_info() -> dict[str, Any]:
         "machine": platform.machine(),
         "module": core.__name__.rpartition(".")[2],
     }
-    return info | core.build_info()
+    info.update(core.build_info())
+    return info

@@ -121,12 +121,12 @@ def choose_grid(lo: ArrayLike, hi: ArrayLike, scheme: Scheme) -> Grid:
     if low.shape != high.shape:
         raise refuse("choose_grid", "lo and hi must have one shape", f"{low.shape} and {high.shape}")
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise refuse("choose_grid", "lo and hi must be finite", f"lo={lo}, hi={hi}")
+        raise refuse("choose_grid", "lo and hi must be finite", f"lo={lo!r}, hi={hi!r}")
     limit = float(np.finfo(np.float32).max)
     if max(np.abs(low).max(initial=0.0), np.abs(high).max(initial=0.0)) > limit:
-        raise refuse("choose_grid", "lo and hi must be float32 values", f"lo={lo}, hi={hi}")
+        raise refuse("choose_grid", "lo and hi must be float32 values", f"lo={lo!r}, hi={hi!r}")
     if (low > high).any():
-        raise refuse("choose_grid", "lo must not exceed hi", f"lo={lo}, hi={hi}")
+        raise refuse("choose_grid", "lo must not exceed hi", f"lo={lo!r}, hi={hi!r}")
     scale, zero_point = np.empty(low.size, np.float32), np.empty(low.size, np.int32)
     core.choose_grid(np.ravel(low), np.ravel(high), native, scale, zero_point)
     return Grid(scale.reshape(low.shape), zero_point.reshape(low.shape), scheme)

@@ -1,0 +1,48 @@
+#pragma once
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "leadline/affine.hpp"
+#include "leadline/observers.hpp"
+
+// Ranges searched on the histogram after the data has gone. Every range lies inside the observed one and contains zero.
+namespace leadline::observers {
+
+enum class Method : std::int8_t { minmax, percentile, entropy, lp, octav };
+
+struct Search {
+    Method method = Method::minmax;
+    double percentile = 99.999;
+    double p = 2.0;      // lp: the power of the error
+    double gamma = 1.0;  // lp: what clipping weighs against rounding
+};
+
+struct Found {
+    float lo = 0.0f, hi = 0.0f;
+};
+
+// A bucket as the searches see it: `count` elements spread evenly over [lower, upper], an interval placed so that it has
+// the bucket's exact mean and variance. Sorted by value; exact zeros are left out, since every grid represents them.
+struct Segments {
+    std::vector<double> lower, upper, count, mean;
+    std::vector<double> density, log_density;  // count / (upper - lower)
+    // Sums over the segments before the i-th of: count, width, count * log density.
+    std::vector<double> mass, support, entropy;
+
+    explicit Segments(const Channel& channel);
+    std::size_t size() const { return count.size(); }
+};
+
+// Sum over the elements of |x - nearest grid value|^p, where elements beyond the grid weigh gamma times as much.
+double lp_cost(const Segments& segments, const affine::Grid& grid, const affine::Scheme& scheme, double p, double gamma);
+
+// Kullback-Leibler divergence of the quantised density from the observed one (see search.cpp).
+double entropy_cost(const Segments& segments, const affine::Grid& grid, const affine::Scheme& scheme);
+
+Found search(const Channel& channel, const affine::Scheme& scheme, const Search& search);
+
+void search(const Histogram& histogram, const affine::Scheme& scheme, const Search& search, std::span<float> lo,
+            std::span<float> hi, int threads);
+
+}  // namespace leadline::observers

@@ -1,0 +1,278 @@
+#include "leadline/observers.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <memory>
+
+#include "leadline/parallel.hpp"
+
+namespace leadline::observers {
+namespace {
+
+using F = float __attribute__((vector_size(16)));
+using U = std::uint32_t __attribute__((vector_size(16)));
+
+constexpr std::uint32_t magnitude_mask = 0x7fffffffu;
+constexpr std::uint32_t infinity_bits = 0x7f800000u;
+constexpr std::uint32_t m_mask = (1u << low_bits) - 1;
+
+// Counting table of one worker. A cell holds four lines so that equal neighbours (zeros after a ReLU) do not wait for
+// one another's stores; a line is {m sum (40 bits) and count (24 bits), second}, added in one 128-bit operation.
+// The 40 bits bound the elements counted between two foldings.
+constexpr std::int64_t fold_elements = std::int64_t{1} << 17;
+constexpr std::uint32_t count_one = 1u << 8;  // bit 40, seen in the upper 32-bit half
+
+struct alignas(64) Cell {
+    std::uint64_t line[4][2];
+};
+
+struct Seen {
+    float lo = std::numeric_limits<float>::infinity();
+    float hi = -std::numeric_limits<float>::infinity();
+    std::uint32_t smallest = magnitude_mask;  // of the nonzero magnitudes' bits, less one
+    std::uint32_t largest = 0;                // of the magnitudes' bits
+};
+
+class Table {
+   public:
+    Table() : cells_(new Cell[2 * 4096]()) {}
+
+    // The table of the calling thread, empty. It is kept: clearing half a megabyte would outweigh a small array.
+    static Table& mine() {
+        thread_local Table table;
+        if (table.dirty_) table.clear();
+        return table;
+    }
+
+    // Counts n elements; n over all calls between two folds must not exceed fold_elements.
+    void count(const float* x, std::int64_t n) {
+        dirty_ = true;
+        F lo = F{} + seen_.lo, hi = F{} + seen_.hi;
+        U smallest = U{} + seen_.smallest, largest = U{} + seen_.largest;
+        std::int64_t i = 0;
+        for (; i + 4 <= n; i += 4) {
+            F v;
+            std::memcpy(&v, x + i, sizeof v);
+            lo = v < lo ? v : lo, hi = v > hi ? v : hi;
+            const U bits = std::bit_cast<U>(v), magnitude = bits & magnitude_mask, less = magnitude - 1;
+            smallest = less < smallest ? less : smallest;
+            largest = magnitude > largest ? magnitude : largest;
+            add(bits);
+        }
+        for (int k = 0; k < 4; ++k) see(lo[k], hi[k], smallest[k], largest[k]);
+        for (; i < n; ++i) {
+            const auto bits = std::bit_cast<std::uint32_t>(x[i]);
+            see(x[i], x[i], (bits & magnitude_mask) - 1, bits & magnitude_mask);
+            const std::uint32_t m = bits & m_mask, a = (m + 16) >> 5;
+            auto& line = cells_[bits >> low_bits].line[i & 3];
+            line[0] += m | (std::uint64_t{count_one} << 32);
+            line[1] += std::uint64_t{a} * a;
+        }
+        counted_ += n;
+    }
+
+    // Moves what was counted into `channel` and empties the table. Returns false, leaving `channel` in an unspecified
+    // state, if anything was NaN or infinite.
+    bool fold(Channel& channel) {
+        const Seen seen = seen_;
+        const std::int64_t counted = counted_;
+        if (counted == 0) return true;
+        if (seen.largest >= infinity_bits) {
+            clear();
+            return false;
+        }
+        channel.lo = std::min(channel.lo, seen.lo + 0.0f), channel.hi = std::max(channel.hi, seen.hi + 0.0f);
+        channel.count += static_cast<std::uint64_t>(counted);
+        for (int sign = 0; sign < 2; ++sign) {
+            channel.zeros += take(cells_[sign << 12]).count;
+            if (seen.largest == 0 || !(sign ? seen.lo < 0.0f : seen.hi > 0.0f)) continue;
+            const auto first = static_cast<std::int32_t>((seen.smallest + 1) >> low_bits);
+            const auto last = static_cast<std::int32_t>(seen.largest >> low_bits);
+            for (std::int32_t key = std::max(first, 1); key <= last; ++key) {
+                const Bucket found = take(cells_[(sign << 12) + key]);
+                if (found.count == 0) continue;
+                Bucket& into = channel.sides[sign].at(key);
+                into.count += found.count, into.first += found.first, into.second += found.second;
+            }
+        }
+        seen_ = {}, counted_ = 0, dirty_ = false;
+        return true;
+    }
+
+   private:
+    void clear() {
+        std::fill_n(cells_.get(), 2 * 4096, Cell{});
+        seen_ = {}, counted_ = 0, dirty_ = false;
+    }
+
+    void see(float lo, float hi, std::uint32_t smallest, std::uint32_t largest) {
+        seen_.lo = lo < seen_.lo ? lo : seen_.lo, seen_.hi = hi > seen_.hi ? hi : seen_.hi;
+        seen_.smallest = std::min(seen_.smallest, smallest), seen_.largest = std::max(seen_.largest, largest);
+    }
+
+    void add(U bits) {
+        const U key = bits >> low_bits, m = bits & m_mask, a = (m + 16) >> 5, square = a * a;
+        const U one = U{} + count_one, none{};
+        const U m01 = __builtin_shufflevector(m, one, 0, 4, 1, 5), m23 = __builtin_shufflevector(m, one, 2, 6, 3, 7);
+        const U s01 = __builtin_shufflevector(square, none, 0, 4, 1, 5);
+        const U s23 = __builtin_shufflevector(square, none, 2, 6, 3, 7);
+        bump(key[0], 0, __builtin_shufflevector(m01, s01, 0, 1, 4, 5));
+        bump(key[1], 1, __builtin_shufflevector(m01, s01, 2, 3, 6, 7));
+        bump(key[2], 2, __builtin_shufflevector(m23, s23, 0, 1, 4, 5));
+        bump(key[3], 3, __builtin_shufflevector(m23, s23, 2, 3, 6, 7));
+    }
+    void bump(std::uint32_t key, int lane, U amount) {
+        using Two = std::uint64_t __attribute__((vector_size(16)));
+        Two line;
+        auto* at = cells_[key].line[lane];
+        std::memcpy(&line, at, sizeof line);
+        line += std::bit_cast<Two>(amount);
+        std::memcpy(at, &line, sizeof line);
+    }
+
+    static Bucket take(Cell& cell) {
+        Bucket sum;
+        for (auto& line : cell.line) {
+            sum.count += line[0] >> 40, sum.first += line[0] & ((std::uint64_t{1} << 40) - 1), sum.second += line[1];
+        }
+        cell = Cell{};
+        return sum;
+    }
+
+    std::unique_ptr<Cell[]> cells_;
+    Seen seen_;
+    std::int64_t counted_ = 0;
+    bool dirty_ = false;  // stays set when an exception ends a pass
+};
+
+// Counts channels [first, last) of x, a run of neighbours so that every cache line of x is read once.
+bool count_channels(std::span<const float> x, const Layout& layout, std::int64_t first, std::int64_t last, Table& table,
+                    std::vector<float>& gathered, std::vector<Channel>& into) {
+    constexpr std::int64_t direct = 512;       // shorter runs are gathered first
+    constexpr std::int64_t gather_at = 8192;  // elements per channel
+    bool good = true;
+    if (layout.inner >= direct) {
+        for (std::int64_t c = first; c < last; ++c) {
+            std::int64_t pending = 0;
+            for (std::int64_t o = 0; o < layout.outer; ++o)
+                for (std::int64_t done = 0; done < layout.inner;) {
+                    const std::int64_t n = std::min(fold_elements - pending, layout.inner - done);
+                    table.count(&x[(o * layout.channels + c) * layout.inner + done], n);
+                    done += n, pending += n;
+                    if (pending == fold_elements) good &= table.fold(into[c]), pending = 0;
+                }
+            good &= table.fold(into[c]);
+        }
+        return good;
+    }
+    const std::int64_t rows = std::max<std::int64_t>(1, gather_at / layout.inner);
+    gathered.resize(static_cast<std::size_t>((last - first) * rows * layout.inner));
+    for (std::int64_t row = 0; row < layout.outer; row += rows) {
+        const std::int64_t height = std::min(rows, layout.outer - row);
+        for (std::int64_t o = 0; o < height; ++o)
+            for (std::int64_t c = first; c < last; ++c) {
+                const float* from = &x[((row + o) * layout.channels + c) * layout.inner];
+                std::copy(from, from + layout.inner, &gathered[((c - first) * rows + o) * layout.inner]);
+            }
+        for (std::int64_t c = first; c < last; ++c) {
+            table.count(&gathered[(c - first) * rows * layout.inner], height * layout.inner);
+            good &= table.fold(into[c]);
+        }
+    }
+    return good;
+}
+
+}  // namespace
+
+Bucket& Side::at(std::int32_t key) {
+    if (buckets.empty()) begin = key;
+    if (key < begin) {
+        buckets.insert(buckets.begin(), static_cast<std::size_t>(begin - key), Bucket{});
+        begin = key;
+    }
+    if (key >= end()) buckets.resize(static_cast<std::size_t>(key - begin) + 1);
+    return buckets[static_cast<std::size_t>(key - begin)];
+}
+
+void Channel::merge(const Channel& other) {
+    count += other.count, zeros += other.zeros;
+    lo = std::min(lo, other.lo), hi = std::max(hi, other.hi);
+    for (int sign = 0; sign < 2; ++sign) {
+        const Side& from = other.sides[sign];
+        if (from.buckets.empty()) continue;
+        sides[sign].at(from.begin), sides[sign].at(from.end() - 1);
+        Bucket* into = &sides[sign].at(from.begin);
+        for (std::size_t i = 0; i < from.buckets.size(); ++i) {
+            into[i].count += from.buckets[i].count;
+            into[i].first += from.buckets[i].first;
+            into[i].second += from.buckets[i].second;
+        }
+    }
+}
+
+double Channel::sum() const {
+    double total = 0.0;
+    for (int sign = 0; sign < 2; ++sign)
+        for (std::int32_t key = sides[sign].begin; key < sides[sign].end(); ++key) {
+            const Bucket& b = sides[sign].buckets[static_cast<std::size_t>(key - sides[sign].begin)];
+            const double part = static_cast<double>(b.count) * lower_edge(key) + unit(key) * static_cast<double>(b.first);
+            total += sign ? -part : part;
+        }
+    return total;
+}
+
+double Channel::sum_sq() const {
+    double total = 0.0;
+    for (const Side& side : sides)
+        for (std::int32_t key = side.begin; key < side.end(); ++key) {
+            const Bucket& b = side.buckets[static_cast<std::size_t>(key - side.begin)];
+            const double edge = lower_edge(key), step = unit(key);
+            total += static_cast<double>(b.count) * edge * edge + 2.0 * edge * step * static_cast<double>(b.first) +
+                     1024.0 * step * step * static_cast<double>(b.second);
+        }
+    return total;
+}
+
+bool Histogram::update(std::span<const float> x, const Layout& layout, int threads) {
+    const auto size = static_cast<std::int64_t>(x.size());
+    const auto count = static_cast<std::int64_t>(channels.size());
+    check_layout(layout, size, count, "Histogram.update");
+    if (size == 0) return true;
+    std::atomic<bool> finite = true;
+    // Sums of integers do not depend on the order, so tasks may be shared among workers as they come.
+    if (count == 1) {
+        const std::int64_t tasks = chunk_count(size, fold_elements);
+        const auto workers = static_cast<std::size_t>(worker_count(tasks, threads));
+        std::vector<Channel> found(workers);
+        parallel_for(tasks, threads, [&](std::int64_t task, int worker) {
+            const std::int64_t begin = task * fold_elements;
+            Table& table = Table::mine();
+            table.count(&x[begin], std::min(fold_elements, size - begin));
+            if (!table.fold(found[worker])) finite = false;
+        });
+        if (finite)
+            for (const Channel& part : found) channels[0].merge(part);
+        return finite;
+    }
+    constexpr std::int64_t neighbours = 16;
+    const std::int64_t tasks = chunk_count(count, neighbours);
+    const auto workers = static_cast<std::size_t>(worker_count(tasks, threads));
+    std::vector<std::vector<float>> gathered(workers);
+    std::vector<Channel> found(channels.size());
+    parallel_for(tasks, threads, [&](std::int64_t task, int worker) {
+        const std::int64_t first = task * neighbours, last = std::min(first + neighbours, count);
+        if (!count_channels(x, layout, first, last, Table::mine(), gathered[worker], found)) finite = false;
+    });
+    if (finite)
+        for (std::size_t c = 0; c < found.size(); ++c) channels[c].merge(found[c]);
+    return finite;
+}
+
+void Histogram::merge(const Histogram& other) {
+    require(other.channels.size() == channels.size(), "Histogram.merge", "both must have the same number of channels",
+            std::to_string(channels.size()) + " and " + std::to_string(other.channels.size()));
+    for (std::size_t c = 0; c < channels.size(); ++c) channels[c].merge(other.channels[c]);
+}
+
+}  // namespace leadline::observers

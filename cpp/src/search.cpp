@@ -1,0 +1,349 @@
+#include "leadline/search.hpp"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "leadline/parallel.hpp"
+
+namespace leadline::observers {
+
+Segments::Segments(const Channel& channel) : mass{0.0}, support{0.0}, entropy{0.0} {
+    const auto add = [&](int sign, std::int32_t key) {
+        const Bucket& bucket = channel.sides[sign].buckets[static_cast<std::size_t>(key - channel.sides[sign].begin)];
+        if (bucket.count == 0) return;
+        const double n = static_cast<double>(bucket.count), edge = lower_edge(key), step = unit(key);
+        const double m = static_cast<double>(bucket.first) / n;
+        const double variance = std::fmax(0.0, 1024.0 * static_cast<double>(bucket.second) / n - m * m);
+        const double width = static_cast<double>(1 << low_bits);
+        // At least a millionth of the bucket wide, so that no formula divides by zero; never outside the bucket.
+        const double half = std::fmax(std::fmin(std::sqrt(3.0 * variance), std::fmin(m, width - m)), 1e-6 * width);
+        const double middle = edge + step * m, low = middle - step * half, high = middle + step * half;
+        count.push_back(n);
+        mean.push_back(sign ? -middle : middle);
+        lower.push_back(sign ? -high : low);
+        upper.push_back(sign ? -low : high);
+        density.push_back(n / (high - low));
+        log_density.push_back(std::log(density.back()));
+        mass.push_back(mass.back() + n);
+        support.push_back(support.back() + (high - low));
+        entropy.push_back(entropy.back() + n * log_density.back());
+    };
+    for (std::int32_t key = channel.sides[1].end() - 1; key >= channel.sides[1].begin; --key) add(1, key);
+    for (std::int32_t key = channel.sides[0].begin; key < channel.sides[0].end(); ++key) add(0, key);
+}
+
+namespace {
+
+// Integral of |error|^p from zero to t, in steps of the grid, as a function of t / scale: the error is a sawtooth inside
+// the grid and grows from its last value beyond. One formula covers rounding, clipping and any number of cells.
+template <bool squared>
+double integral(double t, double lowest, double highest, double p, double gamma) {
+    double k = affine::round_even(t);
+    k = k > lowest ? k : lowest;
+    k = k < highest ? k : highest;
+    const double rest = t - k;
+    if constexpr (squared) {
+        const double beyond = std::fmax(std::fabs(rest), 0.5);
+        const double cube = rest * rest * rest;
+        return k / 12.0 + (cube + (gamma - 1.0) * std::copysign(beyond * beyond * beyond - 0.125, rest)) / 3.0;
+    } else {
+        const double half = 2.0 * std::pow(0.5, p + 1.0), inside = std::pow(std::fabs(rest), p + 1.0);
+        const double beyond = std::fabs(rest) > 0.5 ? (gamma - 1.0) * (inside - 0.5 * half) : 0.0;
+        return (k * half + std::copysign(inside + beyond, rest)) / (p + 1.0);
+    }
+}
+
+template <bool squared>
+double lp_sum(const Segments& s, double scale, double lowest, double highest, double p, double gamma) {
+    constexpr std::size_t block = 256;
+    std::array<double, block> part;
+    std::array<double, 4> total{};
+    const double inverse = 1.0 / scale;
+    for (std::size_t from = 0; from < s.size(); from += block) {
+        const std::size_t n = std::min(block, s.size() - from);
+        const double *lower = &s.lower[from], *upper = &s.upper[from], *density = &s.density[from];
+        for (std::size_t i = 0; i < n; ++i) {
+            const double a = lower[i] * inverse, b = upper[i] * inverse;
+            part[i] = density[i] * scale * (integral<squared>(b, lowest, highest, p, gamma) -
+                                           integral<squared>(a, lowest, highest, p, gamma));
+        }
+        for (std::size_t i = n; i % 4; ++i) part[i] = 0.0;
+        for (std::size_t i = 0; i < n; i += 4)
+            for (std::size_t k = 0; k < 4; ++k) total[k] += part[i + k];
+    }
+    return ((total[0] + total[1]) + (total[2] + total[3])) * std::pow(scale, p);
+}
+
+}  // namespace
+
+double lp_cost(const Segments& segments, const affine::Grid& grid, const affine::Scheme& scheme, double p,
+               double gamma) {
+    const double scale = static_cast<double>(grid.scale);
+    const auto lowest = static_cast<double>(scheme.qmin - grid.zero_point);
+    const auto highest = static_cast<double>(scheme.qmax - grid.zero_point);
+    return p == 2.0 ? lp_sum<true>(segments, scale, lowest, highest, p, gamma)
+                    : lp_sum<false>(segments, scale, lowest, highest, p, gamma);
+}
+
+// The divergence of TensorRT's calibration, on densities instead of 2048 bins. P: the observed density, with the mass
+// beyond the grid put on an edge strip (1/16 of the outermost cell). Q: the density after quantisation, the mass of each
+// cell spread evenly over the part of the cell where P is not empty, without the mass beyond the grid, normalised.
+double entropy_cost(const Segments& s, const affine::Grid& grid, const affine::Scheme& scheme) {
+    const double step = static_cast<double>(grid.scale), inverse = 1.0 / step, strip = step / 16.0;
+    const auto lowest = static_cast<double>(scheme.qmin - grid.zero_point);
+    const auto highest = static_cast<double>(scheme.qmax - grid.zero_point);
+    const double left = (lowest - 0.5) * step, right = (highest + 0.5) * step;
+
+    double divergence = 0.0, inside = 0.0;
+    double edge_density[2] = {0.0, 0.0};
+    double cell = lowest, cell_mass = 0.0, cell_support = 0.0;
+    const auto close = [&] {
+        if (cell_mass > 0.0) {
+            const double density = cell_mass / cell_support;
+            divergence -= cell_mass * std::log(density);
+            if (cell == lowest) edge_density[0] = density;
+            if (cell == highest) edge_density[1] = density;
+        }
+        cell_mass = cell_support = 0.0;
+    };
+    const auto fill = [&](double mass, double support) { cell_mass += mass, cell_support += support; };
+    const auto cell_of = [&](double t) {
+        return std::fmin(std::fmax(affine::round_even(t * inverse), lowest), highest);
+    };
+    const auto take = [&](std::size_t i) {
+        const double density = s.density[i];
+        const double from = std::fmax(s.lower[i], left), until = std::fmin(s.upper[i], right);
+        if (from >= until) return;
+        inside += density * (until - from), divergence += density * (until - from) * s.log_density[i];
+        const double first = cell_of(from), last = cell_of(until);
+        if (first != cell) close();
+        cell = first;
+        if (first == last) return fill(density * (until - from), until - from);
+        const double head = std::fmax(0.0, (first + 0.5) * step - from);
+        fill(density * head, head), close();
+        // A cell that lies wholly in one segment has the segment's own density.
+        divergence -= density * (last - first - 1.0) * step * s.log_density[i];
+        const double tail = std::fmax(0.0, until - (last - 0.5) * step);
+        cell = last, fill(density * tail, tail);
+    };
+    // Half of the segments lie in the cell of code zero: the prefix sums hold their total.
+    const std::size_t n = s.size();
+    const std::size_t begin = std::lower_bound(s.lower.begin(), s.lower.end(), -0.5 * step) - s.lower.begin();
+    const std::size_t end = std::upper_bound(s.upper.begin(), s.upper.end(), 0.5 * step) - s.upper.begin();
+    std::size_t i = 0;
+    for (; i < std::min(begin, n); ++i) take(i);
+    if (begin < end) {
+        if (cell != 0.0) close();
+        cell = 0.0;
+        const double mass = s.mass[end] - s.mass[begin];
+        fill(mass, s.support[end] - s.support[begin]);
+        inside += mass, divergence += s.entropy[end] - s.entropy[begin];
+        i = end;
+    }
+    for (; i < n; ++i) take(i);
+    close();
+    if (!(inside > 0.0)) return HUGE_VAL;
+
+    // What lies beyond each end, and in the strip inside it.
+    const double total = s.mass[n];
+    for (int e = 0; e < 2; ++e) {
+        double outer = 0.0, strip_mass = 0.0, strip_entropy = 0.0;
+        const auto look = [&](std::size_t k) {
+            const double a = e ? s.lower[k] - right : left - s.upper[k], b = e ? s.upper[k] - right : left - s.lower[k];
+            outer += s.density[k] * std::fmax(0.0, b - std::fmax(a, 0.0));
+            const double within = s.density[k] * std::fmax(0.0, std::fmin(b, 0.0) - std::fmax(a, -strip));
+            strip_mass += within, strip_entropy += within * s.log_density[k];
+            return b > -strip;  // false once past the strip
+        };
+        if (e == 0)
+            for (std::size_t k = 0; k < n && look(k); ++k) {}
+        else
+            for (std::size_t k = n; k-- > 0 && look(k);) {}
+        if (!(outer > 0.0)) continue;
+        if (!(edge_density[e] > 0.0)) return HUGE_VAL;  // mass was clipped to where Q has none
+        const double with = strip_mass + outer;
+        divergence += with * std::log(with / strip) - strip_entropy - outer * std::log(edge_density[e]);
+    }
+    return divergence / total + std::log(inside / total);
+}
+
+namespace {
+
+double cost_of(const Segments& segments, const affine::Scheme& scheme, const Search& search, Found range) {
+    const affine::Grid grid = affine::choose(static_cast<double>(range.lo), static_cast<double>(range.hi), scheme);
+    return search.method == Method::entropy ? entropy_cost(segments, grid, scheme)
+                                            : lp_cost(segments, grid, scheme, search.p, search.gamma);
+}
+
+// Elements and their sum beyond a threshold, from the outside in.
+struct Tail {
+    double count = 0.0, sum = 0.0;
+};
+Tail above(const Segments& s, double t) {
+    Tail tail;
+    for (std::size_t i = s.size(); i-- > 0 && s.upper[i] > t;) {
+        const double part = s.lower[i] >= t ? 1.0 : (s.upper[i] - t) / (s.upper[i] - s.lower[i]);
+        tail.count += part * s.count[i];
+        tail.sum += part * s.count[i] * (part < 1.0 ? 0.5 * (t + s.upper[i]) : s.mean[i]);
+    }
+    return tail;
+}
+
+Segments mirrored(const Segments& s) {
+    Segments out = s;
+    const std::size_t n = s.size();
+    for (std::size_t i = 0; i < n; ++i) {
+        out.lower[i] = -s.upper[n - 1 - i], out.upper[i] = -s.lower[n - 1 - i];
+        out.count[i] = s.count[n - 1 - i], out.mean[i] = -s.mean[n - 1 - i];
+    }
+    return out;
+}
+
+// The magnitude above which `allowed` elements lie, where segments of `one` and `other` both count by magnitude.
+double outermost(const Segments& one, const Segments* other, double allowed, double limit) {
+    const auto beyond = [&](double t) { return above(one, t).count + (other ? above(*other, t).count : 0.0); };
+    if (allowed <= 0.0) return limit;
+    if (beyond(0.0) <= allowed) return 0.0;
+    double low = 0.0, high = limit;
+    for (int i = 0; i < 60 && high - low > 1e-9 * high; ++i) {
+        const double t = 0.5 * (low + high);
+        (beyond(t) > allowed ? low : high) = t;
+    }
+    return high;
+}
+
+// OCTAV's Newton step on each end: the derivative of N_in step^2 / 12 + sum of squared excess, set to zero.
+// `ratio` is step / range, so that for a symmetric b-bit grid N_in ratio^2 / 12 is OCTAV's 4^-b / 3 N_in.
+Found octav(const Segments& s, const Segments& mirror, float observed_lo, float observed_hi,
+            const affine::Scheme& scheme) {
+    const double lo_limit = -std::fmin(static_cast<double>(observed_lo), 0.0);
+    const double hi_limit = std::fmax(static_cast<double>(observed_hi), 0.0);
+    const double levels = static_cast<double>(scheme.qmax - scheme.qmin + 1);
+    Tail positive = above(s, 0.0), negative = above(mirror, 0.0);
+    const double total = positive.count + negative.count;
+    double hi = positive.count > 0.0 ? positive.sum / positive.count : 0.0;
+    double lo = negative.count > 0.0 ? negative.sum / negative.count : 0.0;
+    if (scheme.symmetric) hi = lo = (positive.sum + negative.sum) / total;
+    for (int i = 0; i < 100; ++i) {
+        const Tail up = above(s, hi), down = above(mirror, lo);
+        const double inside = total - up.count - down.count;
+        double next_hi, next_lo;
+        if (scheme.symmetric) {
+            const double ratio = 2.0 / levels;
+            next_hi = (up.sum + down.sum) / (ratio * ratio / 12.0 * inside + up.count + down.count);
+            next_lo = next_hi = std::fmin(next_hi, std::fmax(lo_limit, hi_limit));
+        } else {
+            const double weight = inside / (12.0 * levels * levels);
+            next_hi = std::clamp((up.sum - weight * lo) / (weight + up.count), 0.0, hi_limit);
+            next_lo = std::clamp((down.sum - weight * hi) / (weight + down.count), 0.0, lo_limit);
+        }
+        const double change = std::fabs(next_hi - hi) + std::fabs(next_lo - lo);
+        hi = next_hi, lo = next_lo;
+        if (change <= 1e-7 * (hi + lo)) break;
+    }
+    return {static_cast<float>(-lo), static_cast<float>(hi)};
+}
+
+// Minimises cost(a, b) over the fractions of the observed ends kept, from (1, 1) downwards. `tied`: a and b move together.
+// `patience`: how many steps in a row that cost twice the best end a sweep (never, if the cost is not known to rise).
+// `seed`: one more place to begin.
+using Fractions = std::pair<double, double>;
+template <class Evaluate>
+Fractions shrink(Evaluate&& evaluate, bool free_low, bool free_high, bool tied, int patience, Fractions seed) {
+    double best = evaluate(1.0, 1.0), low = 1.0, high = 1.0;
+    const auto attempt = [&](double a, double b) {
+        const double cost = evaluate(a, b);
+        if (cost < best) best = cost, low = a, high = b;
+        return cost;
+    };
+    const auto sweep = [&](double ratio, int steps, auto&& point) {
+        for (int i = 1, worse = 0; i <= steps && worse < patience; ++i)
+            worse = point(std::pow(ratio, -i)) > 2.0 * best ? worse + 1 : 0;
+    };
+    // Coarse: eight octaves, since outliers differ by orders of magnitude.
+    sweep(std::exp2(0.25), 32, [&](double r) { return attempt(r, r); });
+    const bool both = !tied && free_low && free_high;
+    if (both)
+        for (int round = 0; round < 2; ++round) {
+            const double a = low, b = high;
+            attempt(a, 1.0), sweep(std::sqrt(2.0), 16, [&](double r) { return attempt(a, r); });
+            const double kept = high;
+            attempt(1.0, kept), sweep(std::sqrt(2.0), 16, [&](double r) { return attempt(r, kept); });
+            if (a == low && b == high) break;
+        }
+    attempt(seed.first, seed.second);
+    // Fine: neighbours at ever smaller ratios.
+    for (double ratio = std::exp2(0.125); ratio > 1.003; ratio = std::sqrt(ratio)) {
+        const double a = low, b = high, a_up = std::fmin(1.0, a * ratio), b_up = std::fmin(1.0, b * ratio);
+        if (!both) {
+            attempt(a_up, b_up), attempt(a / ratio, b / ratio);
+            continue;
+        }
+        attempt(a_up, b), attempt(a / ratio, b);
+        const double kept = low;
+        attempt(kept, b_up), attempt(kept, b / ratio);
+    }
+    return {low, high};
+}
+
+}  // namespace
+
+Found search(const Channel& channel, const affine::Scheme& scheme, const Search& options) {
+    if (channel.count == 0) return {};
+    const float lo = std::fmin(channel.lo, 0.0f), hi = std::fmax(channel.hi, 0.0f);
+    const Found observed{lo, hi};
+    const Segments segments(channel);
+    // Beyond ten bits a cell is narrower than a bucket: the histogram shows no loss, and entropy keeps the whole range.
+    const bool blind = options.method == Method::entropy && scheme.qmax - scheme.qmin >= 1024;
+    if (options.method == Method::minmax || segments.size() == 0 || blind) return observed;
+
+    const auto inside = [&](double a, double b) {
+        return Found{std::fmax(lo, static_cast<float>(a)) + 0.0f, std::fmin(hi, static_cast<float>(b)) + 0.0f};
+    };
+    if (options.method == Method::percentile) {
+        const Segments mirror = mirrored(segments);
+        const double share = 1.0 - options.percentile / 100.0;
+        const double allowed = share * static_cast<double>(channel.count) * (scheme.symmetric ? 1.0 : 0.5);
+        if (scheme.symmetric) {
+            const double limit = std::fmax(-static_cast<double>(lo), static_cast<double>(hi));
+            const double t = outermost(segments, &mirror, allowed, limit);
+            return inside(-t, t);
+        }
+        return inside(-outermost(mirror, nullptr, allowed, -static_cast<double>(lo)),
+                      outermost(segments, nullptr, allowed, static_cast<double>(hi)));
+    }
+    if (options.method == Method::octav) {
+        const Found found = octav(segments, mirrored(segments), lo, hi, scheme);
+        return inside(static_cast<double>(found.lo), static_cast<double>(found.hi));
+    }
+    const double amax = std::fmax(-static_cast<double>(lo), static_cast<double>(hi));
+    const auto at = [&](double a, double b) {
+        return scheme.symmetric ? inside(-a * amax, b * amax)
+                                : inside(a * static_cast<double>(lo), b * static_cast<double>(hi));
+    };
+    // Lp: clipping only grows as the range shrinks, and OCTAV's answer is near the best.
+    const bool lp = options.method == Method::lp;
+    Fractions seed{1.0, 1.0};
+    if (lp) {
+        const Found guess = octav(segments, mirrored(segments), lo, hi, scheme);
+        const auto kept = [](double part, double whole) { return whole != 0.0 ? std::fmin(part / whole, 1.0) : 1.0; };
+        seed = scheme.symmetric ? Fractions{kept(guess.hi, amax), kept(guess.hi, amax)}
+                                : Fractions{kept(guess.lo, lo), kept(guess.hi, hi)};
+    }
+    const auto [a, b] = shrink([&](double p, double q) { return cost_of(segments, scheme, options, at(p, q)); },
+                               lo < 0.0f, hi > 0.0f, scheme.symmetric, lp ? 3 : 64, seed);
+    return at(a, b);
+}
+
+void search(const Histogram& histogram, const affine::Scheme& scheme, const Search& options, std::span<float> lo,
+            std::span<float> hi, int threads) {
+    require(lo.size() == histogram.channels.size() && hi.size() == lo.size(), "search_range",
+            "lo and hi must have one entry a channel", std::to_string(lo.size()));
+    parallel_for(static_cast<std::int64_t>(lo.size()), threads, [&](std::int64_t c, int) {
+        const Found found = search(histogram.channels[static_cast<std::size_t>(c)], scheme, options);
+        lo[c] = found.lo, hi[c] = found.hi;
+    });
+}
+
+}  // namespace leadline::observers
