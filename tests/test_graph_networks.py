@@ -1,4 +1,4 @@
-"""The real networks A-D: same outputs after loading and after folding, everything recognised, names that can be read."""
+"""The real networks A-D: same outputs after loading and after folding, all recognised, names that can be read."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections import Counter
 import numpy as np
 import onnx
 import pytest
-import testbed
-from graph_models import FLOAT_NOISE, distance
 from PIL import Image
 
+import testbed
+from graph_models import FLOAT_NOISE, distance
 from leadline.graph import Graph, Session, inspect_inputs
 
 NETWORKS = "ABCD"
@@ -31,14 +31,16 @@ def path(name):
 def feed(name):
     """A picture as the network wants it: text for the text detector C.
 
-    Where there is nothing to find, C's steep last layers turn one float32 rounding of its input into 7e-4 of its output's
-    spread; on text it is 5e-5, and for A, B, D on the photograph 5e-6, 5e-5, 3e-6.
+    Where there is nothing to find, C's steep last layers turn one float32 rounding of its input into 7e-4 of its
+    output's spread; on text it is 5e-5, and for A, B, D on the photograph 5e-6, 5e-5, 3e-6.
     """
     shape, settings = SHAPES[name], testbed.preprocess(name)
     pictures = testbed.text_pictures if name == "C" else testbed.pictures
     image = Image.open(pictures("evaluation", wheels_only=True)[0]).convert("RGB").resize(shape[:1:-1])
     pixels = np.asarray(image, np.float32).transpose(2, 0, 1) * settings.get("scale", 1 / 255)
-    mean, std = (np.reshape(settings.get(key, default), (-1, 1, 1)) for key, default in (("mean", [0.0]), ("std", [1.0])))
+    mean, std = (
+        np.reshape(settings.get(key, default), (-1, 1, 1)) for key, default in (("mean", [0.0]), ("std", [1.0]))
+    )
     return {next(iter(testbed.INPUTS[name])): ((pixels - mean) / std).astype(np.float32)[None]}
 
 
@@ -79,16 +81,25 @@ def test_folding_keeps_the_output(name):
     assert graph.copy().fold() == []
 
 
-# After folding: every LayerNormalization, Gelu and linear layer is one node, nothing is left to fold or of shape arithmetic.
+# After folding: every LayerNormalization, Gelu and linear layer is one node; no shape arithmetic is left.
 EXPECTED = {
-    "A": {"LayerNormalization": 25, "Gelu": 12, "Gemm": 72, "MatMul": 24, "Softmax": 12, "ConvTranspose": 3, "Conv": 2, "Mul": 0},
+    "A": {
+        "LayerNormalization": 25,
+        "Gelu": 12,
+        "Gemm": 72,
+        "MatMul": 24,
+        "Softmax": 12,
+        "ConvTranspose": 3,
+        "Conv": 2,
+        "Mul": 0,
+    },
     "B": {"Conv": 60, "ConvTranspose": 3, "Relu": 42, "Add": 13, "Sigmoid": 1},
     "C": {"Conv": 62, "ConvTranspose": 2, "HardSwish": 24, "HardSigmoid": 10, "Resize": 6, "Clip": 0, "Div": 0},
     "D": {"Conv": 49, "Clip": 33, "Add": 9, "GlobalAveragePool": 1, "Gemm": 1},
 }
 GONE = {
-    "BatchNormalization", "Cast", "Constant", "Dropout", "Erf", "Expand", "Gather", "Identity", "Pow", "ReduceMean", "Shape",
-    "Squeeze", "Sqrt", "Unsqueeze", "Where",
+    "BatchNormalization", "Cast", "Constant", "Dropout", "Erf", "Expand", "Gather", "Identity", "Pow", "ReduceMean",
+    "Shape", "Squeeze", "Sqrt", "Unsqueeze", "Where",
 }  # fmt: skip
 NODES = {"A": 330, "B": 119, "C": 197, "D": 94}
 

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+
 from graph_models import load_same, model, node, ops, random
 
 WIDTH = 8
@@ -29,7 +30,12 @@ def layer_norm_nodes(opset, square, divide, affine):
     nodes += [mean("s", "v"), node("Add", "v eps" if divide != "rsqrt" else "eps v", "e")]
     scale, shift = affine
     if divide == "tensorflow":
-        nodes += [node("Sqrt", "e", "r"), node("Reciprocal", "r", "i"), node("Mul", "i n.weight", "k"), node("Mul", "x k", "p")]
+        nodes += [
+            node("Sqrt", "e", "r"),
+            node("Reciprocal", "r", "i"),
+            node("Mul", "i n.weight", "k"),
+            node("Mul", "x k", "p"),
+        ]
         return [*nodes, node("Mul", "m k", "q"), node("Sub", "n.bias q", "t"), node("Add", "p t", "y")], weights
     if divide == "div":
         nodes += [node("Sqrt", "e", "r"), node("Div", f"{difference} r", "h")]
@@ -106,7 +112,13 @@ def test_inner_tensors_that_are_read_elsewhere_survive():
 
 def gelu_nodes(kind):
     """One spelling of an activation from x to y, its constants and what it must become."""
-    root = {"r2": np.float32(math.sqrt(2)), "i2": np.float32(1 / math.sqrt(2)), "half": np.float32(0.5), "one": np.float32(1), "two": np.float32(2)}
+    root = {
+        "r2": np.float32(math.sqrt(2)),
+        "i2": np.float32(1 / math.sqrt(2)),
+        "half": np.float32(0.5),
+        "one": np.float32(1),
+        "two": np.float32(2),
+    }
     erf = [node("Div", "x r2", "u"), node("Erf", "u", "e"), node("Add", "e one", "p")]
     tanh = {**root, "c": np.float32(math.sqrt(2 / math.pi)), "k": np.float32(0.044715), "three": np.float32(3)}
     tail = [node("Tanh", "w", "e"), node("Add", "one e", "p"), node("Mul", "x half", "h"), node("Mul", "h p", "y")]
@@ -117,11 +129,13 @@ def gelu_nodes(kind):
         "half*x*p": ([*erf, node("Mul", "half x", "q"), node("Mul", "q p", "y")], root),
         "x*(half*p)": ([*erf, node("Mul", "half p", "q"), node("Mul", "x q", "y")], root),
         "x*p/2": ([*erf, node("Mul", "x p", "q"), node("Div", "q two", "y")], root),
-        "mul by 1/sqrt2": ([node("Mul", "x i2", "u"), *erf[1:], node("Mul", "x p", "q"), node("Mul", "q half", "y")], root),
+        "mul by 1/sqrt2": (
+            [node("Mul", "x i2", "u"), *erf[1:], node("Mul", "x p", "q"), node("Mul", "q half", "y")], root),
         "half erf plus half": (
             [*erf[:2], node("Mul", "e half", "g"), node("Add", "g half", "p"), node("Mul", "x p", "y")], root),
         "tanh pow": (
-            [node("Pow", "x three", "x3"), node("Mul", "x3 k", "i"), node("Add", "x i", "j"), node("Mul", "j c", "w"), *tail], tanh),
+            [node("Pow", "x three", "x3"), node("Mul", "x3 k", "i"), node("Add", "x i", "j"),
+             node("Mul", "j c", "w"), *tail], tanh),
         "tanh products": (
             [node("Mul", "x x", "x2"), node("Mul", "x2 x", "x3"), node("Mul", "k x3", "i"), node("Add", "i x", "j"),
              node("Mul", "c j", "w"), *tail], tanh),
@@ -134,7 +148,9 @@ def gelu_nodes(kind):
         "hard sigmoid": ([node("HardSigmoid", "x", "q", alpha=1 / 6, beta=0.5), node("Mul", "x q", "y")], {}),
     }  # fmt: skip
     nodes, weights = spellings[kind]
-    want = {"h": ("HardSwish", {}), "t": ("Gelu", {"approximate": "tanh"})}.get(kind[0], ("Gelu", {"approximate": "none"}))
+    want = {"h": ("HardSwish", {}), "t": ("Gelu", {"approximate": "tanh"})}.get(
+        kind[0], ("Gelu", {"approximate": "none"})
+    )
     return nodes, weights, (("Gelu", {"approximate": "none"}) if kind.startswith("half") else want)
 
 
@@ -162,7 +178,10 @@ def test_layer_norm_then_gelu(divide, kind):
     later, constants, _ = gelu_nodes(kind)
     for item in nodes:
         item.output[:] = [f"n.{name}" for name in item.output]
-        item.input[:] = [name if name in weights or name.replace(".", "__") in weights or name == "x" else f"n.{name}" for name in item.input]
+        item.input[:] = [
+            name if name in weights or name.replace(".", "__") in weights or name == "x" else f"n.{name}"
+            for name in item.input
+        ]
     for item in later:
         item.input[:] = ["n.y" if name == "x" else name for name in item.input]
     graph = load_same(model([*nodes, *later], (2, 5, WIDTH), **{**weights, **constants}))
@@ -193,7 +212,12 @@ def test_softmax_guard_goes():
 def test_softmax_guard_stays_behind_an_infinite_mask():
     mask = np.zeros((1, 5, 8), np.float32)
     mask[0, 2] = -np.inf
-    nodes = [node("Add", "x mask", "a"), node("Softmax", "a", "s", axis=-1), node("IsNaN", "s", "n"), node("Where", "n zero s", "y")]
+    nodes = [
+        node("Add", "x mask", "a"),
+        node("Softmax", "a", "s", axis=-1),
+        node("IsNaN", "s", "n"),
+        node("Where", "n zero s", "y"),
+    ]
     assert "Where" in ops(load_same(model(nodes, zero=np.float32(0), mask=mask)))
 
 
@@ -207,7 +231,9 @@ def test_matmul_and_add_become_gemm(shape, bias):
     nodes = [node("MatMul", "x fc.weight", "m" if bias else "y")]
     if bias:
         nodes.append(node("Add", "fc.bias m" if bias == "left" else "m fc.bias", "y"))
-        weights["fc__bias"] = random(1, 1, 6) if bias == "1x1x6" and len(shape) > 2 else random(6) if bias != "scalar" else random()
+        weights["fc__bias"] = (
+            random(1, 1, 6) if bias == "1x1x6" and len(shape) > 2 else random(6) if bias != "scalar" else random()
+        )
     graph = load_same(model(nodes, shape, **weights))
     gemm = ["Gemm"] if len(shape) == 2 else ["Reshape", "Gemm", "Reshape"]
     assert ops(graph) == gemm
@@ -219,7 +245,8 @@ def test_matmul_and_add_become_gemm(shape, bias):
 
 
 @pytest.mark.parametrize(
-    "attrs", [{}, {"transB": 1}, {"alpha": 0.5, "beta": 2.0}, {"transA": 1}, {"transB": 1, "alpha": 3.0}, {"beta": 0.25}]
+    "attrs",
+    [{}, {"transB": 1}, {"alpha": 0.5, "beta": 2.0}, {"transA": 1}, {"transB": 1, "alpha": 3.0}, {"beta": 0.25}],
 )
 def test_every_gemm_takes_one_form(attrs):
     weight = random(6, 8) if attrs.get("transB") else random(8, 6)
@@ -271,7 +298,12 @@ def test_layer_kinds():
         node("Conv", "x c.weight", "c", pads=[1, 1, 1, 1]), node("Conv", "c d.weight d.bias", "d", group=6),
         node("ConvTranspose", "d t.weight", "y", strides=[2, 2], group=2),
     ]  # fmt: skip
-    weights = {"c__weight": random(6, 3, 3, 3), "d__weight": random(6, 1, 1, 1), "d__bias": random(6), "t__weight": random(6, 2, 2, 2)}
+    weights = {
+        "c__weight": random(6, 3, 3, 3),
+        "d__weight": random(6, 1, 1, 1),
+        "d__bias": random(6),
+        "t__weight": random(6, 2, 2, 2),
+    }
     graph = load_same(model(nodes, (1, 3, 9, 9), **weights))
     found = [(layer.name, layer.kind, layer.axis, layer.groups, layer.bias) for layer in graph.layers()]
     assert found == [("c", "conv", 0, 1, None), ("d", "depthwise", 0, 6, "d.bias"), ("t", "transpose", 1, 2, None)]
@@ -286,3 +318,10 @@ def test_automatic_padding_is_written_out(op_type, auto_pad, stride):
     graph = load_same(model(nodes, (1, 2, 10, 7), w=random(2, 2, 4, 3)))
     assert "auto_pad" not in graph.nodes[0].attrs
     assert len(graph.nodes[0].attrs["pads"]) == 4
+
+
+def test_wanted_output_shape_is_written_out_as_padding():
+    nodes = [node("ConvTranspose", "x w", "y", strides=[2, 2], output_shape=[19, 12])]
+    graph = load_same(model(nodes, (1, 2, 10, 7), w=random(2, 2, 4, 3)))
+    assert graph.shape("y") == (1, 2, 19, 12)
+    assert "output_shape" not in graph.nodes[0].attrs

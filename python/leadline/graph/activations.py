@@ -19,16 +19,21 @@ def _erf(x: Curve) -> Curve:
 
 
 _FUNCTIONS: dict[str, Callable[..., Curve]] = {
-    "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Pow": np.power, "Max": np.maximum, "Min": np.minimum,
+    "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Pow": np.power,
+    "Max": np.maximum, "Min": np.minimum,
     "Erf": _erf, "Tanh": np.tanh, "Neg": np.negative, "Exp": np.exp, "Reciprocal": np.reciprocal, "Sqrt": np.sqrt,
     "Sigmoid": lambda x: 1 / (1 + np.exp(-x)), "Relu": lambda x: np.maximum(x, 0),
 }  # fmt: skip
 
-# Anchor -> (operator, attributes, function). Exact and tanh Gelu differ by 5e-4, so a tolerance of 1e-5 tells them apart.
+# Anchor -> (operator, attributes, function). Exact and tanh Gelu differ by 5e-4: a tolerance of 1e-5 tells them apart.
 _GRID = np.linspace(-8.0, 8.0, 161)
 _ACTIVATIONS: dict[str, tuple[str, dict[str, str], Callable[[Curve], Curve]]] = {
     "Erf": ("Gelu", {"approximate": "none"}, lambda x: x * (1 + _erf(x / math.sqrt(2))) / 2),
-    "Tanh": ("Gelu", {"approximate": "tanh"}, lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2),
+    "Tanh": (
+        "Gelu",
+        {"approximate": "tanh"},
+        lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    ),
     "Clip": ("HardSwish", {}, lambda x: x * np.clip(x + 3, 0, 6) / 6),
     "HardSigmoid": ("HardSwish", {}, lambda x: x * np.clip(x + 3, 0, 6) / 6),
 }
@@ -37,7 +42,7 @@ _DEPTH = 8  # longest decomposition known: tanh Gelu with x^3 by two products, 7
 
 
 def activations(graph: Graph) -> None:
-    """Recognise an activation by its values: any scalar expression that equals Gelu or HardSwish on a grid becomes it."""
+    """Any scalar expression that equals Gelu or HardSwish on a grid of arguments becomes that operator."""
     wiring = Wiring(graph)
     for anchor in graph.nodes:
         if anchor.op_type in _ACTIVATIONS:
@@ -90,15 +95,17 @@ def _curve(wiring: Wiring, tensor: str, known: dict[str, Curve], depth: int) -> 
     node = wiring.writers.get(tensor)
     if node is None or depth == 0 or not _is_scalar_function(node):
         return None
-    inputs = [_curve(wiring, name, known, depth - 1) for name in node.inputs if name]
-    if any(item is None for item in inputs):
-        return None
+    inputs = []
+    for name in filter(None, node.inputs):
+        if (curve := _curve(wiring, name, known, depth - 1)) is None:
+            return None
+        inputs.append(curve)
     with np.errstate(all="ignore"):
         if node.op_type == "Clip":
-            bounds = [wiring.scalar(name) if name else None for name in (*node.inputs[1:], "", "")][:2]
-            curve = np.clip(inputs[0], *bounds) if bounds != [None, None] else inputs[0]  # type: ignore[arg-type,call-overload]
+            low, high = [wiring.scalar(name) for name in (*node.inputs[1:], "", "")][:2]
+            curve = np.clip(inputs[0], -np.inf if low is None else low, np.inf if high is None else high)
         elif node.op_type == "HardSigmoid":
-            curve = np.clip(node.attrs.get("alpha", 0.2) * inputs[0] + node.attrs.get("beta", 0.5), 0, 1)  # type: ignore[operator]
+            curve = np.clip(node.attrs.get("alpha", 0.2) * inputs[0] + node.attrs.get("beta", 0.5), 0, 1)
         else:
             curve = _FUNCTIONS[node.op_type](*inputs)
     known[tensor] = curve

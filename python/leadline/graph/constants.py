@@ -18,9 +18,10 @@ from leadline.types import refuse
 _RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 _DATA_DEPENDENT = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
 _QUANTISED = {
-    "ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QuantizeLinear",
+    "ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QuantizeLinear",
 }  # fmt: skip
 _VALUES_FOR_INFERENCE = 1024  # elements: shapes, axes, pads and scales are short
+_MISFIT = "inputs of {node.op_type} writing '{node.outputs[0]}' of '{label}' must fit (is the sample's shape right?)"
 
 
 def fold(graph: Graph, label: str) -> None:
@@ -49,7 +50,9 @@ def fold(graph: Graph, label: str) -> None:
             kept.append(node)
     for output in graph.outputs:
         if output.name in weights:
-            raise refuse("Graph.load", f"outputs of '{label}' must depend on its inputs", f"the constant '{output.name}'")
+            raise refuse(
+                "Graph.load", f"outputs of '{label}' must depend on its inputs", f"the constant '{output.name}'"
+            )
         if output.name not in values:
             raise refuse("Graph.load", f"outputs of '{label}' must be written by a node", repr(output.name))
     graph.nodes = kept
@@ -68,9 +71,13 @@ def _check(node: Node, opset: int, label: str) -> None:
         rule = f"operators of '{label}' must be standard ONNX (export again without runtime-specific optimisation)"
         raise refuse("Graph.load", rule, f"{name} writing '{node.outputs[0]}', unknown to opset {opset}")
     if node.op_type in _RANDOM:
-        raise refuse("Graph.load", f"'{label}' must give the same output twice", f"{node.op_type} writing '{node.outputs[0]}'")
+        raise refuse(
+            "Graph.load", f"'{label}' must give the same output twice", f"{node.op_type} writing '{node.outputs[0]}'"
+        )
     if node.op_type.startswith(("Sequence", "Optional", "SplitToSequence", "ConcatFromSequence")):
-        raise refuse("Graph.load", f"values of '{label}' must be tensors", f"{node.op_type} writing '{node.outputs[0]}'")
+        raise refuse(
+            "Graph.load", f"values of '{label}' must be tensors", f"{node.op_type} writing '{node.outputs[0]}'"
+        )
 
 
 def _inline(node: Node, weights: dict[str, Array], label: str) -> list[Node]:
@@ -79,14 +86,18 @@ def _inline(node: Node, weights: dict[str, Array], label: str) -> list[Node]:
         rule = f"control flow of '{label}' must depend on constants only"
         raise refuse("Graph.load", rule, f"{node.op_type} writing '{node.outputs[0]}'")
     branch = node.attrs["then_branch" if weights[node.inputs[0]].all() else "else_branch"]
-    inner = {tensor.name for tensor in branch.initializer} | {name for item in branch.node for name in item.output if name}
+    inner = {tensor.name for tensor in branch.initializer} | {
+        name for item in branch.node for name in item.output if name
+    }
     renamed = {name: f"{node.outputs[0]}.{name}" for name in inner}
     nodes = []
     for tensor in branch.initializer:
         weights[renamed[tensor.name]] = numpy_helper.to_array(tensor)
     for item in map(to_node, branch.node):
         if any(isinstance(value, onnx.GraphProto) for value in item.attrs.values()):
-            raise refuse("Graph.load", f"control flow of '{label}' must not be nested", f"{item.op_type} in '{node.outputs[0]}'")
+            raise refuse(
+                "Graph.load", f"control flow of '{label}' must not be nested", f"{item.op_type} in '{node.outputs[0]}'"
+            )
         item.inputs = [renamed.get(name, name) for name in item.inputs]
         item.outputs = [renamed.get(name, name) for name in item.outputs]
         nodes.append(item)
@@ -131,32 +142,49 @@ def run_node(node: Node, feed: dict[str, Array], opset: int, label: str) -> dict
         raise refuse("Graph.load", rule, f"{node.op_type} writing '{names[0]}': {error}") from None
 
 
-def _infer(
-    node: Node, values: dict[str, Value], weights: dict[str, Array], opset: int, label: str
-) -> list[Value]:
+def _infer(node: Node, values: dict[str, Value], weights: dict[str, Array], opset: int, label: str) -> list[Value]:
     """The outputs' types: from the operator's own inference, or by running it on zeros where that leaves a gap."""
     if node.op_type in _DATA_DEPENDENT:
-        raise refuse("Graph.load", f"shapes of '{label}' must not depend on the data", f"{node.op_type} writing '{node.outputs[0]}'")
+        raise refuse(
+            "Graph.load",
+            f"shapes of '{label}' must not depend on the data",
+            f"{node.op_type} writing '{node.outputs[0]}'",
+        )
     types, data = {}, {}
     for name in filter(None, node.inputs):
-        dtype, shape = (values[name].dtype, values[name].shape) if name in values else (weights[name].dtype, weights[name].shape)
+        dtype, shape = (
+            (values[name].dtype, values[name].shape) if name in values else (weights[name].dtype, weights[name].shape)
+        )
         types[name] = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(dtype), shape)
         if name in weights and weights[name].size <= _VALUES_FOR_INFERENCE:
             data[name] = numpy_helper.from_array(weights[name], name)
+    _check_channels(node, types, label)
     try:
         found = onnx.shape_inference.infer_node_outputs(
             onnx.defs.get_schema(node.op_type, opset), to_proto(node), types, data,
             opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION,
         )  # fmt: skip
-    except onnx.shape_inference.InferenceError as error:
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         shapes = {name: _dims(item) for name, item in types.items()}
-        rule = f"inputs of {node.op_type} writing '{node.outputs[0]}' of '{label}' must fit (is the sample's shape right?)"
+        rule = _MISFIT.format(node=node, label=label)
         raise refuse("Graph.load", rule, f"shapes {shapes}: {error}") from None
     names = [name for name in node.outputs if name]
     if all(name in found and None not in _dims(found[name]) for name in names):
         return [_value(name, found[name]) for name in names]
-    feed = {name: weights[name] if name in weights else np.zeros(values[name].shape, values[name].dtype) for name in types}
+    feed = {
+        name: weights[name] if name in weights else np.zeros(values[name].shape, values[name].dtype) for name in types
+    }
     return [Value(name, array.dtype, array.shape) for name, array in run_node(node, feed, opset, label).items()]
+
+
+def _check_channels(node: Node, types: dict[str, onnx.TypeProto], label: str) -> None:
+    """What ONNX's own inference does not look at."""
+    if node.op_type not in ("Conv", "ConvTranspose"):
+        return
+    x, weight = (_dims(types[name]) for name in node.inputs[:2])
+    channels = weight[0] if node.op_type == "ConvTranspose" else (weight[1] or 0) * node.attrs.get("group", 1)
+    if x[1] != channels:
+        raise refuse("Graph.load", _MISFIT.format(node=node, label=label), f"{x[1]} channels for {channels}")
 
 
 def _dims(item: onnx.TypeProto) -> tuple[int | None, ...]:

@@ -1,4 +1,4 @@
-"""Folding per-channel affine operators (BatchNormalization, LayerScale) into the layer before them. Exact but for rounding."""
+"""Folding per-channel affine operators (BatchNormalization, LayerScale) into the layer before them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,14 @@ def fold(graph: Graph) -> list[str]:
             # The affine node goes: its first input is now its output.
             if node.inputs[0] not in graph.values:
                 node.inputs.reverse()
-            drop(graph, lambda other, gone=node: other is gone)
+            _remove(graph, node)
             lines.append(f"{node.op_type} {node.name} into {layer.name}")
     simplify(graph)
     return lines
+
+
+def _remove(graph: Graph, node: Node) -> None:
+    drop(graph, lambda other: other is node)
 
 
 def _is_layer(graph: Graph, node: Node) -> bool:
@@ -68,7 +72,12 @@ def _affine(graph: Graph, node: Node, tensor: str, axis: int | None, channels: i
     rank = len(graph.shape(tensor))
     if node.op_type == "BatchNormalization":
         constants = [graph.weights.get(name) for name in node.inputs[1:]]
-        if axis != 1 - rank or node.inputs[0] != tensor or any(array is None for array in constants) or len(node.outputs) > 1:
+        if (
+            axis != 1 - rank
+            or node.inputs[0] != tensor
+            or any(array is None for array in constants)
+            or len(node.outputs) > 1
+        ):
             return None
         gamma, beta, mean, variance = (np.asarray(array, np.float64) for array in constants)
         scale = gamma / np.sqrt(variance + node.attrs.get("epsilon", 1e-5))

@@ -161,7 +161,9 @@ class Graph:
 
     def copy(self) -> Graph:
         """A copy whose nodes and tables are its own; arrays are shared, so replace them, never write into them."""
-        nodes = [Node(n.op_type, list(n.inputs), list(n.outputs), n.name, copy.copy(n.attrs), n.domain) for n in self.nodes]
+        nodes = [
+            Node(n.op_type, list(n.inputs), list(n.outputs), n.name, copy.copy(n.attrs), n.domain) for n in self.nodes
+        ]
         return Graph(
             nodes, dict(self.weights), list(self.inputs), list(self.outputs), dict(self.values),
             self.name, self.opset, dict(self.metadata),

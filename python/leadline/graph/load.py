@@ -8,7 +8,7 @@ import numpy as np
 
 from leadline.graph import constants, names, opset
 from leadline.graph.activations import activations
-from leadline.graph.ir import Array, Graph, Sample, Value
+from leadline.graph.ir import OPSET, Array, Graph, Sample, Value
 from leadline.graph.linear import linears
 from leadline.graph.patterns import layer_norms, softmax_guards
 from leadline.graph.read import Dims, Source
@@ -21,12 +21,14 @@ def normalise(source: Source, sample: Sample | None) -> Graph:
     opset.check(source.opset, source.label)
     inputs = _inputs(source, dict(sample or {}))
     outputs = [Value(name, np.dtype(np.float32), ()) for name in source.outputs]  # real types come with the shapes
+    _check_dtypes({value.name: value.dtype for value in inputs}, source.label)
     graph = Graph(source.nodes, dict(source.weights), inputs, outputs, {}, source.name, source.opset)
     constants.fold(graph, source.label)
-    if graph.opset != opset.OPSET:
+    if graph.opset != OPSET:
         opset.convert(graph, source.label)
         constants.fold(graph, source.label)
-    _check_dtypes(graph, source.label)
+    _check_dtypes({name: array.dtype for name, array in graph.weights.items()}, source.label)
+    _check_dtypes({name: value.dtype for name, value in graph.values.items()}, source.label)
     _check_finite(graph, source.label)
     simplify(graph)
     softmax_guards(graph)
@@ -52,7 +54,9 @@ def _fix(name: str, dtype: np.dtype[Any], dims: Dims, given: Any) -> Value:
         free = [axis for axis, dim in enumerate(dims) if dim is None and axis > 0]
         if free:
             text = "x".join("?" if dim is None else str(dim) for dim in dims)
-            raise refuse("Graph.load", f"sample must fix the free axes of input '{name}'", f"no sample for shape {text}")
+            raise refuse(
+                "Graph.load", f"sample must fix the free axes of input '{name}'", f"no sample for shape {text}"
+            )
         return Value(name, dtype, tuple(dim or 1 for dim in dims))
     shape = tuple(given.shape) if isinstance(given, np.ndarray) else tuple(int(dim) for dim in given)
     if isinstance(given, np.ndarray) and given.dtype != dtype:
@@ -64,15 +68,18 @@ def _fix(name: str, dtype: np.dtype[Any], dims: Dims, given: Any) -> Value:
     return Value(name, dtype, shape)
 
 
-_DTYPES = {np.dtype(kind) for kind in ("float32", "int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64", "bool")}
+_DTYPES = {
+    np.dtype(kind)
+    for kind in ("float32", "int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64", "bool")
+}
 
 
-def _check_dtypes(graph: Graph, label: str) -> None:
-    tensors = {**{name: array.dtype for name, array in graph.weights.items()}, **{v.name: v.dtype for v in graph.values.values()}}
-    for name, dtype in tensors.items():
+def _check_dtypes(dtypes: dict[str, np.dtype[Any]], label: str) -> None:
+    for name, dtype in dtypes.items():
         if dtype not in _DTYPES:
             kind = "string" if dtype == np.dtype(object) else str(dtype)
-            raise refuse("Graph.load", f"tensors of '{label}' must be float32 or integers; convert the network first", f"{kind} '{name}'")
+            rule = f"tensors of '{label}' must be float32 or integers; convert the network first"
+            raise refuse("Graph.load", rule, f"{kind} '{name}'")
 
 
 # Infinity is a legitimate constant where it masks or bounds; NaN never is.

@@ -11,11 +11,15 @@ import onnx
 from leadline.graph.ir import Graph, Node
 
 # What exporters write where they have no name to give.
-_ANONYMOUS = re.compile(r"_?\d+|onnx::.*|.*Constant(_.*)?|.*_output_\d+|(val|const|getitem|tmp|p2o)[._].*|", re.IGNORECASE)
+_ANONYMOUS = re.compile(
+    r"_?\d+|onnx::.*|.*Constant(_.*)?|.*_output_\d+|(val|const|getitem|tmp|p2o)[._].*|", re.IGNORECASE
+)
 _ROLE = re.compile(r"[._/](weight|kernel|bias|gamma|beta|scale|w|b)(_\d+)?$", re.IGNORECASE)
 _ROLES = {
     "BatchNormalization": ("", "weight", "bias", "running_mean", "running_var"),
-    **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "GroupNormalization", "InstanceNormalization"), ("", "weight", "bias")),
+    **dict.fromkeys(
+        ("Conv", "ConvTranspose", "Gemm", "GroupNormalization", "InstanceNormalization"), ("", "weight", "bias")
+    ),
     **dict.fromkeys(("LayerNormalization", "MatMul", "PRelu"), ("", "weight", "bias")),
 }
 _SPECIFIC = re.compile(r"[a-z_]{3,}")  # schema input names that say something: shape, starts, axes, scales
@@ -95,7 +99,7 @@ def _from_weights(graph: Graph, node: Node) -> str:
 def _from_node(graph: Graph, node: Node) -> str:
     """The node's own name: a layer is called as its module, anything else "module.operator"."""
     path, _, leaf = node.name.strip("/").rpartition("/")
-    is_operator = re.fullmatch(rf"(.*\.)?{node.op_type}(_\d+)?", leaf, re.IGNORECASE) is not None
+    is_operator = onnx.defs.has(re.sub(r"_\d+$", "", leaf).rpartition(".")[2])
     leaf = _clean(leaf.lower() if is_operator else leaf) or node.op_type.lower()
     module = _clean(path)
     if not module:
@@ -106,7 +110,9 @@ def _from_node(graph: Graph, node: Node) -> str:
 def _from_output(graph: Graph, node: Node) -> str:
     """The name of the tensor it writes, unless a pass made that or users fixed it."""
     ends = {value.name for value in graph.outputs}
-    return "" if "|" in node.outputs[0] or node.outputs[0] in ends else re.sub(r"\.tmp_\d+$", "", _clean(node.outputs[0]))
+    return (
+        "" if "|" in node.outputs[0] or node.outputs[0] in ends else re.sub(r"\.tmp_\d+$", "", _clean(node.outputs[0]))
+    )
 
 
 def _role(node: Node, index: int) -> str:

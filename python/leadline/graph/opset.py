@@ -5,10 +5,9 @@ from __future__ import annotations
 import onnx
 from onnx import helper, numpy_helper
 
-from leadline.graph.ir import OPSET, Graph, Node
+from leadline.graph.ir import OPSET, Graph, Node, Value
 from leadline.graph.read import to_node
 from leadline.graph.write import INLINE_BYTES, to_model, value_info
-from leadline.graph.ir import Value
 from leadline.types import refuse
 
 OLDEST, NEWEST = 7, 24
@@ -32,7 +31,11 @@ def _upgrade(graph: Graph, label: str) -> None:
     model = to_model(graph, INLINE_BYTES)
     del model.graph.value_info[:]
     small = [tensor for tensor in model.graph.initializer if not tensor.external_data]
-    large = [Value(tensor.name, graph.weights[tensor.name].dtype, tuple(tensor.dims)) for tensor in model.graph.initializer if tensor.external_data]
+    large = [
+        Value(tensor.name, graph.weights[tensor.name].dtype, tuple(tensor.dims))
+        for tensor in model.graph.initializer
+        if tensor.external_data
+    ]
     del model.graph.initializer[:]
     model.graph.initializer.extend(small)
     model.graph.input.extend(map(value_info, large))
@@ -42,11 +45,15 @@ def _upgrade(graph: Graph, label: str) -> None:
         reason = str(error).splitlines()[0]
         raise refuse("Graph.load", f"'{label}' must convert from opset {graph.opset} to {OPSET}", reason) from None
     graph.nodes = list(map(to_node, model.graph.node))
+    for node in graph.nodes:
+        if node.op_type == "Resize" and graph.opset < 11:
+            # The converter leaves the new defaults; before opset 11 there was only this meaning.
+            node.attrs |= {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     graph.weights.update((tensor.name, numpy_helper.to_array(tensor)) for tensor in model.graph.initializer)
 
 
 def _downgrade(graph: Graph, label: str) -> None:
-    """Opsets 22 to 24 add types and operators; an operator that 21 has, used with attributes that 21 has, means the same."""
+    """Opsets 22 to 24 add types, operators and attributes; what 21 has too means the same there."""
     for node in graph.nodes:
         new = onnx.defs.get_schema(node.op_type, graph.opset)
         if not onnx.defs.has(node.op_type, OPSET):

@@ -54,7 +54,12 @@ def softmax_guards(graph: Graph) -> None:
     endless = any(np.issubdtype(a.dtype, np.floating) and np.isinf(a).any() for a in graph.weights.values())
     for node in graph.nodes:
         test = wiring.writer(node.inputs[0], "IsNaN") if node.op_type == "Where" else None
-        if test is None or endless or test.inputs[0] != node.inputs[2] or wiring.writer(node.inputs[2], "Softmax") is None:
+        if (
+            test is None
+            or endless
+            or test.inputs[0] != node.inputs[2]
+            or wiring.writer(node.inputs[2], "Softmax") is None
+        ):
             continue
         if graph.shape(node.outputs[0]) == graph.shape(node.inputs[2]):
             wiring.replace(node, Node("Identity", [node.inputs[2]], node.outputs, node.name))
@@ -87,7 +92,10 @@ def _layer_norm(wiring: Wiring, root: Node) -> None:
         if gamma is None or beta is None or wiring.graph.shape(last.outputs[0]) != wiring.graph.shape(x):
             continue
         attrs = {"axis": axis, "epsilon": float(epsilon or 0.0)}
-        wiring.replace(last, Node("LayerNormalization", [x, gamma, beta], [last.outputs[0]], beside(last, "LayerNormalization"), attrs))
+        wiring.replace(
+            last,
+            Node("LayerNormalization", [x, gamma, beta], [last.outputs[0]], beside(last, "LayerNormalization"), attrs),
+        )
         return
 
 
@@ -115,11 +123,15 @@ def _axes(wiring: Wiring, node: Node, rank: int) -> list[int]:
     """Axes of a ReduceMean that keeps its dims, sorted; all of them where none are given."""
     if node.attrs.get("keepdims", 1) != 1 or (len(node.inputs) > 1 and node.inputs[1] not in wiring.graph.weights):
         return []
-    given = wiring.graph.weights[node.inputs[1]].tolist() if len(node.inputs) > 1 else node.attrs.get("axes", range(rank))
+    given = (
+        wiring.graph.weights[node.inputs[1]].tolist() if len(node.inputs) > 1 else node.attrs.get("axes", range(rank))
+    )
     return sorted(int(axis) % rank for axis in given)
 
 
-def _normalised(wiring: Wiring, root: Node, power: float, x: str, mean: str) -> Iterator[tuple[Node, str | None, str | None]]:
+def _normalised(
+    wiring: Wiring, root: Node, power: float, x: str, mean: str
+) -> Iterator[tuple[Node, str | None, str | None]]:
     """(last node, gamma, beta) for each way the standard deviation is used, the longest match first."""
     inverses = [root.outputs[0]] if power < 0 else []
     for node in wiring.readers.get(root.outputs[0], []):
@@ -141,7 +153,9 @@ def _normalised(wiring: Wiring, root: Node, power: float, x: str, mean: str) -> 
                 yield from _scaled_first(wiring, node, other, x, mean)
 
 
-def _scaled_first(wiring: Wiring, scaled: Node, gamma: str, x: str, mean: str) -> Iterator[tuple[Node, str | None, str | None]]:
+def _scaled_first(
+    wiring: Wiring, scaled: Node, gamma: str, x: str, mean: str
+) -> Iterator[tuple[Node, str | None, str | None]]:
     """k = gamma / std: (x - mean) * k + beta, or TensorFlow's x * k + (beta - mean * k)."""
     k = scaled.outputs[0]
     products = {wiring.operand(node, k): node for node in wiring.readers.get(k, []) if node.op_type == "Mul"}

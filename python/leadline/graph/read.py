@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+import onnx.inliner
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from leadline.graph.ir import Array, Node
@@ -37,7 +38,11 @@ def parse(path: str | Path, function: str = "Graph.load") -> onnx.ModelProto:
     """The model of a file, external data left where it is."""
     file = Path(path)
     if not file.is_file():
-        raise refuse(function, "path must be an ONNX file", f"'{path}', which {'is a folder' if file.is_dir() else 'does not exist'}")
+        raise refuse(
+            function,
+            "path must be an ONNX file",
+            f"'{path}', which {'is a folder' if file.is_dir() else 'does not exist'}",
+        )
     model = onnx.ModelProto()
     try:
         model.ParseFromString(file.read_bytes())
@@ -54,7 +59,7 @@ def read(path: str | Path) -> Source:
 
 
 def inspect_inputs(path: str | Path) -> list[tuple[str, np.dtype[Any], Dims]]:
-    """The inputs a file declares, without its weights: (name, dtype, dims), None for a free dim. Quantised files too."""
+    """The inputs a file declares: (name, dtype, dims), None for a free dim. Quantised files too."""
     model = parse(path, "inspect_inputs")
     stored = {tensor.name for tensor in model.graph.initializer}
     return [_input(value, Path(path).name) for value in model.graph.input if value.name not in stored]
@@ -68,7 +73,9 @@ def unpack(model: onnx.ModelProto, base_dir: str | Path | None, label: str) -> S
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     weights = {tensor.name: array(tensor, base_dir, label) for tensor in graph.initializer}
     if graph.sparse_initializer:
-        raise refuse("Graph.load", "weights must be dense", f"sparse '{graph.sparse_initializer[0].values.name}' in '{label}'")
+        raise refuse(
+            "Graph.load", "weights must be dense", f"sparse '{graph.sparse_initializer[0].values.name}' in '{label}'"
+        )
     return Source(
         label,
         list(map(to_node, graph.node)),
@@ -95,7 +102,9 @@ def array(tensor: TensorProto, base_dir: str | Path | None, label: str) -> Array
         try:
             return numpy_helper.to_array(tensor)
         except (ValueError, TypeError):
-            raise refuse("Graph.load", f"weight '{tensor.name}' of '{label}' must match its shape", list(tensor.dims)) from None
+            raise refuse(
+                "Graph.load", f"weight '{tensor.name}' of '{label}' must match its shape", list(tensor.dims)
+            ) from None
     entry = {item.key: item.value for item in tensor.external_data}
     location, dtype = entry.get("location", ""), helper.tensor_dtype_to_np_dtype(tensor.data_type)
     rule = f"external data of weight '{tensor.name}' of '{label}' must be beside the file"

@@ -19,7 +19,7 @@ _DTYPES = {"float": "float32", "double": "float64"}
 
 
 class Session:
-    """One network loaded in onnxruntime on the CPU. Weights of a Graph are read in place, not copied.
+    """One network loaded in onnxruntime on the CPU. Weights are handed over as they are: no serialised copy.
 
     Parameters
     ----------
@@ -96,7 +96,9 @@ class Session:
                 received = getattr(array, "dtype", type(array).__name__)
                 raise refuse("Session.run", f"input '{name}' must be an array of {dtype}", received)
             fits = not dims or len(dims) == array.ndim  # onnxruntime reports a shape left open as ()
-            fits &= all(not isinstance(want, int) or want == have for want, have in zip(dims, array.shape, strict=False))
+            fits &= all(
+                not isinstance(want, int) or want == have for want, have in zip(dims, array.shape, strict=False)
+            )
             if not fits:
                 raise refuse("Session.run", f"input '{name}' must have shape {_text(dims)}", _text(array.shape))
         return dict(zip(self.outputs, self._session.run(self.outputs, dict(feed)), strict=True))

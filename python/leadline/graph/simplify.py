@@ -10,8 +10,8 @@ import numpy as np
 from leadline.graph.ir import Graph, Node, Value
 
 _UNARY = {
-    "Abs", "Ceil", "Celu", "Clip", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Neg",
-    "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Tanh",
+    "Abs", "Ceil", "Celu", "Clip", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu",
+    "Mish", "Neg", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Tanh",
 }  # fmt: skip
 _LAST_AXIS = {"LayerNormalization", "LogSoftmax", "Softmax"}
 _SHORT = 16  # elements: constants up to here are compared by value, larger ones are weights and compared by name
@@ -80,16 +80,14 @@ def _is_noop(graph: Graph, node: Node) -> bool:
         case "Identity" | "Dropout" | "Cast" | "Reshape" | "Expand":
             return True
         case "Transpose":
-            perm = node.attrs.get("perm", list(range(len(before.shape)))[::-1])
+            perm: list[int] = node.attrs.get("perm", list(range(len(before.shape)))[::-1])
             return perm == sorted(perm)
         case "Concat" | "Sum" | "Max" | "Min" | "Mean":
             return len(node.inputs) == 1
         case "Slice":
-            return len(constants) < 4 or constants[3] is not None and bool((constants[3] > 0).all())
-        case "Pad" | "Tile":
-            return node.attrs.get("mode", "constant") == "constant"  # same shape: nothing was padded
-        case "Add" | "Sub":
-            return constants[0] is not None and not constants[0].any()
+            return len(constants) < 4 or (constants[3] is not None and bool((constants[3] > 0).all()))
+        case "Pad" | "Add" | "Sub":
+            return constants[0] is not None and not bool(constants[0].any())
         case "Mul" | "Div":
             return constants[0] is not None and bool((constants[0] == 1).all())
     return False
@@ -135,7 +133,9 @@ def _merge_twins(graph: Graph) -> None:
     alias: dict[str, str] = {}
     for node in graph.nodes:
         node.inputs = [alias.get(name, name) for name in node.inputs]
-        inputs = tuple(_key(weights[name]) if name in weights and weights[name].size <= _SHORT else name for name in node.inputs)
+        inputs = tuple(
+            _key(weights[name]) if name in weights and weights[name].size <= _SHORT else name for name in node.inputs
+        )
         key = (node.op_type, inputs, len(node.outputs), tuple(sorted((k, _key(v)) for k, v in node.attrs.items())))
         twin = first.setdefault(key, node)
         if twin is not node and not ends.intersection(node.outputs):
@@ -154,7 +154,7 @@ def _spell_out(graph: Graph, node: Node) -> None:
     ones = [1] * len(kernel)
     strides, dilations = node.attrs.get("strides", ones), node.attrs.get("dilations", ones)
     auto = node.attrs.pop("auto_pad", "NOTSET")
-    if auto.startswith("SAME"):
+    if auto.startswith("SAME") or node.attrs.pop("output_shape", None):
         span = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
         sizes = zip(graph.shape(node.inputs[0])[2:], graph.shape(node.outputs[0])[2:], strict=True)
         if node.op_type == "Conv":
@@ -165,11 +165,8 @@ def _spell_out(graph: Graph, node: Node) -> None:
                 max(s * (i - 1) + e + k - o, 0) for (i, o), s, k, e in zip(sizes, strides, span, extra, strict=True)
             ]
         less, more = [t // 2 for t in total], [t - t // 2 for t in total]
-        # The odd pixel goes to the end under SAME_UPPER; ConvTranspose crops instead of padding, the same way round.
+        # The odd pixel goes to the end under SAME_UPPER; ConvTranspose crops where Conv pads.
         node.attrs["pads"] = less + more if auto == "SAME_UPPER" else more + less
     pads = node.attrs.get("pads", [0] * 2 * len(kernel))
-    node.attrs.pop("output_shape", None) if auto.startswith("SAME") else None
-    node.attrs |= {
-        "kernel_shape": kernel, "strides": strides, "pads": pads, "dilations": dilations, "group": node.attrs.get("group", 1)
-    }  # fmt: skip
-
+    group = node.attrs.get("group", 1)
+    node.attrs |= {"kernel_shape": kernel, "strides": strides, "pads": pads, "dilations": dilations, "group": group}

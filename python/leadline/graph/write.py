@@ -24,7 +24,7 @@ def attribute(node: Node, name: str, value: Any) -> onnx.AttributeProto:
         return helper.make_attribute(name, numpy_helper.from_array(value))
     if isinstance(value, list) and not value:
         kind = onnx.defs.get_schema(node.op_type, domain=node.domain).attributes[name].type
-        return helper.make_attribute(name, value, attr_type=kind.value)
+        return helper.make_attribute(name, value, attr_type=kind.value)  # type: ignore[attr-defined]
     return helper.make_attribute(name, value)
 
 
@@ -48,7 +48,7 @@ def placeholder(name: str, array: Array, location: str, offset: int = 0) -> Tens
 
 
 def to_model(graph: Graph, inline: int | None = None, location: str = "weights") -> onnx.ModelProto:
-    """The graph as a model. Weights above `inline` bytes (None: no bound) become placeholders laid out in `location`."""
+    """The graph as a model. Weights above `inline` bytes (None: no bound) are laid out in the file `location`."""
     tensors = []
     for name, array, offset in layout(graph, inline):
         tensors.append(
