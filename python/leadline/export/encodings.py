@@ -78,7 +78,7 @@ class Encodings:
         found = cls({name: _plain(grid) for name, grid in grids.items()})
         return found._placed(graph, _wrong)
 
-    def write(self, path: str | os.PathLike[str], version: Version = "1.0.0") -> None:
+    def write(self, path: str | os.PathLike[str], version: str = "1.0.0") -> None:
         """Write a file; nothing half-written is left at `path` if it fails. See the module's table for what is kept.
 
         Raises
@@ -90,7 +90,7 @@ class Encodings:
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(document, indent=4, sort_keys=True, allow_nan=False) + "\n", "utf-8")
 
-    def _document(self, version: Version) -> dict[str, Any]:
+    def _document(self, version: str) -> dict[str, Any]:
         if version not in get_args(Version):
             raise refuse("encodings.write", f"version must be one of {', '.join(get_args(Version))}", repr(version))
         producer = {"package": "leadline", "version": package_version("leadline")}
@@ -164,6 +164,11 @@ def read(path: str | os.PathLike[str], graph: Graph | None = None) -> Encodings:
         The file is missing, no JSON, of an unknown version or mixed from several; a field is missing, unknown, or has
         an impossible value; a tensor is not in the graph. The message names file, tensor and field.
     """
+    return read_with_version(path, graph)[0]
+
+
+def read_with_version(path: str | os.PathLike[str], graph: Graph | None = None) -> tuple[Encodings, str]:
+    """`read`, and the version that the file is in."""
     file = Path(path)
     document = _json(file)
     found = document.get("version") if isinstance(document, dict) else None
@@ -194,13 +199,13 @@ def read(path: str | os.PathLike[str], graph: Graph | None = None) -> Encodings:
     if not isinstance(excluded, list) or not all(isinstance(name, str) for name in excluded):
         raise refuse("encodings.read", f"'{file}': excluded_layers must be a list of names", repr(excluded)[:80])
     encodings = Encodings(grids, frozenset(params) if legacy else None, frozenset(floats), tuple(excluded))
-    return encodings if graph is None else encodings._placed(graph, reader.wrong)
+    return (encodings if graph is None else encodings._placed(graph, reader.wrong)), found
 
 
 def convert(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
-    version: Version,
+    version: str,
     graph: Graph | None = None,
 ) -> None:
     """Rewrite an encodings file in another version.
