@@ -165,6 +165,9 @@ def test_what_a_scheme_says_about_finding_a_grid_is_dropped() -> None:
     scheme = Scheme(8, True, True, narrow=True, fit="aimet")
     found = Encodings.from_grids(network(), {"x": Grid(np.float32(1), np.int32(0), scheme)}).grids["x"]
     assert found.scheme == Scheme(8, True, True)
+    leftover = Scheme(8, axis=0, block_size=128)
+    x = Grid(np.float32(1), np.int32(0), leftover)
+    assert Encodings.from_grids(network(), {"x": x}).grids["x"].scheme == Scheme(8)
     middle = Grid(np.float32(1), np.int32(128), Scheme(8, False, True))
     assert Encodings.from_grids(network(), {"x": middle}).grids["x"].scheme == Scheme(8)
 

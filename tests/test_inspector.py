@@ -142,6 +142,7 @@ def test_dead_and_saturated_grids_are_named(tmp_path: Path) -> None:
     assert found.suspicious["fc.w"].startswith("saturated: ")
     assert found.suspicious["gain"] == "dead: every code is 0"
     assert found.suspicious.keys() == {"g", "conv.w", "fc.w", "gain"}
+    assert found.rows(longest=1)[-1 - len(found.float_operators)] == ("suspicious", "and 3 more")
 
 
 def test_a_model_of_onnxruntimes_is_counted(tmp_path: Path) -> None:

@@ -100,7 +100,9 @@ class Inspection:
             rows.append(("weights", f"{sizes}, {self.saving:.1f} % saved"))
         if self.uncovered:
             rows.append(("left in float", _cut(self.uncovered, longest)))
-        rows += [("suspicious", f"{name}: {what}") for name, what in self.suspicious.items()]
+        rows += [("suspicious", f"{name}: {what}") for name, what in list(self.suspicious.items())[:longest]]
+        if len(self.suspicious) > longest:
+            rows.append(("suspicious", f"and {len(self.suspicious) - longest} more"))
         rows += [
             ("float operators", f"{kind} {len(names)}: {_cut(names, longest)}")
             for kind, names in self.float_operators.items()

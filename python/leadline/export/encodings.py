@@ -225,8 +225,19 @@ def _most_frequent_bits(schemes: list[Scheme]) -> int:
 
 def _plain(grid: Grid) -> Grid:
     """The grid without what no encodings file can say."""
-    symmetric = grid.scheme.signed and not grid.zero_point.any()
-    return Grid(grid.scale, grid.zero_point, replace(grid.scheme, symmetric=symmetric, narrow=False, fit="absmax"))
+    scheme = grid.scheme
+    return Grid(
+        grid.scale,
+        grid.zero_point,
+        Scheme(
+            scheme.bits,
+            scheme.signed,
+            symmetric=scheme.signed and not grid.zero_point.any(),
+            granularity=scheme.granularity,
+            axis=None if scheme.granularity == "tensor" else scheme.axis,
+            block_size=scheme.block_size if scheme.granularity == "block" else None,
+        ),
+    )
 
 
 def _wrong(name: str, rule: str, received: object) -> InputError:
