@@ -63,9 +63,13 @@ def assign(graph: Graph) -> None:
 def _stems(graph: Graph) -> list[str]:
     """What each node would be called if names could repeat."""
     counts: Counter[str] = Counter()
+    uses = Counter(name for node in graph.nodes for name in node.inputs)
     stems = []
     for node in graph.nodes:
-        stem = _from_weights(graph, node) or _from_node(graph, node) or _from_output(graph, node)
+        own = [name for name in node.inputs[1:] if name in graph.weights and uses[name] == 1]
+        stem = _from_weights(node, own) or _from_node(graph, node)
+        if not stem and node.op_type != "Reshape":
+            stem = _from_output(graph, node)
         if not stem and node.op_type != "Reshape":
             stem = f"{node.op_type.lower()}_{counts[node.op_type]}"
             counts[node.op_type] += 1
@@ -79,8 +83,10 @@ def _stems(graph: Graph) -> list[str]:
             after = next((n for n in readers.get(node.outputs[0], []) if n.op_type == "Gemm"), None)
             if before is not None and before.op_type == "Gemm":
                 stems[index] = f"{known[id(before)]}.unflatten"
+            elif after is not None:
+                stems[index] = f"{known[id(after)]}.flatten"
             else:
-                stems[index] = f"{known[id(after)]}.flatten" if after else "reshape"
+                stems[index] = _from_output(graph, node) or "reshape"
     return stems
 
 
@@ -88,10 +94,10 @@ def _has_weights(graph: Graph, node: Node) -> bool:
     return node.op_type in _ROLES and any(name in graph.weights for name in node.inputs[1:])
 
 
-def _from_weights(graph: Graph, node: Node) -> str:
-    """The module a layer belongs to, by the names of its weights."""
-    for name in node.inputs[1:] if _has_weights(graph, node) else ():
-        if name in graph.weights and _ROLE.search(clean := _clean(_origin(name))):
+def _from_weights(node: Node, own: list[str]) -> str:
+    """The module a layer belongs to, by the names of the weights that it alone reads."""
+    for name in own if node.op_type in _ROLES else ():
+        if _ROLE.search(clean := _clean(_origin(name))):
             return _ROLE.sub("", clean)
     return ""
 
