@@ -67,10 +67,10 @@ print((memory("VmHWM") - before) / sum(array.nbytes for array in weights.values(
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
-def test_a_session_adds_little_more_than_one_copy_of_the_weights():
-    """No serialised model beside the graph's arrays and onnxruntime's own copy."""
+def test_a_session_adds_at_most_onnxruntimes_own_copies():
+    """Its copy of the weights and the one it repacks for products; a serialised model would add two more."""
     added = float(subprocess.run([sys.executable, "-c", PEAK], check=True, capture_output=True, text=True).stdout)
-    assert added < 1.5
+    assert added < 2.25
 
 
 def test_no_optimisation_means_every_tensor_is_as_written():
