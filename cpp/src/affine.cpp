@@ -11,19 +11,24 @@
 namespace leadline::affine {
 namespace {
 
-// Elements handled at a time inside a chunk, so that a second look at them comes from the first-level cache.
-constexpr std::int64_t block_elements = 2048;
+// Elements handled at a time inside a chunk: with their parameters they fit the first-level cache.
+constexpr std::int64_t block_elements = 1024;
 // Runs shorter than this are not worth a kernel of their own.
 constexpr std::int64_t short_run = 16;
 
 // Calls run(channel, begin, length) for each contiguous piece of one channel in [begin, end).
 template <class Run>
 void for_runs(const Layout& layout, std::int64_t begin, std::int64_t end, Run&& run) {
+    if (begin >= end) return;
+    std::int64_t channel = begin / layout.inner % layout.channels, row_end = (begin / layout.inner + 1) * layout.inner;
     while (begin < end) {
-        const std::int64_t row = begin / layout.inner;
-        const std::int64_t stop = std::min({(row + 1) * layout.inner, end, begin + block_elements});
-        run(row % layout.channels, begin, stop - begin);
+        const std::int64_t stop = std::min({row_end, end, begin + block_elements});
+        run(channel, begin, stop - begin);
         begin = stop;
+        if (begin == row_end) {
+            row_end += layout.inner;
+            if (++channel == layout.channels) channel = 0;
+        }
     }
 }
 
@@ -54,31 +59,73 @@ void for_periods(std::int64_t period, std::int64_t begin, std::int64_t end, Run&
     }
 }
 
-bool has_nan(const float* x, std::int64_t n) {
-    int found = 0;
-    for (std::int64_t i = 0; i < n; ++i) found |= x[i] != x[i];
-    return found != 0;
-}
-
 // One kernel, for a parameter that is constant over the run or alternates along it.
 struct Same {
     float value;
     float operator[](std::int64_t) const { return value; }
 };
+struct SameZero {
+    std::int32_t value;
+    std::int32_t operator[](std::int64_t) const { return value; }
+};
 
+// The runs return whether there was no NaN.
 template <class Code, class Parameter>
-void quantize_run(const float* x, std::int64_t n, Parameter scale, Parameter lowest, Parameter highest, Parameter zero,
+bool quantize_run(const float* x, std::int64_t n, Parameter scale, Parameter lowest, Parameter highest, Parameter zero,
                   Code* codes) {
-    for (std::int64_t i = 0; i < n; ++i)
+    std::int32_t nan = 0;
+    for (std::int64_t i = 0; i < n; ++i) {
+        nan |= x[i] != x[i];
         codes[i] = static_cast<Code>(
             static_cast<std::int32_t>(nearest_step(x[i], scale[i], lowest[i], highest[i]) + zero[i]));
+    }
+    return nan == 0;
 }
 
 template <class Parameter>
-void fake_run(const float* x, std::int64_t n, Parameter scale, Parameter lowest, Parameter highest, float* out) {
-    for (std::int64_t i = 0; i < n; ++i)  // + 0.0f turns -0.0 into 0.0, as going through integers does
+bool fake_run(const float* x, std::int64_t n, Parameter scale, Parameter lowest, Parameter highest, float* out) {
+    std::int32_t nan = 0;
+    for (std::int64_t i = 0; i < n; ++i) {
+        nan |= x[i] != x[i];
+        // + 0.0f turns -0.0 into 0.0, as going through integers does
         out[i] = (nearest_step(x[i], scale[i], lowest[i], highest[i]) + 0.0f) * scale[i];
+    }
+    return nan == 0;
 }
+
+template <class Code, class Zero, class Parameter>
+void dequantize_run(const Code* codes, std::int64_t n, Parameter scale, Zero zero, float* x) {
+    using Wide = std::conditional_t<sizeof(Code) < 4, std::int32_t, std::int64_t>;
+    for (std::int64_t i = 0; i < n; ++i)
+        x[i] = static_cast<float>(static_cast<Wide>(codes[i]) - static_cast<Wide>(zero[i])) * scale[i];
+}
+
+// Where a run writes: to the array itself, or, for an array larger than the caches, to a block that is then streamed.
+class Output {
+   public:
+    Output(std::span<float> out, bool in_place)
+        : out_(out.data()), stream_(!in_place && static_cast<std::int64_t>(out.size_bytes()) > lanes::stream_bytes) {}
+    ~Output() {
+        if (stream_) lanes::fence();
+    }
+    Output(const Output&) = delete;
+
+    template <class Run>
+    auto operator()(std::int64_t from, std::int64_t n, Run&& run) {
+        if (!stream_) return run(out_ + from);
+        struct Flush {
+            Output& self;
+            std::int64_t from, n;
+            ~Flush() { lanes::stream(self.block_, n, self.out_ + from); }
+        } flush{*this, from, n};
+        return run(static_cast<float*>(block_));
+    }
+
+   private:
+    float* out_;
+    bool stream_;
+    alignas(64) float block_[block_elements];
+};
 
 // 32-bit codes do not fit float's 24 bits: these go through double.
 std::int64_t wide_step(float x, float scale, std::int64_t zero, const Scheme& scheme) {
@@ -87,21 +134,16 @@ std::int64_t wide_step(float x, float scale, std::int64_t zero, const Scheme& sc
     return static_cast<std::int64_t>(step > lowest ? (step < highest ? step : highest) : lowest);
 }
 
-// The parameters in the form that the loops want.
+// The parameters of an alternating layout, written out over one period.
 struct Parameters {
     std::vector<float> scale, lowest, highest, zero;
-    Parameters(std::span<const float> scales, std::span<const std::int32_t> zeros, const Scheme& scheme) {
-        const std::size_t n = scales.size();
-        scale.assign(scales.begin(), scales.end());
-        lowest.resize(n), highest.resize(n), zero.resize(n);
-        for (std::size_t c = 0; c < n; ++c) {
-            const Steps steps({scales[c], zeros[c]}, scheme);
-            lowest[c] = steps.lowest, highest[c] = steps.highest, zero[c] = static_cast<float>(zeros[c]);
+    Parameters(const Layout& layout, std::span<const float> scales, std::span<const std::int32_t> zeros,
+               const Scheme& scheme)
+        : scale(written_out(layout, scales)) {
+        for (const std::int32_t z : written_out(layout, zeros)) {
+            const Steps steps({1.0f, z}, scheme);
+            lowest.push_back(steps.lowest), highest.push_back(steps.highest), zero.push_back(static_cast<float>(z));
         }
-    }
-    void write_out(const Layout& layout) {
-        for (auto* values : {&scale, &lowest, &highest, &zero})
-            *values = written_out<float>(layout, *values);
     }
 };
 
@@ -140,14 +182,14 @@ struct Range {
     }
 };
 
-// Four independent pairs of accumulators keep the loop at the speed of memory. Returns false on NaN.
-bool range_run(const float* x, std::int64_t n, Range& range) {
+// Four independent pairs of accumulators keep the loop at the speed of memory.
+void range_run(const float* x, std::int64_t n, Range& range, lanes::I& nan) {
     using namespace lanes;
     std::int64_t i = 0;
-    I nan{};
-    if (n >= 4 * width) {
+    if (n >= width) {
         F lo[4], hi[4];
-        for (int k = 0; k < 4; ++k) lo[k] = fill(range.lo), hi[k] = fill(range.hi);
+        lo[0] = hi[0] = load(x);
+        for (int k = 1; k < 4; ++k) lo[k] = hi[k] = lo[0];
         for (; i + 4 * width <= n; i += 4 * width) {
 #pragma GCC unroll 4
             for (int k = 0; k < 4; ++k) {
@@ -156,15 +198,18 @@ bool range_run(const float* x, std::int64_t n, Range& range) {
                 nan |= v != v;
             }
         }
-        const F low = min(min(lo[0], lo[1]), min(lo[2], lo[3])), high = max(max(hi[0], hi[1]), max(hi[2], hi[3]));
-        for (int k = 0; k < width; ++k) range.take(low[k]), range.take(high[k]);
+        for (; i + width <= n; i += width) {
+            const F v = load(x + i);
+            lo[0] = min(v, lo[0]), hi[0] = max(v, hi[0]);
+            nan |= v != v;
+        }
+        range.take(reduce(min(min(lo[0], lo[1]), min(lo[2], lo[3])), min));
+        range.take(reduce(max(max(hi[0], hi[1]), max(hi[2], hi[3])), max));
     }
-    int tail = any(nan);
     for (; i < n; ++i) {
-        tail |= x[i] != x[i];
+        nan[0] |= -(x[i] != x[i]);
         range.take(x[i]);
     }
-    return tail == 0;
 }
 
 bool range_alternating(const float* x, std::int64_t n, float* lo, float* hi) {
@@ -193,15 +238,16 @@ bool range(std::span<const float> x, const Layout& layout, std::span<float> lo, 
     std::atomic<bool> finite = true;
     for_chunks(size, threads, [&](std::int64_t begin, std::int64_t end, int worker) {
         bool good = true;
+        lanes::I nan{};
         if (alternating)
             for_periods(period, begin, end, [&](std::int64_t at, std::int64_t from, std::int64_t n) {
                 good &= range_alternating(&x[from], n, &low[worker * period + at], &high[worker * period + at]);
             });
         else
             for_runs(layout, begin, end, [&](std::int64_t channel, std::int64_t from, std::int64_t n) {
-                good &= range_run(&x[from], n, found[worker * period + channel]);
+                range_run(&x[from], n, found[worker * period + channel], nan);
             });
-        if (!good) finite = false;
+        if (!good || lanes::any(nan)) finite = false;
     });
     std::vector<Range> merged(lo.size());
     for (std::size_t i = 0; i < low.size(); ++i) {
@@ -226,28 +272,30 @@ bool quantize(std::span<const float> x, const Layout& layout, std::span<const fl
     check_layout(layout, size, static_cast<std::int64_t>(scale.size()), "quantize");
     require(codes.size() == x.size() && zero_point.size() == scale.size(), "quantize", "codes must have the size of x",
             std::to_string(codes.size()));
+    if (size == 0) return true;
     std::atomic<bool> clean = true;
-    Parameters of(scale, zero_point, scheme);
     const bool alternating = sizeof(Code) < 4 && alternates(layout);
-    if (alternating) of.write_out(layout);
+    const Parameters of(alternating ? layout : Layout{1, 1, 1}, scale, zero_point, scheme);
     for_chunks(size, threads, [&](std::int64_t begin, std::int64_t end, int) {
         bool good = true;
         if (alternating)
             for_periods(static_cast<std::int64_t>(of.scale.size()), begin, end,
                         [&](std::int64_t at, std::int64_t from, std::int64_t n) {
-                            quantize_run<Code, const float*>(&x[from], n, &of.scale[at], &of.lowest[at],
-                                                             &of.highest[at], &of.zero[at], &codes[from]);
-                            good &= !has_nan(&x[from], n);
+                            good &= quantize_run<Code, const float*>(&x[from], n, &of.scale[at], &of.lowest[at],
+                                                                     &of.highest[at], &of.zero[at], &codes[from]);
                         });
         else
             for_runs(layout, begin, end, [&](std::int64_t c, std::int64_t from, std::int64_t n) {
-                if constexpr (sizeof(Code) < 4)
-                    quantize_run<Code, Same>(&x[from], n, {of.scale[c]}, {of.lowest[c]}, {of.highest[c]}, {of.zero[c]},
-                                             &codes[from]);
-                else
-                    for (std::int64_t i = from; i < from + n; ++i)
+                if constexpr (sizeof(Code) < 4) {
+                    const Steps to({scale[c], zero_point[c]}, scheme);
+                    good &= quantize_run<Code, Same>(&x[from], n, {to.scale}, {to.lowest}, {to.highest},
+                                                     {static_cast<float>(zero_point[c])}, &codes[from]);
+                } else {
+                    for (std::int64_t i = from; i < from + n; ++i) {
+                        good &= !std::isnan(x[i]);
                         codes[i] = static_cast<Code>(wide_step(x[i], scale[c], zero_point[c], scheme) + zero_point[c]);
-                good &= !has_nan(&x[from], n);
+                    }
+                }
             });
         if (!good) clean = false;
     });
@@ -261,26 +309,25 @@ void dequantize(std::span<const Code> codes, const Layout& layout, std::span<con
     check_layout(layout, size, static_cast<std::int64_t>(scale.size()), "dequantize");
     require(codes.size() == x.size() && zero_point.size() == scale.size(), "dequantize",
             "the result must have the size of codes", std::to_string(x.size()));
-    using Wide = std::conditional_t<sizeof(Code) < 4, std::int32_t, std::int64_t>;
+    if (size == 0) return;
     const bool alternating = alternates(layout);
     const auto scales = alternating ? written_out(layout, scale) : std::vector<float>();
     const auto zeros = alternating ? written_out(layout, zero_point) : std::vector<std::int32_t>();
     for_chunks(size, threads, [&](std::int64_t begin, std::int64_t end, int) {
+        Output output(x, false);
         if (alternating)
             for_periods(static_cast<std::int64_t>(scales.size()), begin, end,
                         [&](std::int64_t at, std::int64_t from, std::int64_t n) {
-                            for (std::int64_t i = 0; i < n; ++i)
-                                x[from + i] = static_cast<float>(static_cast<Wide>(codes[from + i]) - zeros[at + i]) *
-                                              scales[at + i];
+                            output(from, n, [&](float* to) {
+                                dequantize_run<Code, const std::int32_t*, const float*>(&codes[from], n, &scales[at],
+                                                                                        &zeros[at], to);
+                            });
                         });
         else
             for_runs(layout, begin, end, [&](std::int64_t c, std::int64_t from, std::int64_t n) {
-                const Wide zero = zero_point[c];
-                const float step = scale[c];
-                const Code* q = &codes[from];
-                float* out = &x[from];
-                for (std::int64_t i = 0; i < n; ++i)
-                    out[i] = static_cast<float>(static_cast<Wide>(q[i]) - zero) * step;
+                output(from, n, [&](float* to) {
+                    dequantize_run<Code, SameZero, Same>(&codes[from], n, {scale[c]}, {zero_point[c]}, to);
+                });
             });
     });
 }
@@ -291,28 +338,34 @@ bool fake_quantize(std::span<const float> x, const Layout& layout, std::span<con
     check_layout(layout, size, static_cast<std::int64_t>(scale.size()), "fake_quantize");
     require(out.size() == x.size() && zero_point.size() == scale.size(), "fake_quantize", "out must have the size of x",
             std::to_string(out.size()));
+    if (size == 0) return true;
     std::atomic<bool> clean = true;
-    Parameters of(scale, zero_point, scheme);
     const bool wide = scheme.qmax > (std::int64_t{1} << 16);
     const bool alternating = !wide && alternates(layout);
-    if (alternating) of.write_out(layout);
+    const Parameters of(alternating ? layout : Layout{1, 1, 1}, scale, zero_point, scheme);
     for_chunks(size, threads, [&](std::int64_t begin, std::int64_t end, int) {
         bool good = true;
+        Output output(out, out.data() == x.data());
         if (alternating)
             for_periods(static_cast<std::int64_t>(of.scale.size()), begin, end,
                         [&](std::int64_t at, std::int64_t from, std::int64_t n) {
-                            good &= !has_nan(&x[from], n);
-                            fake_run<const float*>(&x[from], n, &of.scale[at], &of.lowest[at], &of.highest[at],
-                                                   &out[from]);
+                            good &= output(from, n, [&](float* to) {
+                                return fake_run<const float*>(&x[from], n, &of.scale[at], &of.lowest[at],
+                                                              &of.highest[at], to);
+                            });
                         });
         else
             for_runs(layout, begin, end, [&](std::int64_t c, std::int64_t from, std::int64_t n) {
-                good &= !has_nan(&x[from], n);  // first: `out` may be `x`
-                if (!wide)
-                    fake_run<Same>(&x[from], n, {of.scale[c]}, {of.lowest[c]}, {of.highest[c]}, &out[from]);
-                else
-                    for (std::int64_t i = from; i < from + n; ++i)
-                        out[i] = static_cast<float>(wide_step(x[i], scale[c], zero_point[c], scheme)) * scale[c];
+                good &= output(from, n, [&](float* to) {
+                    const Steps steps({scale[c], zero_point[c]}, scheme);
+                    if (!wide) return fake_run<Same>(&x[from], n, {steps.scale}, {steps.lowest}, {steps.highest}, to);
+                    bool fine = true;
+                    for (std::int64_t i = 0; i < n; ++i) {
+                        fine &= !std::isnan(x[from + i]);
+                        to[i] = static_cast<float>(wide_step(x[from + i], scale[c], zero_point[c], scheme)) * scale[c];
+                    }
+                    return fine;
+                });
             });
         if (!good) clean = false;
     });

@@ -1,7 +1,16 @@
 #pragma once
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #include <bit>
 #include <cstdint>
 #include <cstring>
+
+// Everything here is inlined: how such vectors are passed between functions does not matter.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wpsabi"
+#endif
 
 // Eight floats side by side (a GCC and Clang extension): one AVX register, or two SSE ones.
 namespace leadline::lanes {
@@ -18,11 +27,34 @@ inline F load(const float* p) {
 inline F fill(float x) { return F{x, x, x, x, x, x, x, x}; }
 inline F min(F a, F b) { return a < b ? a : b; }
 inline F max(F a, F b) { return a > b ? a : b; }
-inline I bits(F v) { return std::bit_cast<I>(v); }
+
+// All eight lanes into one, in a tree.
+template <class V, class Combine>
+auto reduce(V v, Combine&& combine) {
+    v = combine(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
+    v = combine(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5));
+    return combine(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6))[0];
+}
 inline bool any(I v) {
-    std::int32_t all = 0;
-    for (int i = 0; i < width; ++i) all |= v[i];
-    return all != 0;
+    return reduce(v, [](I a, I b) { return a | b; }) != 0;
+}
+
+// Arrays beyond this many bytes do not stay in a cache: writing past it saves reading the lines first.
+inline constexpr std::int64_t stream_bytes = std::int64_t{16} << 20;
+
+// Copies n floats past the cache. Follow a series of them by fence().
+inline void stream(const float* from, std::int64_t n, float* to) {
+    std::int64_t i = 0;
+#if defined(__SSE2__)
+    for (; i < n && reinterpret_cast<std::uintptr_t>(to + i) % 16 != 0; ++i) to[i] = from[i];
+    for (; i + 4 <= n; i += 4) _mm_stream_ps(to + i, _mm_loadu_ps(from + i));
+#endif
+    for (; i < n; ++i) to[i] = from[i];
+}
+inline void fence() {
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
 }
 
 }  // namespace leadline::lanes
