@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +109,7 @@ class Graph:
     metadata: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, path: str | Path, sample: Sample | None = None) -> Graph:
+    def load(cls, path: str | os.PathLike[str], sample: Sample | None = None) -> Graph:
         """Read an ONNX file and bring it to normal form.
 
         Parameters
@@ -132,7 +133,7 @@ class Graph:
 
     @classmethod
     def from_model(
-        cls, model: onnx.ModelProto, sample: Sample | None = None, base_dir: str | Path | None = None
+        cls, model: onnx.ModelProto, sample: Sample | None = None, base_dir: str | os.PathLike[str] | None = None
     ) -> Graph:
         """The same as `load`, from a model in memory. `base_dir` holds its external data, if any."""
         from leadline.graph.load import normalise
@@ -146,7 +147,7 @@ class Graph:
 
         return to_model(self, None if weights else INLINE_BYTES)
 
-    def save(self, path: str | Path, limit: int = 2_000_000_000) -> None:
+    def save(self, path: str | os.PathLike[str], limit: int = 2_000_000_000) -> None:
         """Write the network; nothing is left at `path` if it fails.
 
         Parameters

@@ -34,7 +34,7 @@ class Source:
     opset: int
 
 
-def parse(path: str | Path, function: str = "Graph.load") -> onnx.ModelProto:
+def parse(path: str | os.PathLike[str], function: str = "Graph.load") -> onnx.ModelProto:
     """The model of a file, external data left where it is."""
     file = Path(path)
     if not file.is_file():
@@ -53,19 +53,19 @@ def parse(path: str | Path, function: str = "Graph.load") -> onnx.ModelProto:
     return model
 
 
-def read(path: str | Path) -> Source:
+def read(path: str | os.PathLike[str]) -> Source:
     """A file with its weights."""
     return unpack(parse(path), Path(path).resolve().parent, Path(path).name)
 
 
-def inspect_inputs(path: str | Path) -> list[tuple[str, np.dtype[Any], Dims]]:
+def inspect_inputs(path: str | os.PathLike[str]) -> list[tuple[str, np.dtype[Any], Dims]]:
     """The inputs a file declares: (name, dtype, dims), None for a free dim. Quantised files too."""
     model = parse(path, "inspect_inputs")
     stored = {tensor.name for tensor in model.graph.initializer}
     return [_input(value, Path(path).name) for value in model.graph.input if value.name not in stored]
 
 
-def unpack(model: onnx.ModelProto, base_dir: str | Path | None, label: str) -> Source:
+def unpack(model: onnx.ModelProto, base_dir: str | os.PathLike[str] | None, label: str) -> Source:
     """Take a model apart. The arrays of a large model are its memory: no proto is copied."""
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
@@ -96,7 +96,7 @@ def _input(value: onnx.ValueInfoProto, label: str) -> tuple[str, np.dtype[Any], 
     return value.name, np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), dims
 
 
-def array(tensor: TensorProto, base_dir: str | Path | None, label: str) -> Array:
+def array(tensor: TensorProto, base_dir: str | os.PathLike[str] | None, label: str) -> Array:
     """The values of a tensor, from the model or from its external file."""
     if tensor.data_location != TensorProto.EXTERNAL:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -40,7 +41,7 @@ class Session:
 
     def __init__(
         self,
-        model: Graph | onnx.ModelProto | str | Path,
+        model: Graph | onnx.ModelProto | str | os.PathLike[str],
         outputs: Sequence[str] | None = None,
         optimize: bool = True,
         threads: int | None = None,
@@ -55,7 +56,7 @@ class Session:
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1
         content, shared = _content(model, outputs)
-        if isinstance(model, (str, Path)):
+        if isinstance(model, (str, os.PathLike)):
             folder = str(Path(model).resolve().parent)
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         # Kept alive by the session: the values borrow the memory of the arrays.
@@ -65,7 +66,7 @@ class Session:
         try:
             self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
-            label = f"'{model}': " if isinstance(model, (str, Path)) else ""
+            label = f"'{model}': " if isinstance(model, (str, os.PathLike)) else ""
             raise refuse("Session", "model must load in onnxruntime", f"{label}{error}") from error
         self.inputs = [(i.name, _dtype(i.type), tuple(i.shape)) for i in self._session.get_inputs()]
         self.outputs = list(outputs) if outputs is not None else [o.name for o in self._session.get_outputs()]
@@ -131,7 +132,7 @@ def _dtype(name: str) -> np.dtype[Any]:
 
 
 def _content(
-    model: Graph | onnx.ModelProto | str | Path, outputs: Sequence[str] | None
+    model: Graph | onnx.ModelProto | str | os.PathLike[str], outputs: Sequence[str] | None
 ) -> tuple[bytes | str, dict[str, Array]]:
     """What InferenceSession takes, and the weights to hand over beside it."""
     from leadline.graph.read import parse
@@ -143,7 +144,7 @@ def _content(
         shared = {
             name: np.ascontiguousarray(array) for name, array in model.weights.items() if array.nbytes > INLINE_BYTES
         }
-    elif isinstance(model, (str, Path)):
+    elif isinstance(model, (str, os.PathLike)):
         if outputs is None:
             return str(model), shared
         proto = parse(model, "Session")
