@@ -8,7 +8,7 @@
 
 namespace leadline::observers {
 
-Segments::Segments(const Channel& channel) : mass{0.0}, support{0.0}, entropy{0.0} {
+Segments::Segments(const Channel& channel, double p) : mass{0.0}, support{0.0}, entropy{0.0}, power{0.0}, p(p) {
     const auto add = [&](int sign, std::int32_t key) {
         const Bucket& bucket = channel.sides[sign].buckets[static_cast<std::size_t>(key - channel.sides[sign].begin)];
         if (bucket.count == 0) return;
@@ -28,9 +28,18 @@ Segments::Segments(const Channel& channel) : mass{0.0}, support{0.0}, entropy{0.
         mass.push_back(mass.back() + n);
         support.push_back(support.back() + (high - low));
         entropy.push_back(entropy.back() + n * log_density.back());
+        const double inner = p == 2.0 ? low * low * low : std::pow(low, p + 1.0);
+        const double outer = p == 2.0 ? high * high * high : std::pow(high, p + 1.0);
+        power.push_back(power.back() + density.back() * (outer - inner) / (p + 1.0));
     };
     for (std::int32_t key = channel.sides[1].end() - 1; key >= channel.sides[1].begin; --key) add(1, key);
     for (std::int32_t key = channel.sides[0].begin; key < channel.sides[0].end(); ++key) add(0, key);
+}
+
+std::pair<std::size_t, std::size_t> Segments::within(double reach) const {
+    const auto first = std::lower_bound(lower.begin(), lower.end(), -reach) - lower.begin();
+    const auto last = std::upper_bound(upper.begin(), upper.end(), reach) - upper.begin();
+    return {first, std::max(first, last)};
 }
 
 namespace {
@@ -55,35 +64,37 @@ double integral(double t, double lowest, double highest, double p, double gamma)
 }
 
 template <bool squared>
-double lp_sum(const Segments& s, double scale, double lowest, double highest, double p, double gamma) {
+double lp_sum(const Segments& s, std::size_t begin, std::size_t end, double scale, double lowest, double highest,
+              double gamma) {
     constexpr std::size_t block = 256;
     std::array<double, block> part;
     std::array<double, 4> total{};
     const double inverse = 1.0 / scale;
-    for (std::size_t from = 0; from < s.size(); from += block) {
-        const std::size_t n = std::min(block, s.size() - from);
+    for (std::size_t from = begin; from < end; from += block) {
+        const std::size_t n = std::min(block, end - from);
         const double *lower = &s.lower[from], *upper = &s.upper[from], *density = &s.density[from];
         for (std::size_t i = 0; i < n; ++i) {
             const double a = lower[i] * inverse, b = upper[i] * inverse;
-            part[i] = density[i] * scale * (integral<squared>(b, lowest, highest, p, gamma) -
-                                           integral<squared>(a, lowest, highest, p, gamma));
+            part[i] = density[i] * scale * (integral<squared>(b, lowest, highest, s.p, gamma) -
+                                           integral<squared>(a, lowest, highest, s.p, gamma));
         }
         for (std::size_t i = n; i % 4; ++i) part[i] = 0.0;
         for (std::size_t i = 0; i < n; i += 4)
             for (std::size_t k = 0; k < 4; ++k) total[k] += part[i + k];
     }
-    return ((total[0] + total[1]) + (total[2] + total[3])) * std::pow(scale, p);
+    return ((total[0] + total[1]) + (total[2] + total[3])) * std::pow(scale, s.p);
 }
 
 }  // namespace
 
-double lp_cost(const Segments& segments, const affine::Grid& grid, const affine::Scheme& scheme, double p,
-               double gamma) {
+double lp_cost(const Segments& segments, const affine::Grid& grid, const affine::Scheme& scheme, double gamma) {
     const double scale = static_cast<double>(grid.scale);
     const auto lowest = static_cast<double>(scheme.qmin - grid.zero_point);
     const auto highest = static_cast<double>(scheme.qmax - grid.zero_point);
-    return p == 2.0 ? lp_sum<true>(segments, scale, lowest, highest, p, gamma)
-                    : lp_sum<false>(segments, scale, lowest, highest, p, gamma);
+    const auto [begin, end] = segments.within(0.5 * scale);
+    const auto sum = segments.p == 2.0 ? lp_sum<true> : lp_sum<false>;
+    return sum(segments, 0, begin, scale, lowest, highest, gamma) + (segments.power[end] - segments.power[begin]) +
+           sum(segments, end, segments.size(), scale, lowest, highest, gamma);
 }
 
 // The divergence of TensorRT's calibration, on densities instead of 2048 bins. P: the observed density, with the mass
@@ -127,12 +138,10 @@ double entropy_cost(const Segments& s, const affine::Grid& grid, const affine::S
         const double tail = std::fmax(0.0, until - (last - 0.5) * step);
         cell = last, fill(density * tail, tail);
     };
-    // Half of the segments lie in the cell of code zero: the prefix sums hold their total.
     const std::size_t n = s.size();
-    const std::size_t begin = std::lower_bound(s.lower.begin(), s.lower.end(), -0.5 * step) - s.lower.begin();
-    const std::size_t end = std::upper_bound(s.upper.begin(), s.upper.end(), 0.5 * step) - s.upper.begin();
+    const auto [begin, end] = s.within(0.5 * step);
     std::size_t i = 0;
-    for (; i < std::min(begin, n); ++i) take(i);
+    for (; i < begin; ++i) take(i);
     if (begin < end) {
         if (cell != 0.0) close();
         cell = 0.0;
@@ -173,7 +182,7 @@ namespace {
 double cost_of(const Segments& segments, const affine::Scheme& scheme, const Search& search, Found range) {
     const affine::Grid grid = affine::choose(static_cast<double>(range.lo), static_cast<double>(range.hi), scheme);
     return search.method == Method::entropy ? entropy_cost(segments, grid, scheme)
-                                            : lp_cost(segments, grid, scheme, search.p, search.gamma);
+                                            : lp_cost(segments, grid, scheme, search.gamma);
 }
 
 // Elements and their sum beyond a threshold, from the outside in.
@@ -253,6 +262,7 @@ template <class Evaluate>
 Fractions shrink(Evaluate&& evaluate, bool free_low, bool free_high, bool tied, int patience, Fractions seed) {
     double best = evaluate(1.0, 1.0), low = 1.0, high = 1.0;
     const auto attempt = [&](double a, double b) {
+        if (a == low && b == high) return best;
         const double cost = evaluate(a, b);
         if (cost < best) best = cost, low = a, high = b;
         return cost;
@@ -261,28 +271,29 @@ Fractions shrink(Evaluate&& evaluate, bool free_low, bool free_high, bool tied, 
         for (int i = 1, worse = 0; i <= steps && worse < patience; ++i)
             worse = point(std::pow(ratio, -i)) > 2.0 * best ? worse + 1 : 0;
     };
-    // Coarse: eight octaves, since outliers differ by orders of magnitude.
-    sweep(std::exp2(0.25), 32, [&](double r) { return attempt(r, r); });
+    // Coarse: seven octaves, since outliers differ by orders of magnitude.
+    sweep(std::exp2(0.25), 28, [&](double r) { return attempt(r, r); });
     const bool both = !tied && free_low && free_high;
     if (both)
         for (int round = 0; round < 2; ++round) {
             const double a = low, b = high;
-            attempt(a, 1.0), sweep(std::sqrt(2.0), 16, [&](double r) { return attempt(a, r); });
+            attempt(a, 1.0), sweep(std::sqrt(2.0), 14, [&](double r) { return attempt(a, r); });
             const double kept = high;
-            attempt(1.0, kept), sweep(std::sqrt(2.0), 16, [&](double r) { return attempt(r, kept); });
+            attempt(1.0, kept), sweep(std::sqrt(2.0), 14, [&](double r) { return attempt(r, kept); });
             if (a == low && b == high) break;
         }
     attempt(seed.first, seed.second);
     // Fine: neighbours at ever smaller ratios.
-    for (double ratio = std::exp2(0.125); ratio > 1.003; ratio = std::sqrt(ratio)) {
+    for (double ratio = std::exp2(0.25); ratio > 1.004; ratio = std::sqrt(ratio)) {
         const double a = low, b = high, a_up = std::fmin(1.0, a * ratio), b_up = std::fmin(1.0, b * ratio);
         if (!both) {
             attempt(a_up, b_up), attempt(a / ratio, b / ratio);
             continue;
         }
-        attempt(a_up, b), attempt(a / ratio, b);
-        const double kept = low;
-        attempt(kept, b_up), attempt(kept, b / ratio);
+        attempt(a_up, b), attempt(a / ratio, b), attempt(a, b_up), attempt(a, b / ratio);
+        const double c = low, d = high;  // both at once: integer zero points make the cost rugged
+        attempt(std::fmin(1.0, c * ratio), std::fmin(1.0, d * ratio)), attempt(c / ratio, d / ratio);
+        attempt(std::fmin(1.0, c * ratio), d / ratio), attempt(c / ratio, std::fmin(1.0, d * ratio));
     }
     return {low, high};
 }
@@ -293,7 +304,7 @@ Found search(const Channel& channel, const affine::Scheme& scheme, const Search&
     if (channel.count == 0) return {};
     const float lo = std::fmin(channel.lo, 0.0f), hi = std::fmax(channel.hi, 0.0f);
     const Found observed{lo, hi};
-    const Segments segments(channel);
+    const Segments segments(channel, options.p);
     // Beyond ten bits a cell is narrower than a bucket: the histogram shows no loss, and entropy keeps the whole range.
     const bool blind = options.method == Method::entropy && scheme.qmax - scheme.qmin >= 1024;
     if (options.method == Method::minmax || segments.size() == 0 || blind) return observed;

@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "leadline/affine.hpp"
@@ -27,15 +28,20 @@ struct Found {
 struct Segments {
     std::vector<double> lower, upper, count, mean;
     std::vector<double> density, log_density;  // count / (upper - lower)
-    // Sums over the segments before the i-th of: count, width, count * log density.
-    std::vector<double> mass, support, entropy;
+    // Sums over the segments before the i-th of: count, width, count * log density, |x|^p.
+    std::vector<double> mass, support, entropy, power;
+    double p;
 
-    explicit Segments(const Channel& channel);
+    explicit Segments(const Channel& channel, double p = 2.0);
     std::size_t size() const { return count.size(); }
+    // The segments that lie wholly in (-reach, reach): first, and past the last. About half do where reach is the
+    // half step of an 8-bit grid, and code zero stands for them all, so the costs take their sums from above.
+    std::pair<std::size_t, std::size_t> within(double reach) const;
 };
 
-// Sum over the elements of |x - nearest grid value|^p, where elements beyond the grid weigh gamma times as much.
-double lp_cost(const Segments& segments, const affine::Grid& grid, const affine::Scheme& scheme, double p, double gamma);
+// Sum over the elements of |x - nearest grid value|^p, where elements beyond the grid weigh gamma times as much; the
+// power is the segments' own.
+double lp_cost(const Segments& segments, const affine::Grid& grid, const affine::Scheme& scheme, double gamma);
 
 // Kullback-Leibler divergence of the quantised density from the observed one (see search.cpp).
 double entropy_cost(const Segments& segments, const affine::Grid& grid, const affine::Scheme& scheme);
