@@ -34,3 +34,21 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def filling(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder inside `folder`; its files are moved up together when the block succeeds.
+
+    An interrupt or an error inside the block leaves `folder` as it was. Raises InputError when it cannot be written.
+    """
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix=".leadline-", dir=target)
+    except OSError as error:
+        raise refuse("write", "the output folder must be writable", f"{target}: {error.strerror}") from error
+    with temporary:
+        yield Path(temporary.name)
+        for file in sorted(Path(temporary.name).iterdir()):
+            os.replace(file, target / file.name)

@@ -68,14 +68,12 @@ class Round:
 
 @dataclass(frozen=True)
 class CorrectBias:
-    """Shift each layer's bias by the mean output error that quantisation caused, upstream included.
+    """Shift each layer's bias by the mean output error that quantising the layer causes.
 
-    Source: Nagel et al. 2019, section 4.2 (empirical form), in topological groups of layers.
+    Source: Nagel et al. 2019, section 4.2, in its empirical form.
     """
 
     step: ClassVar[str] = "correct-bias"
-    groups: int = 8
-    """Layers are corrected front to back in this many groups; each costs one pass of the simulation."""
 
 
 Step = Fold | Equalize | Calibrate | Round | CorrectBias

@@ -74,11 +74,11 @@ class Scheme:
 
     @property
     def qmin(self) -> int:
-        return -(2 ** (self.bits - 1)) + int(self.narrow) if self.signed else 0
+        return -(1 << self.bits - 1) + int(self.narrow) if self.signed else 0
 
     @property
     def qmax(self) -> int:
-        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+        return (1 << self.bits - int(self.signed)) - 1
 
     @property
     def dtype(self) -> np.dtype[Any]:

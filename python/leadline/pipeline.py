@@ -1,0 +1,171 @@
+"""The one verb: quantize(graph, recipe, data) -> Quantized."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadline.affine import dequantize, quantize as to_codes
+from leadline.data import Preprocess, Samples, load
+from leadline.export import encodings, qdq
+from leadline.files import filling
+from leadline.graph import Graph, Session
+from leadline.observers import Histogram
+from leadline.progress import Quiet
+from leadline.recipe import Recipe
+from leadline.steps import Progress, Record, State, apply
+from leadline.types import Grid, refuse
+from leadline.verification import Verification, verify
+
+if TYPE_CHECKING:
+    import onnx
+
+HELD_OUT = 0.25
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantised network: what it computed in float, its grids and integers, and what each step did.
+
+    Attributes
+    ----------
+    graph : Graph
+        Computes the original function in float, folded and equalised. Its tensor names are the artefacts' names.
+    grids : dict of tensor name to Grid
+        Activations, weights and biases.
+    codes : dict of tensor name to integer array
+        Weights and biases. A corrected bias and a learned rounding live here, not in the graph.
+    log : list of Record
+        What each step did to each layer.
+    histograms : dict of tensor name to Histogram
+        What calibration saw.
+    """
+
+    graph: Graph
+    grids: dict[str, Grid]
+    codes: dict[str, NDArray[np.integer[Any]]]
+    recipe: Recipe
+    log: list[Record]
+    held_out: Samples = field(repr=False)
+    histograms: dict[str, Histogram] = field(default_factory=dict, repr=False)
+    calibrated: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def to_qdq(self) -> onnx.ModelProto:
+        """The artefact as ONNX with QuantizeLinear and DequantizeLinear."""
+        return qdq.to_qdq(self.graph, self.grids, self.codes)
+
+    def encoded_graph(self) -> Graph:
+        """The float network that belongs to the encodings: rounding it to nearest gives the artefact's integers.
+
+        Weights and biases whose codes are not the nearest ones (a corrected bias) take the value of their codes.
+        """
+        graph = self.graph.copy()
+        for name, codes in self.codes.items():
+            if not np.array_equal(to_codes(graph.weights[name], self.grids[name]), codes):
+                graph.weights[name] = dequantize(codes, self.grids[name])
+        return graph
+
+    def verify(self, data: Any = None, *, threads: int | None = None, progress: Progress | None = None) -> Verification:
+        """Compare simulation and float network, on the held-out samples unless others are given."""
+        samples = self.held_out if data is None else data
+        return verify(self.graph, self.to_qdq(), samples, threads=threads, progress=progress)
+
+    def save(self, folder: str | os.PathLike[str], *, encodings_version: str = "1.0.0") -> None:
+        """Write ``model.fp32.onnx``, ``model.qdq.onnx``, ``model.encodings`` and ``model.encodings.onnx``, its network.
+
+        All four or none. Raises InputError where the folder cannot be written.
+        """
+        with filling(folder) as out:
+            self.graph.save(out / "model.fp32.onnx")
+            qdq.save(self.to_qdq(), out / "model.qdq.onnx")
+            encoded = self.encoded_graph()
+            encoded.save(out / "model.encodings.onnx")
+            encodings.Encodings.from_grids(encoded, self.grids).write(out / "model.encodings", encodings_version)
+
+
+def quantize(
+    graph: Graph | str | os.PathLike[str],
+    recipe: Recipe | str | os.PathLike[str],
+    data: Any,
+    *,
+    held_out: Samples | None = None,
+    preprocess: Preprocess | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    strict: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Quantized:
+    """Quantise a network by a recipe.
+
+    Parameters
+    ----------
+    graph : Graph or path
+        A float network. It is not changed.
+    recipe : Recipe, name or path
+        See ``Recipe.names()``, or a TOML file.
+    data : Samples or anything that ``leadline.data.load`` takes
+        Pictures, videos, arrays, or any iterable of arrays or torch tensors.
+    held_out : Samples, optional
+        What decides every gate. Default: a quarter of `data`, which calibration then does not see.
+    preprocess : Preprocess, optional
+        For pictures. Default: the recipe's [data] table.
+    samples : int, optional
+        Use at most this many of `data`, chosen by `seed`.
+    seed : int
+        For the choice of samples and the split.
+    strict : bool
+        Refuse unreadable pictures instead of skipping them.
+    threads : int, optional
+        For the cores and onnxruntime. Default: all.
+    progress : Progress, optional
+        ``leadline.progress.Bars()`` shows bars with time left. Default: silent.
+
+    Raises
+    ------
+    InputError
+        Whatever is wrong with the network, the recipe or the data, named.
+    """
+    recipe = Recipe.load(recipe)
+    progress = progress or Quiet()
+    preprocess = preprocess or Preprocess.from_dict(recipe.data)
+    network, given = load_pair(graph, data, preprocess, samples, seed, strict)
+    calibration, kept_out = (given, held_out) if held_out is not None else given.split(HELD_OUT)
+    state = State(network.copy(), recipe, calibration, kept_out, progress, _simulate, threads)
+    for step in recipe.steps:
+        apply(step, state)
+    if not state.grids:
+        raise refuse("quantize", "a recipe must calibrate and have a layer to quantise", f"recipe {recipe.name}, no grids")
+    return Quantized(
+        state.graph, state.grids, state.codes, recipe, state.log, kept_out, state.histograms, len(calibration), given.skipped
+    )
+
+
+def load_pair(
+    graph: Graph | str | os.PathLike[str],
+    data: Any,
+    preprocess: Preprocess | None,
+    limit: int | None,
+    seed: int,
+    strict: bool,
+) -> tuple[Graph, Samples]:
+    """A network and samples that fit each other: the samples fix the shapes that the file leaves open."""
+    if isinstance(graph, Graph):
+        return graph, load(data, graph.inputs, preprocess, limit, seed, strict)
+    from leadline.graph import inspect_inputs
+
+    samples = load(data, inspect_inputs(Path(graph)), preprocess, limit, seed, strict)
+    return Graph.load(Path(graph), next(iter(samples))), samples
+
+
+def _simulate(state: State, outputs: Sequence[str]) -> Session:
+    model = qdq.to_qdq(state.graph, state.grids, state.codes)
+    return Session(model, outputs=outputs, optimize=False, threads=state.threads)
+

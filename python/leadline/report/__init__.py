@@ -1,0 +1,138 @@
+"""The report: what a run did and what its artefact is worth, as JSON, as a page, and as tables in the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import leadline
+from leadline.inspector import inspect
+from leadline.report.pictures import triptych
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from leadline.data import Samples
+    from leadline.inspector import Inspection
+    from leadline.pipeline import Quantized
+    from leadline.verification import Dense, Verification
+
+__all__ = ["document", "show", "show_inspection", "verified", "write"]
+
+WORST = 15
+"""Tensors that the terminal and the page list first."""
+
+
+def document(
+    model: str | os.PathLike[str], quantized: Quantized, verification: Verification, folder: Path, seconds: float
+) -> dict[str, Any]:
+    """Everything about a run of `quantize`, ready for JSON; `folder` holds the artefacts."""
+    graph = quantized.graph
+    return {
+        "leadline": leadline.__version__,
+        "network": {
+            "file": Path(model).name,
+            "inputs": {value.name: list(value.shape) for value in graph.inputs},
+            "outputs": {value.name: list(value.shape) for value in graph.outputs},
+            "parameters": sum(w.size for w in graph.weights.values() if w.dtype.kind == "f"),
+            "nodes": len(graph.nodes),
+        },
+        "recipe": {"name": quantized.recipe.name, "description": quantized.recipe.description, "toml": quantized.recipe.to_toml()},
+        "data": _data(quantized.held_out) | {"calibration": quantized.calibrated, "skipped": [list(s) for s in quantized.skipped]},
+        "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
+        "coverage": inspect(folder / "model.qdq.onnx").to_dict(),
+        "verification": verification.to_dict(),
+        "steps": [record.to_dict() for record in quantized.log],
+        "seconds": round(seconds, 1),
+    }
+
+
+def verified(fp32: Path, qdq: Path, samples: Samples, verification: Verification) -> dict[str, Any]:
+    """Everything about a run of `verify`, ready for JSON."""
+    return {
+        "leadline": leadline.__version__,
+        "network": {"file": fp32.name},
+        "data": _data(samples),
+        "files": {file.name: file.stat().st_size for file in (fp32, qdq)},
+        "coverage": inspect(qdq).to_dict(),
+        "verification": verification.to_dict(),
+    }
+
+
+def _data(samples: Samples) -> dict[str, Any]:
+    return {"held_out": [Path(label).name for label in samples.labels], "skipped": [list(s) for s in samples.skipped]}
+
+
+def write(document: dict[str, Any], pictures: Sequence[Dense], folder: Path) -> None:
+    """``report.json`` and the self-contained ``report.html`` into `folder`."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    (folder / "report.json").write_text(json.dumps(document, indent=2) + "\n", "utf-8")
+    environment = Environment(
+        loader=PackageLoader("leadline.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )  # fmt: skip
+    environment.filters["size"] = _size
+    page = environment.get_template("page.html").render(
+        document | {"recipe": document.get("recipe"), "steps": document.get("steps", [])},
+        shots=[triptych(picture) for picture in pictures],
+        worst=WORST,
+    )
+    (folder / "report.html").write_text(page, "utf-8")
+
+
+def show(document: dict[str, Any], console: Console) -> None:
+    """The outputs, the worst tensors and the coverage as tables."""
+    from rich.table import Table
+
+    verification, coverage = document["verification"], document["coverage"]
+    outputs = Table("output", "SQNR dB", "worst sample", "fused dB", "fused within 1 step", "largest steps", box=None)
+    for row in verification["outputs"]:
+        agreement = row["agreement"]
+        outputs.add_row(
+            row["name"], f"{row['sqnr']:.1f}", f"{row['worst']:.1f}", f"{row['fused']:.1f}",
+            f"{agreement['within_one']:.1%}", f"{agreement['largest']:.0f}",
+        )  # fmt: skip
+    console.print(outputs)
+    if _strays(verification):
+        console.print(
+            "This processor's fused u8 x s8 kernels saturate (no VNNI), so onnxruntime strays from the artefact here; "
+            "run it with session.x64quantprecision=1, or on a machine with VNNI."
+        )
+    worst = Table("worst tensors", "operator", "SQNR dB", box=None)
+    for row in verification["tensors"][:WORST]:
+        worst.add_row(row["name"], row["op"], f"{row['sqnr']:.1f}" + (" (rescaled)" if row["rescaled"] else ""))
+    console.print(worst)
+    files = document["files"]
+    console.print(", ".join(f"{name} {_size(size)}" for name, size in files.items()), highlight=False)
+    console.print(_coverage(coverage), highlight=False)
+    for path, reason in document["data"]["skipped"]:
+        console.print(f"skipped {path}: {reason}", highlight=False)
+
+
+def show_inspection(inspection: Inspection, console: Console) -> None:
+    """What a file holds, as a table."""
+    from rich.table import Table
+
+    table = Table("", "", box=None, show_header=False)
+    for key, value in inspection.rows():
+        table.add_row(str(key), str(value))
+    console.print(table)
+
+
+def _strays(verification: dict[str, Any]) -> bool:
+    return bool(verification["kernels_saturate"]) and any(row["fused"] < row["sqnr"] - 1 for row in verification["outputs"])
+
+
+def _coverage(coverage: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in coverage.items() if isinstance(value, (int, float, str)))
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.4g} {unit}"
+        count /= 1000
+    return f"{count:.4g} GB"

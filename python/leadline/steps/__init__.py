@@ -1,0 +1,35 @@
+"""What each Step of a recipe does: its handler maps the run's State forward and writes the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from leadline.recipe import Calibrate, CorrectBias, Equalize, Fold, Round, Step
+from leadline.steps.calibrate import calibrate
+from leadline.steps.correct_bias import correct_bias
+from leadline.steps.equalize import equalize
+from leadline.steps.round import round_weights
+from leadline.steps.state import Progress, Record, State
+
+__all__ = ["Progress", "Record", "State", "apply"]
+
+
+def fold(step: Fold, state: State) -> None:
+    """Fold constant factors into their layers; exact, so there is nothing to gate."""
+    for line in state.graph.fold():
+        state.log.append(Record("fold", *line.split(": ", 1)))
+
+
+HANDLERS: dict[type[Any], Callable[[Any, State], None]] = {
+    Fold: fold,
+    Equalize: equalize,
+    Calibrate: calibrate,
+    Round: round_weights,
+    CorrectBias: correct_bias,
+}
+
+
+def apply(step: Step, state: State) -> None:
+    """Run one step of a recipe."""
+    HANDLERS[type(step)](step, state)

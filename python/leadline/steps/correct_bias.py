@@ -1,0 +1,113 @@
+"""CorrectBias: take the mean output error that quantising a layer causes out of its bias."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadline.data import Samples
+from leadline.graph import Graph, Layer, Node
+from leadline.recipe import CorrectBias
+from leadline.steps.calibrate import bias_grid
+from leadline.steps.state import Record, State
+
+Moments = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+"""For each layer's output and channel: the mean of the error and of its square."""
+
+
+def correct_bias(step: CorrectBias, state: State) -> None:
+    """One pass over the samples measures, for every layer at once, the error of quantising that layer alone.
+
+    Each layer is given the float network's own input, rounded to its grid, so corrections do not count an error twice
+    and add up to first order. With d the mean error of a channel on the calibration samples and e its mean on the
+    held-out ones, taking d out of the bias changes the held-out squared error by d*d - 2*d*e; a layer is corrected
+    only if that falls.
+    """
+    if state.placement is None:
+        return
+    candidates = [layer for layer, _ in state.placement.layers if layer.input in state.grids]
+    layers = [layer for layer in (_with_bias(state, layer) for layer in candidates) if layer is not None]
+    if not layers:
+        return
+    twins = _twins(state, layers)
+    calibration = _errors(twins, layers, state.calibration)
+    held_out = _errors(twins, layers, state.held_out)
+    for layer in layers:
+        _correct(state, layer, calibration[layer.output][0], *held_out[layer.output])
+
+
+def _correct(
+    state: State, layer: Layer, shift: NDArray[np.float64], mean: NDArray[np.float64], square: NDArray[np.float64]
+) -> None:
+    assert layer.bias is not None
+    before = float(square.sum())
+    after = float((square - 2 * shift * mean + shift * shift).sum())
+    kept = after < before
+    if kept:
+        grid = state.grids[layer.bias]
+        codes = state.codes[layer.bias].astype(np.float64) - np.rint(shift / grid.scale)
+        state.codes[layer.bias] = np.clip(codes, grid.scheme.qmin, grid.scheme.qmax).astype(np.int32)
+    state.log.append(Record("correct-bias", layer.name, "held-out squared error", before, after, kept))
+
+
+def _with_bias(state: State, layer: Layer) -> Layer | None:
+    """The layer with a bias to correct: zeros where it had none. None where the operator takes no bias."""
+    if layer.bias is None:
+        if layer.node.op_type == "MatMul" or len(layer.node.inputs) > 2:
+            return None
+        channels = state.graph.weights[layer.weight].shape[layer.axis] * (layer.groups if layer.kind == "transpose" else 1)
+        name = f"{layer.name}.bias"
+        state.graph.weights[name] = np.zeros(channels, np.float32)
+        layer.node.inputs.append(name)
+        layer = replace(layer, bias=name)
+        bias_grid(state, layer)
+        state.codes[name] = np.zeros(channels, np.int32)
+    return layer if layer.bias in state.grids else None
+
+
+def _twins(state: State, layers: Sequence[Layer]) -> State:
+    """The float network with a quantised twin beside each layer, reading the same float input through its grid."""
+    graph = state.graph.copy()
+    grids, codes, inputs = {}, {}, set()
+    for layer in layers:
+        source = f"{layer.input}.rounded"
+        if source not in inputs:
+            inputs.add(source)
+            _add(graph, Node("Identity", [layer.input], [source], source), layer.input)
+            grids[source] = state.grids[layer.input]
+        parameters = [name for name in (layer.weight, layer.bias) if name is not None]
+        for name in parameters:
+            graph.weights[_twin(name)] = graph.weights[name]
+            grids[_twin(name)], codes[_twin(name)] = state.grids[name], state.codes[name]
+        node = layer.node
+        twin = Node(node.op_type, [source, *map(_twin, parameters)], [_twin(layer.output)], _twin(layer.output), node.attrs)
+        _add(graph, twin, layer.output)
+    return replace(state, graph=graph, grids=grids, codes=codes)
+
+
+def _twin(name: str) -> str:
+    return f"{name}.twin"
+
+
+def _add(graph: Graph, node: Node, like: str) -> None:
+    graph.nodes.append(node)
+    graph.values[node.outputs[0]] = replace(graph.values[like], name=node.outputs[0])
+
+
+def _errors(twins: State, layers: Sequence[Layer], samples: Samples) -> Moments:
+    """Per-channel moments of twin minus float at the layers' outputs."""
+    names = [layer.output for layer in layers]
+    sums: dict[str, list[NDArray[np.float64]]] = {}
+    with twins.simulate(twins, names + [_twin(name) for name in names]) as session:
+        for feed in twins.progress.over(samples, "correct bias", len(samples)):
+            got = session.run(feed)
+            for name in names:
+                error = got[_twin(name)].astype(np.float64) - got[name]
+                axes = tuple(axis for axis in range(error.ndim) if axis != 1)  # NCHW of a Conv, [rows, features] of a Gemm
+                total = sums.setdefault(name, [np.zeros(error.shape[1]), np.zeros(error.shape[1])])
+                total[0] += error.mean(axis=axes)
+                total[1] += np.square(error).mean(axis=axes)
+    return {name: (total[0] / len(samples), total[1] / len(samples)) for name, total in sums.items()}

@@ -1,0 +1,341 @@
+"""Equalize: cross-layer equalisation of chains, and absorption of high biases, kept only where simulation gains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadline.equalization import balance, predicted_noise
+from leadline.graph import Graph, Layer, Node, Session
+from leadline.recipe import Calibrate, Equalize
+from leadline.sqnr import Sqnr
+from leadline.steps.calibrate import calibrate
+from leadline.steps.round import round_weights
+from leadline.steps.state import Record, State
+from leadline.types import Scheme
+
+HOMOGENEOUS = frozenset("Relu LeakyRelu PRelu Min Clip MaxPool AveragePool GlobalAveragePool Identity".split())
+"""Operators f with f(s x) = s f(x) for s > 0, channel by channel. A Clip or Min has its bound scaled along."""
+
+INHOMOGENEOUS_COMMON = frozenset("Gelu HardSwish Sigmoid Tanh HardSigmoid Elu Softmax".split())
+
+ALPHAS = (0.25, 0.5, 0.75, 1.0)
+TRIAL_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Chain:
+    """`first` -> `through` -> each of `nexts`, all of which read `tensor` and nothing else does."""
+
+    first: Layer
+    through: tuple[Node, ...]
+    tensor: str
+    nexts: tuple[Layer, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.first.name} > {', '.join(layer.name for layer in self.nexts)}"
+
+
+@dataclass
+class ChannelStats:
+    """Of one activation, per channel over all samples: extremes, mean and mean square."""
+
+    lo: NDArray[np.float64]
+    hi: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    square: NDArray[np.float64]
+
+    @property
+    def std(self) -> NDArray[np.float64]:
+        return np.sqrt(np.maximum(self.square - self.mean**2, 0))
+
+
+def equalize(step: Equalize, state: State) -> None:
+    """Scale chains until they settle, then absorb biases; each is kept only if the simulated held-out error falls."""
+    chains, refused = find_chains(state.graph)
+    state.log += [Record("equalize", name, note, kept=False) for name, note in refused]
+    calibration = next((s for s in state.recipe.steps if isinstance(s, Calibrate)), None)
+    if not chains or calibration is None or state.recipe.activations is None:
+        reason = "no chain of layers to equalise" if not chains else "activations stay float, so ranges cost nothing"
+        state.log.append(Record("equalize", state.graph.name, reason, kept=False))
+        return
+    stats = _observe(state, chains)
+    best, best_error = state.graph, _trial(state, state.graph, calibration)
+    kept_records: list[Record] = []
+    for limit in _limits(step.max_scale):
+        with state.progress(f"equalize x{limit:g}"):
+            scaled = state.graph.copy()
+            records = _scale(step, scaled, chains, stats, _bits(state), limit)
+            error = _trial(state, scaled, calibration)
+        kept = error < best_error
+        note = f"{len(chains)} chains, scales up to {limit:g}, simulated output error"
+        state.log.append(Record("equalize", state.graph.name, note, best_error, error, kept))
+        if kept:
+            best, best_error, kept_records = scaled, error, records
+    state.log += kept_records
+    if step.absorb_bias:
+        absorbed = best.copy()
+        names = _absorb(absorbed, state, [c for c in chains if _absorbs(c)])
+        if names:
+            with state.progress("absorb bias"):
+                error = _trial(state, absorbed, calibration)
+            kept = error < best_error
+            state.log.append(Record("equalize", ", ".join(names), "high bias absorbed", best_error, error, kept))
+            best = absorbed if kept else best
+    state.graph = best
+
+
+def _limits(most: float) -> list[float]:
+    """Powers of two up to `most`: how far scales may go is decided by simulation. A channel that lay quiet on the
+    calibration samples can wake up on others, and the more it was stretched the more it is clipped then."""
+    return [most / 2**k for k in range(5, -1, -1) if most / 2**k >= 2]
+
+
+def find_chains(graph: Graph) -> tuple[list[Chain], list[tuple[str, str]]]:
+    """The chains that can be equalised exactly, and the layers that cannot, with the reason."""
+    layers = {id(layer.node): layer for layer in graph.layers()}
+    readers = graph.readers()
+    outputs = {value.name for value in graph.outputs}
+    chains, refused = [], []
+    for first in layers.values():
+        if len(readers[first.weight]) > 1 or (first.kind == "transpose" and first.groups > 1):
+            continue
+        if first.bias is None and len(first.node.inputs) > 2:
+            continue
+        tensor, through = first.output, []
+        while tensor not in outputs and len(readers.get(tensor, ())) == 1:
+            node = readers[tensor][0]
+            if node.op_type in INHOMOGENEOUS_COMMON:
+                refused.append((first.name, f"{node.op_type} behind it does not commute with scaling"))
+            if not _commutes(graph, node, tensor):
+                break
+            through.append(node)
+            tensor = node.outputs[0]
+        nexts = [layers.get(id(node)) for node in readers.get(tensor, ())]
+        if tensor in outputs or not nexts or not all(_takes(graph, layer, tensor, readers) for layer in nexts):
+            continue
+        chains.append(Chain(first, tuple(through), tensor, tuple(layer for layer in nexts if layer is not None)))
+    return chains, refused
+
+
+def _commutes(graph: Graph, node: Node, tensor: str) -> bool:
+    if node.op_type == "Reshape":
+        source, target = graph.shape(tensor), graph.shape(node.outputs[0])
+        return 2 in (len(source), len(target)) and source[-1] == target[-1]
+    if node.op_type == "Resize":
+        return node.attrs.get("mode", b"nearest") in ("nearest", "linear", b"nearest", b"linear") and len(node.outputs) == 1
+    if node.op_type == "Clip":
+        low, high = (float(graph.weights[n]) if n in graph.weights else None for n in (*node.inputs[1:3], "", "")[:2])
+        return low == 0 and high is not None
+    if node.op_type == "Min":
+        return len(node.inputs) == 2 and node.inputs[1] in graph.weights
+    return node.op_type in HOMOGENEOUS
+
+
+def _takes(graph: Graph, layer: Layer | None, tensor: str, readers: dict[str, list[Node]]) -> bool:
+    if layer is None or layer.input != tensor or len(readers[layer.weight]) > 1:
+        return False
+    return layer.groups == 1 or (layer.kind == "depthwise" and graph.weights[layer.weight].shape[0] == layer.groups)
+
+
+def _observe(state: State, chains: list[Chain]) -> dict[str, ChannelStats]:
+    """Per-channel statistics of the tensors between the layers, and before their activation functions."""
+    names = sorted({chain.tensor for chain in chains} | {chain.first.output for chain in chains})
+    stats: dict[str, ChannelStats] = {}
+    with Session(state.graph, outputs=names, threads=state.threads) as session:
+        for feed in state.progress.over(state.calibration, "channel ranges", len(state.calibration)):
+            for name, array in session.run(feed).items():
+                axis = 1 if array.ndim == 4 else array.ndim - 1
+                rows = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
+                new = ChannelStats(
+                    *(v.astype(np.float64) for v in (rows.min(1), rows.max(1))),
+                    rows.mean(1, dtype=np.float64),
+                    np.square(rows, dtype=np.float64).mean(1),
+                )
+                old = stats.get(name)
+                stats[name] = new if old is None else ChannelStats(
+                    np.minimum(old.lo, new.lo), np.maximum(old.hi, new.hi), old.mean + new.mean, old.square + new.square
+                )  # fmt: skip
+    count = len(state.calibration)
+    return {name: replace(s, mean=s.mean / count, square=s.square / count) for name, s in stats.items()}
+
+
+def _bits(state: State) -> tuple[int, int]:
+    weights, activations = state.recipe.weights or Scheme(), state.recipe.activations or Scheme()
+    return weights.bits, activations.bits
+
+
+def _scale(
+    step: Equalize,
+    graph: Graph,
+    chains: list[Chain],
+    stats: dict[str, ChannelStats],
+    bits: tuple[int, int],
+    limit: float,
+) -> list[Record]:
+    """Sweep over the chains, each time with the scales that minimise the predicted noise behind the chain."""
+    nodes = {node.name: node for node in graph.nodes}
+    total = {chain.name: np.ones(stats[chain.tensor].lo.size) for chain in chains}
+    records: dict[str, Record] = {}
+    for _ in range(step.iterations):
+        moved = 0.0
+        for chain in chains:
+            s, before, after = _best_scales(graph, chain, _width(stats, chain), stats[chain.tensor].square, total[chain.name], bits, limit)
+            if after < before:
+                _apply(graph, nodes, chain, s)
+                total[chain.name] *= s
+                moved = max(moved, float(np.abs(np.log(s)).max()))
+                first = records.get(chain.name)
+                before = first.before if first and first.before else before
+                records[chain.name] = Record("equalize", chain.name, "predicted noise", before, after)
+        if moved < 0.01:
+            break
+    return list(records.values())
+
+
+def _width(stats: dict[str, ChannelStats], chain: Chain) -> NDArray[np.float64]:
+    """Width of each channel. Behind a ReLU at least mean + 6 std of its input (Nagel et al. 2019, section 4.2.1): the
+    largest value seen says little about a channel that is rarely active."""
+    after, before = stats[chain.tensor], stats[chain.first.output]
+    width = np.maximum(after.hi, 0) - np.minimum(after.lo, 0)
+    if [node.op_type for node in chain.through][:1] in (["Relu"], ["Clip"]):
+        width = np.maximum(width, np.minimum(before.mean + 6 * before.std, width.max()))
+    return width
+
+
+def _best_scales(
+    graph: Graph,
+    chain: Chain,
+    width: NDArray[np.float64],
+    square: NDArray[np.float64],
+    total: NDArray[np.float64],
+    bits: tuple[int, int],
+    limit: float,
+) -> tuple[NDArray[np.float64], float, float]:
+    """Candidate scales from activation and weight ranges; the best with the noise now and the noise with it.
+
+    `width` and `square` are of the activation before any scaling, `total` is the scaling so far. With one scale per
+    output channel the first layer and a depthwise next layer lose nothing, so what is weighed is the shared grid of
+    the activation against the next layer's rows.
+    """
+    width, moment = width / total, square / np.square(total)
+    views = [_view(graph, layer) for layer in chain.nexts]
+    columns = np.max([_column_range(view, width.size) for view in views], axis=0)
+    rows = _row_range(graph, chain.first)
+
+    def noise(s: NDArray[np.float64]) -> float:
+        return sum(predicted_noise(s, width, moment, view, bits) for view in views)
+
+    candidates = [balance(width, columns, alpha, limit) for alpha in ALPHAS] + [balance(rows, columns, 0.5, limit)]
+    bounded = [np.clip(s * total, 1 / limit, limit) / total for s in candidates]
+    best = min(bounded, key=noise)
+    return best, noise(np.ones_like(best)), noise(best)
+
+
+def _view(graph: Graph, layer: Layer) -> NDArray[np.float64]:
+    """(outputs, inputs, taps); (channels, 1, taps) of a depthwise layer."""
+    weight = graph.weights[layer.weight].astype(np.float64)
+    if layer.axis != 0:
+        weight = np.moveaxis(weight, layer.axis, 0)
+    return weight.reshape(weight.shape[0], weight.shape[1], -1)
+
+
+def _column_range(view: NDArray[np.float64], channels: int) -> NDArray[np.float64]:
+    return np.abs(view).max(axis=(1, 2) if view.shape[1] == 1 and channels > 1 else (0, 2))
+
+
+def _row_range(graph: Graph, layer: Layer) -> NDArray[np.float64]:
+    return np.abs(_view(graph, layer)).max(axis=(1, 2))
+
+
+def _apply(graph: Graph, nodes: dict[str, Node], chain: Chain, s: NDArray[np.float64]) -> None:
+    """Divide the first layer's output channels by s, multiply the next layers' input channels by s. In double."""
+    _multiply(graph, chain.first.weight, 1 / s, chain.first.axis)
+    if chain.first.bias is not None:
+        _multiply(graph, chain.first.bias, 1 / s, 0)
+    for layer in chain.nexts:
+        axis = 0 if layer.kind in ("depthwise", "transpose") else (1 - layer.axis)
+        _multiply(graph, layer.weight, s, axis)
+    for old in chain.through:
+        node = nodes[old.name]
+        if node.op_type == "Clip":
+            node = _clip_to_min(graph, node, s.size)
+            nodes[old.name] = node
+        if node.op_type == "Min":
+            bound = graph.weights[node.inputs[1]]
+            graph.weights[node.inputs[1]] = (bound.astype(np.float64) / s.reshape(bound.shape)).astype(np.float32)
+
+
+def _clip_to_min(graph: Graph, clip: Node, channels: int) -> Node:
+    """Clip(x, 0, h) = Min(Relu(x), h), whose bound can differ from channel to channel."""
+    source, target = clip.inputs[0], clip.outputs[0]
+    value = graph.values[target]
+    shape = (1, channels, *(1,) * (len(value.shape) - 2)) if len(value.shape) == 4 else (channels,)
+    relu, bound = f"{target}.relu", f"{target}.bound"
+    graph.values[relu] = replace(value, name=relu)
+    graph.weights[bound] = np.full(shape, graph.weights[clip.inputs[2]], np.float32)
+    position = graph.nodes.index(clip)
+    node = Node("Min", [relu, bound], [target], clip.name)
+    graph.nodes[position : position + 1] = [Node("Relu", [source], [relu], f"{clip.name}.relu"), node]
+    return node
+
+
+def _multiply(graph: Graph, name: str, factor: NDArray[np.float64], axis: int) -> None:
+    weight = graph.weights[name]
+    shape = [1] * weight.ndim
+    shape[axis] = factor.size
+    graph.weights[name] = (weight.astype(np.float64) * factor.reshape(shape)).astype(np.float32)
+
+
+def _absorbs(chain: Chain) -> bool:
+    """Absorption is exact inside the picture only; a padded next layer would see the wrong border."""
+    return (
+        [node.op_type for node in chain.through] == ["Relu"]
+        and chain.first.bias is not None
+        and all(layer.bias is not None and not any(layer.node.attrs.get("pads", [0])) for layer in chain.nexts)
+        and all(layer.kind in ("conv", "linear") for layer in chain.nexts)
+    )
+
+
+def _absorb(graph: Graph, state: State, chains: list[Chain]) -> list[str]:
+    """b1 -= c and b2 += W2 c with c = max(0, mean - 3 std) of the ReLU's input (Nagel et al. 2019, eq. 14-15)."""
+    if not chains:
+        return []
+    probe = replace(state, graph=graph)
+    stats = _observe(probe, chains)
+    done = []
+    for chain in chains:
+        pre = stats[chain.first.output]
+        c = np.maximum(0.0, pre.mean - 3 * pre.std)
+        if not c.any() or chain.first.bias is None:
+            continue
+        graph.weights[chain.first.bias] = (graph.weights[chain.first.bias] - c).astype(np.float32)
+        for layer in chain.nexts:
+            if layer.bias is not None:
+                shift = np.einsum("oik,i->o", _view(graph, layer), c)
+                graph.weights[layer.bias] = (graph.weights[layer.bias] + shift).astype(np.float32)
+        done.append(chain.name)
+    return done
+
+
+def _trial(state: State, graph: Graph, step: Calibrate) -> float:
+    """Noise over signal at the outputs, averaged over outputs, of a plain quantisation of `graph` on held-out samples."""
+    trial = replace(
+        state, graph=graph.copy(), calibration=state.calibration.take(TRIAL_SAMPLES), grids={}, codes={}, histograms={}, log=[]
+    )
+    calibrate(step, trial)
+    round_weights(None, trial)
+    outputs = [value.name for value in graph.outputs]
+    scores = {name: Sqnr() for name in outputs}
+    with (
+        Session(state.graph, threads=state.threads) as reference,
+        state.simulate(trial, outputs) as simulation,
+    ):
+        for feed in state.held_out.take(TRIAL_SAMPLES):
+            wanted, got = reference.run(feed), simulation.run(feed)
+            for name in outputs:
+                scores[name].update(wanted[name], got[name])
+    return float(np.mean([10 ** (-score.db / 10) for score in scores.values()]))

@@ -1,0 +1,173 @@
+"""Which tensors get a grid: the placement that integer kernels and NPU compilers fuse.
+
+An activation is quantised once, right behind its producer, for all its consumers. Three rules shape the rest:
+an activation function that the kernel before it can absorb takes the place of that kernel's output; data movement
+(Reshape, Transpose, ...) shares its input's grid, so that moving data never requantises; and the constant operand
+of an elementwise operator is quantised like an activation, since no NPU mixes float constants with integer data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from leadline.graph import Graph, Layer, Node
+from leadline.recipe import Recipe
+from leadline.types import Scheme, refuse
+
+MOVES_DATA = frozenset(
+    "Reshape Transpose Flatten Squeeze Unsqueeze Slice Split Gather Expand Tile Identity MaxPool DepthToSpace "
+    "SpaceToDepth".split()
+)
+"""Operators whose outputs hold only values of their first input."""
+
+ABSORBED = frozenset({"Relu", "Clip", "Min"})
+"""Clamps (a Min with a constant bound) that a grid's own range performs when they follow one of ABSORBING."""
+
+ABSORBING = frozenset("Conv ConvTranspose Gemm MatMul Add Relu".split())
+
+ELEMENTWISE = frozenset("Add Sub Mul Div".split())
+
+QUANTISED = (
+    frozenset(
+        "Conv ConvTranspose Gemm MatMul Softmax Sigmoid HardSigmoid HardSwish Gelu Relu Clip LeakyRelu PRelu Tanh Elu "
+        "LayerNormalization InstanceNormalization GroupNormalization GlobalAveragePool AveragePool ReduceMean Resize "
+        "Concat Pad Sqrt Pow Max Min".split()
+    )
+    | ELEMENTWISE
+    | MOVES_DATA
+)
+"""Operators that run on quantised tensors. Any other operator stays float and asks for no grid."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """`schemes`: the scheme of each activation that gets a grid. `root`: the tensor whose grid it shares (itself
+    where it shares none). `constants`: weights used as operands of elementwise operators, with their scheme.
+    `layers`: each layer to quantise, with the scheme of its weight along the layer's axis."""
+
+    schemes: dict[str, Scheme]
+    root: dict[str, str]
+    constants: dict[str, Scheme]
+    layers: list[tuple[Layer, Scheme]]
+    notes: list[str] = field(default_factory=list)
+
+
+def place(graph: Graph, recipe: Recipe) -> Placement:
+    """Decide which tensors of a normalised graph are quantised under a recipe.
+
+    Raises InputError when an override's pattern matches neither a layer nor a tensor.
+    """
+    _check_patterns(graph, recipe)
+    layers, notes = _layers(graph, recipe)
+    schemes, root = _activations(graph, recipe)
+    constants = {
+        name: scheme
+        for node in graph.nodes
+        if node.op_type in ELEMENTWISE
+        for name in node.inputs
+        if name in graph.weights and graph.weights[name].dtype == np.float32
+        if (scheme := _partner(node, name, schemes)) is not None
+    }
+    return Placement(schemes, root, constants, layers, notes)
+
+
+def _layers(graph: Graph, recipe: Recipe) -> tuple[list[tuple[Layer, Scheme]], list[str]]:
+    chosen: list[tuple[Layer, Scheme]] = []
+    notes = []
+    for layer in graph.layers():
+        scheme = recipe.weight_scheme(layer.name, layer.kind)
+        if scheme is None:
+            continue
+        if scheme.granularity == "block":
+            scheme, note = _blocks(graph, layer, scheme)
+            notes += note
+        elif scheme.granularity == "axis":
+            scheme = scheme.at(layer.axis)
+        chosen.append((layer, scheme))
+    return chosen, notes
+
+
+def _blocks(graph: Graph, layer: Layer, scheme: Scheme) -> tuple[Scheme, list[str]]:
+    """Blocks run along the input features of a linear layer; the block is halved until it divides them."""
+    features = graph.weights[layer.weight].shape[1 - layer.axis]
+    size = scheme.block_size or 0
+    if layer.kind == "linear":
+        while size >= 16 and features % size:
+            size //= 2
+        if size >= 16:
+            note = [] if size == scheme.block_size else [f"{layer.name}: {features} features, blocks of {size}"]
+            return replace(scheme, axis=1 - layer.axis, block_size=size), note
+    per_axis = replace(scheme, granularity="axis", axis=layer.axis, block_size=None)
+    return per_axis, [f"{layer.name}: {layer.kind} of {features} features takes no blocks, one scale per channel"]
+
+
+def _activations(graph: Graph, recipe: Recipe) -> tuple[dict[str, Scheme], dict[str, str]]:
+    wanted: dict[str, Scheme] = {}
+    root: dict[str, str] = {}
+    producers, readers = graph.producers(), graph.readers()
+    outputs = {value.name for value in graph.outputs}
+    for node in graph.nodes:
+        if node.op_type not in QUANTISED:
+            continue
+        for tensor in (*_data_inputs(node), *node.outputs):
+            producer = producers.get(tensor)
+            if tensor in wanted or not _is_float(graph, tensor):
+                continue
+            if tensor not in outputs and _absorbed(graph, producer, readers.get(tensor, [])):
+                continue
+            scheme = recipe.activation_scheme(tensor, *([producer.name] if producer else []))
+            if scheme is not None:
+                wanted[tensor] = scheme
+    for tensor in wanted:
+        root[tensor] = tensor
+    # Nodes are in topological order, so an input's root is final before its outputs ask for it.
+    for node in graph.nodes:
+        source = node.inputs[0] if node.inputs else ""
+        if node.op_type in MOVES_DATA and source in wanted:
+            for output in node.outputs:
+                if output in wanted:
+                    wanted[output] = wanted[source]
+                    root[output] = root[source]
+    return wanted, root
+
+
+def _data_inputs(node: Node) -> list[str]:
+    return node.inputs[:1] if node.op_type in MOVES_DATA or node.op_type in ("Resize", "Pad", "Clip") else node.inputs
+
+
+def _is_float(graph: Graph, tensor: str) -> bool:
+    value = graph.values.get(tensor)
+    return value is not None and value.dtype == np.float32
+
+
+def _absorbed(graph: Graph, producer: Node | None, readers: list[Node]) -> bool:
+    """A tensor that only the clamp behind it reads never exists on the device."""
+    return (
+        len(readers) == 1
+        and readers[0].op_type in ABSORBED
+        and all(name in graph.weights for name in readers[0].inputs[1:] if name)
+        and producer is not None
+        and producer.op_type in ABSORBING
+    )
+
+
+def _partner(node: Node, constant: str, schemes: dict[str, Scheme]) -> Scheme | None:
+    return next((schemes[other] for other in node.inputs if other != constant and other in schemes), None)
+
+
+def _check_patterns(graph: Graph, recipe: Recipe) -> None:
+    layers = [(layer.name, layer.kind) for layer in graph.layers()]
+    tensors = [(name, None) for name in graph.values]
+    for override in recipe.overrides:
+        if override.pattern == "*":
+            continue
+        candidates = layers + (tensors if override.activations is not None else [])
+        if not any(override.matches(name, kind=kind) for name, kind in candidates):
+            some = ", ".join(name for name, _ in layers[:5])
+            raise refuse(
+                "quantize",
+                f"override pattern must match a layer or tensor; this network has layers such as {some}",
+                repr(override.pattern),
+            )

@@ -1,0 +1,61 @@
+"""What the steps of one run share and change, and the log they keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadline.data import Samples
+from leadline.graph import Graph, Session
+from leadline.observers import Histogram
+from leadline.recipe import Recipe
+from leadline.steps.placement import Placement
+from leadline.types import Grid
+
+
+class Progress(Protocol):
+    """Shows how far a pass over the samples has come."""
+
+    def over(self, samples: Iterable[Any], what: str, total: int) -> Iterator[Any]: ...
+
+    def __call__(self, what: str) -> AbstractContextManager[None]: ...
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a step did to one layer or tensor. `before` and `after` are held-out errors where the step was gated."""
+
+    step: str
+    target: str
+    note: str = ""
+    before: float | None = None
+    after: float | None = None
+    kept: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if value is not None and value != ""}
+
+
+@dataclass
+class State:
+    """`graph` computes the original function in float at all times; what quantisation changes lies beside it:
+    `grids` by tensor name, and `codes`, the integers of weights and biases (a corrected bias lives in its codes)."""
+
+    graph: Graph
+    recipe: Recipe
+    calibration: Samples
+    held_out: Samples
+    progress: Progress
+    simulate: Callable[[State, Sequence[str]], Session]
+    """The artefact as it stands, loaded unfused, returning these tensors. Given by the caller, which knows the exporter."""
+    threads: int | None = None
+    placement: Placement | None = None
+    grids: dict[str, Grid] = field(default_factory=dict)
+    codes: dict[str, NDArray[np.integer[Any]]] = field(default_factory=dict)
+    histograms: dict[str, Histogram] = field(default_factory=dict)
+    log: list[Record] = field(default_factory=list)

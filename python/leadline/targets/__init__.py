@@ -1,0 +1,1 @@
+"""The runtimes an artefact is meant for, as this machine has them."""

@@ -1,0 +1,224 @@
+"""Verification: the artefact against the float network on samples that calibration did not see."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadline.data import Samples, load
+from leadline.export import qdq
+from leadline.graph import Graph, Session
+from leadline.progress import Quiet
+from leadline.sqnr import Sqnr
+from leadline.steps import Progress
+from leadline.targets.onnxruntime import Agreement, kernels_saturate
+from leadline.types import Grid, refuse
+
+if TYPE_CHECKING:
+    import onnx
+
+PICTURES = 4
+"""Samples whose dense outputs are kept for the report."""
+
+
+@dataclass(frozen=True)
+class OutputScore:
+    """One output over all samples. `sqnr` and `fused` in dB: the simulation, and onnxruntime's fused kernels, against
+    the float network. `worst` is the lowest SQNR of a single sample, `largest` the largest absolute error."""
+
+    name: str
+    sqnr: float
+    worst: float
+    largest: float
+    fused: float
+    agreement: Agreement
+
+
+@dataclass(frozen=True)
+class TensorScore:
+    """One activation: SQNR in dB over all samples. `rescaled` tells that each channel was first brought to the float
+    network's scale, because equalisation had moved it."""
+
+    name: str
+    op: str
+    sqnr: float
+    rescaled: bool = False
+
+
+@dataclass(frozen=True)
+class Dense:
+    """One channel of one dense output of one sample: (height, width) float32 arrays."""
+
+    output: str
+    sample: str
+    reference: NDArray[np.float32]
+    artefact: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was measured. `tensors` are sorted worst first."""
+
+    samples: int
+    outputs: list[OutputScore]
+    tensors: list[TensorScore]
+    saturates: bool
+    pictures: list[Dense] = field(default_factory=list, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the pictures, ready for JSON."""
+        return {
+            "samples": self.samples,
+            "outputs": [vars(o) | {"agreement": vars(o.agreement)} for o in self.outputs],
+            "tensors": [vars(t) for t in self.tensors],
+            "kernels_saturate": self.saturates,
+        }
+
+
+def verify(
+    reference: Graph | str | os.PathLike[str],
+    artefact: onnx.ModelProto | str | os.PathLike[str],
+    data: Any,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Run the float network and the artefact side by side.
+
+    The simulation is the artefact itself, run without graph optimisation. Beside it runs what onnxruntime makes of it
+    with all its fusions, as a device would; the distance of the two is given in steps of the output's grid.
+
+    Parameters
+    ----------
+    reference : Graph or path
+        The float network: the original, or the ``model.fp32.onnx`` beside the artefact.
+    artefact : onnx.ModelProto or path
+        A QDQ model with the same input and output names.
+    data : Samples or anything that ``leadline.data.load`` takes
+    threads : int, optional
+    progress : Progress, optional
+
+    Raises
+    ------
+    InputError
+        The two networks differ in inputs or outputs, or a file or the data cannot be used.
+    """
+    progress = progress or Quiet()
+    graph = reference if isinstance(reference, Graph) else _reference(reference, data)
+    samples = data if isinstance(data, Samples) else load(data, graph.inputs)
+    written = qdq.read(artefact if not isinstance(artefact, os.PathLike) else Path(artefact))
+    with Session(artefact if not isinstance(artefact, os.PathLike) else Path(artefact), threads=threads) as fused:
+        own = {value.name for value in graph.outputs}
+        if set(fused.outputs) != own:
+            raise refuse("verify", f"the artefact must have the outputs {sorted(own)}", str(sorted(fused.outputs)))
+        tensors = {name: written.dequantised.get(name, name) for name in _compared(graph, written)}
+        wanted = [value.name for value in graph.outputs]
+        inner = [name for name in tensors if name not in own]
+        run = _Run(graph, wanted, inner)
+        with (
+            Session(graph, outputs=wanted + inner, threads=threads) as exact,
+            Session(artefact, outputs=wanted + [tensors[n] for n in inner], optimize=False, threads=threads) as simulated,
+        ):
+            for label, feed in zip(samples.labels, progress.over(samples, "verify", len(samples)), strict=True):
+                got = dict(zip(wanted + inner, simulated.run(feed).values(), strict=True))
+                run.update(label, exact.run(feed), got, fused.run(feed), written.grids)
+    return Verification(len(samples), run.scores(), run.tensor_scores(), kernels_saturate(), run.pictures)
+
+
+def _reference(path: str | os.PathLike[str], data: Any) -> Graph:
+    sample = next(iter(data), None) if isinstance(data, Samples) else None
+    return Graph.load(Path(path), sample)
+
+
+def _compared(graph: Graph, written: qdq.Qdq) -> list[str]:
+    """Layer outputs and quantised tensors: what the worst-first table ranks. Moved data counts once, at its source."""
+    layers = {layer.output for layer in graph.layers()}
+    moves = {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Identity"}
+    return [
+        name
+        for node in graph.nodes
+        for name in node.outputs
+        if node.op_type not in moves and (name in layers or name in written.grids)
+    ]
+
+
+class _Run:
+    """Sums over samples; memory does not grow with their number."""
+
+    def __init__(self, graph: Graph, outputs: list[str], inner: list[str]) -> None:
+        self._ops = {name: node.op_type for node in graph.nodes for name in node.outputs}
+        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._inner = inner
+        self._simulated = {name: Sqnr() for name in outputs}
+        self._fused = {name: Sqnr() for name in outputs}
+        self._worst = dict.fromkeys(outputs, np.inf)
+        self._agreement = {name: Agreement() for name in outputs}
+        self.pictures: list[Dense] = []
+        self._seen = 0
+
+    def update(
+        self,
+        label: str,
+        wanted: dict[str, NDArray[Any]],
+        got: dict[str, NDArray[Any]],
+        fused: dict[str, NDArray[Any]],
+        grids: dict[str, Grid],
+    ) -> None:
+        for name, total in self._simulated.items():
+            one = Sqnr()
+            for score in (total, one):
+                score.update(wanted[name], got[name])
+            self._worst[name] = min(self._worst[name], one.db)
+            self._fused[name].update(wanted[name], fused[name])
+            step = float(grids[name].scale.min()) if name in grids else float(np.std(wanted[name])) / 256
+            self._agreement[name] = self._agreement[name].updated(got[name], fused[name], step)
+            if self._seen < PICTURES and (planes := _planes(wanted[name], got[name])):
+                self.pictures.append(Dense(name, label, *planes))
+        for name in self._inner:
+            if name in wanted:
+                sums = _channel_sums(wanted[name], got[name])
+                self._sums[name] = self._sums.get(name, 0) + sums
+        self._seen += 1
+
+    def scores(self) -> list[OutputScore]:
+        return [
+            OutputScore(name, s.db, float(self._worst[name]), s.largest, self._fused[name].db, self._agreement[name])
+            for name, s in self._simulated.items()
+        ]
+
+    def tensor_scores(self) -> list[TensorScore]:
+        scores = [_tensor_score(name, self._ops[name], sums) for name, sums in self._sums.items()]
+        scores += [TensorScore(name, self._ops.get(name, ""), s.db) for name, s in self._simulated.items()]
+        return sorted(scores, key=lambda score: (score.sqnr, score.name))
+
+
+def _channel_sums(x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
+    """Rows: sum of x*x, of x*y, of y*y and of (x-y)^2; columns: channels."""
+    axis = 1 if x.ndim > 3 else x.ndim - 1
+    a, b = (np.moveaxis(v, axis, 0).reshape(v.shape[axis] if v.ndim else 1, -1).astype(np.float64) for v in (x, y))
+    return np.stack([(a * a).sum(1), (a * b).sum(1), (b * b).sum(1), np.square(a - b).sum(1)])
+
+
+def _tensor_score(name: str, op: str, sums: NDArray[np.float64]) -> TensorScore:
+    """Plain SQNR, unless a positive factor for each channel explains the difference: then with that factor removed."""
+    xx, xy, yy, error = sums
+    plain = Sqnr(float(xx.sum()), float(error.sum())).db
+    alive = (xy > 0) & (yy > 0)
+    # With y brought to x's scale by f = xy / yy, the remaining error is xx - xy^2 / yy.
+    rest = np.where(alive, xx - np.divide(xy**2, yy, out=np.zeros_like(yy), where=alive), xx)
+    scaled = Sqnr(float(xx.sum()), float(np.maximum(rest, 0).sum())).db
+    moved = scaled > plain + 6 and plain < 15
+    return TensorScore(name, op, scaled if moved else plain, moved)
+
+
+def _planes(x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    """The first channel of a dense output; None where the output is no picture."""
+    if x.ndim < 3 or min(x.shape[-2:]) < 8:
+        return None
+    first = (0,) * (x.ndim - 2)
+    return x[first].astype(np.float32), y[first].astype(np.float32)
