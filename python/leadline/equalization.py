@@ -45,8 +45,11 @@ def balance(first: ArrayLike, second: ArrayLike, alpha: float = 0.5, max_scale: 
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if a.ndim != 1 or a.shape != b.shape:
         raise refuse("balance", "first and second must be vectors of one length", f"shapes {a.shape} and {b.shape}")
-    if not (np.isfinite(a).all() and np.isfinite(b).all() and (a >= 0).all() and (b >= 0).all()):
-        raise refuse("balance", "ranges must be finite and not negative", "others")
+    for name, ranges in (("first", a), ("second", b)):
+        wrong = np.flatnonzero(~(np.isfinite(ranges) & (ranges >= 0)))
+        if wrong.size:
+            received = f"{ranges[wrong[0]]} in {name}[{wrong[0]}]"
+            raise refuse("balance", "ranges must be finite and not negative", received)
     if not 0 <= alpha <= 1:
         raise refuse("balance", "alpha must lie in [0, 1]", alpha)
     if not max_scale >= 1:
@@ -60,7 +63,11 @@ def balance(first: ArrayLike, second: ArrayLike, alpha: float = 0.5, max_scale: 
 
 
 def predicted_noise(
-    scales: ArrayLike, activation_range: ArrayLike, second_moment: ArrayLike, weight: ArrayLike, bits: tuple[int, int] = (8, 8)
+    scales: ArrayLike,
+    activation_range: ArrayLike,
+    second_moment: ArrayLike,
+    weight: ArrayLike,
+    bits: tuple[int, int] = (8, 8),
 ) -> float:
     """Noise power at the next layer's output that uniform grids would cause after scaling by `scales`.
 

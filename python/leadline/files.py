@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from leadline.types import refuse
@@ -43,12 +43,23 @@ def filling(folder: str | os.PathLike[str]) -> Iterator[Path]:
     An interrupt or an error inside the block leaves `folder` as it was. Raises InputError when it cannot be written.
     """
     target = Path(folder)
+    new = [path for path in (target, *target.parents) if not path.exists()]
     try:
         target.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(prefix=".leadline-", dir=target)
     except OSError as error:
         raise refuse("write", "the output folder must be writable", f"{target}: {error.strerror}") from error
-    with temporary:
-        yield Path(temporary.name)
-        for file in sorted(Path(temporary.name).iterdir()):
-            os.replace(file, target / file.name)
+    try:
+        with temporary:
+            yield Path(temporary.name)
+            files = sorted(Path(temporary.name).iterdir())
+            for file in files:
+                if (target / file.name).is_dir():
+                    raise refuse("write", "no folder may be in the way of an output file", target / file.name)
+            for file in files:
+                os.replace(file, target / file.name)
+    except BaseException:
+        for path in new:
+            with suppress(OSError):  # somebody else may have put something there meanwhile
+                path.rmdir()
+        raise

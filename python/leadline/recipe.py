@@ -103,7 +103,7 @@ def _scheme(table: Mapping[str, Any], base: Scheme, where: str) -> Scheme:
     _known_keys(table, known, where)
     for key, value in table.items():
         wanted = type(getattr(Scheme(), key))
-        if key != "block_size" and not isinstance(value, wanted):
+        if key != "block_size" and type(value) is not wanted:
             raise refuse("Recipe", f"{where}.{key} must be of type {wanted.__name__}", repr(value))
     merged = {f.name: getattr(base, f.name) for f in fields(Scheme)} | dict(table)
     return Scheme(**merged)
@@ -153,7 +153,8 @@ class Recipe:
             return _parse(_shipped().joinpath(f"{text}.toml").read_text("utf-8"), f"recipe {text}")
         path = Path(text)
         if not path.is_file():
-            raise refuse("Recipe.load", f"recipe must be one of {', '.join(Recipe.names())}, or a TOML file", repr(text))
+            known = ", ".join(Recipe.names())
+            raise refuse("Recipe.load", f"recipe must be one of {known}, or a TOML file", repr(text))
         try:
             return _parse(path.read_text("utf-8"), str(path))
         except UnicodeDecodeError as error:
@@ -230,6 +231,8 @@ def _parse(text: str, where: str) -> Recipe:
     _known_keys(document, {f.name for f in fields(Recipe)}, where)
     if "steps" not in document:
         raise refuse("Recipe.load", f"{where} must list its [[steps]]", f"keys {', '.join(sorted(document)) or 'none'}")
+    if not isinstance(document.get("data", {}), Mapping):
+        raise refuse("Recipe.load", f"{where}: data must be a table", repr(document["data"]))
     schemes: dict[str, Scheme | None] = {}
     for key, base in (("weights", WEIGHTS), ("activations", ACTIVATIONS)):
         table = document.get(key, {})
@@ -266,7 +269,7 @@ def _tables(document: Mapping[str, Any], key: str, where: str) -> list[Mapping[s
 
 def _step(table: Mapping[str, Any], where: str) -> Step:
     name = table.get("step")
-    if name not in STEPS:
+    if not isinstance(name, str) or name not in STEPS:
         raise refuse("Recipe.load", f"{where}: step must be one of {', '.join(STEPS)}", repr(name))
     cls = STEPS[name]
     given = {key: value for key, value in table.items() if key != "step"}
@@ -292,6 +295,7 @@ _CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
 def _read_override(table: Mapping[str, Any], where: str) -> Override:
     _known_keys(table, {f.name for f in fields(Override)}, where)
     given = dict(table)
+    _text(given, "pattern", where, "*")
     if "kinds" in given:
         kinds = tuple(given["kinds"]) if isinstance(given["kinds"], list) else (given["kinds"],)
         wrong = [kind for kind in kinds if kind not in get_args(Kind)]
