@@ -1,0 +1,123 @@
+"""Writing files: all of an output or nothing of it."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import pytest
+
+from data_samples import refused
+from leadline.files import filling, replacing
+
+
+class Broken(Exception):
+    pass
+
+
+def listing(folder) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+def test_replacing_moves_on_success(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.txt"
+    with replacing(path) as temporary:
+        temporary.write_text("one")
+        assert not path.exists() and temporary.parent == path.parent
+    assert path.read_text() == "one" and listing(path.parent) == ["a.txt"]
+    with replacing(str(path)) as temporary:
+        temporary.write_text("two")
+        assert path.read_text() == "one"
+    assert path.read_text() == "two" and listing(path.parent) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [Broken, KeyboardInterrupt, SystemExit])
+def test_replacing_leaves_the_old_file_alone_when_interrupted(tmp_path, error):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(error), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert path.read_text() == "old" and listing(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [Broken, KeyboardInterrupt])
+def test_replacing_leaves_nothing_where_nothing_was(tmp_path, error):
+    with pytest.raises(error), replacing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("half")
+        raise error
+    assert listing(tmp_path) == []
+
+
+def test_outputs_get_the_permissions_that_the_umask_gives(tmp_path):
+    old = os.umask(0o027)
+    try:
+        with replacing(tmp_path / "a.txt") as temporary:
+            temporary.write_text("x")
+        with filling(tmp_path / "out") as folder:
+            (folder / "b.txt").write_text("x")
+        with filling(tmp_path / "out") as folder, replacing(folder / "c.txt") as temporary:
+            temporary.write_text("x")
+    finally:
+        os.umask(old)
+    for file in (tmp_path / "a.txt", tmp_path / "out" / "b.txt", tmp_path / "out" / "c.txt"):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o640
+
+
+def test_filling_moves_all_files_on_success_and_keeps_strangers(tmp_path):
+    out = tmp_path / "new" / "out"
+    out.mkdir(parents=True)
+    (out / "a").write_text("old")
+    (out / "stranger").write_text("mine")
+    with filling(out) as folder:
+        assert folder != out and listing(folder) == []
+        (folder / "a").write_text("new")
+        (folder / "b").write_text("new")
+        assert (out / "a").read_text() == "old"
+    assert listing(out) == ["a", "b", "stranger"]
+    assert (out / "a").read_text() == "new" and (out / "stranger").read_text() == "mine"
+
+
+@pytest.mark.parametrize("error", [Broken, KeyboardInterrupt, SystemExit])
+def test_filling_leaves_the_folder_as_it_was_when_interrupted(tmp_path, error):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(error), filling(tmp_path) as folder:
+        (folder / "a").write_text("half")
+        (folder / "b").write_text("half")
+        raise error
+    assert listing(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "old"
+
+
+def test_filling_removes_the_folder_that_it_made_for_nothing(tmp_path):
+    with pytest.raises(Broken), filling(tmp_path / "new" / "out"):
+        raise Broken
+    assert listing(tmp_path) == []
+
+
+def test_nested_filling_is_one_transaction(tmp_path):
+    with pytest.raises(Broken), filling(tmp_path) as outer:
+        with filling(outer) as inner:
+            (inner / "a").write_text("whole")
+        assert listing(outer) == ["a"]
+        raise Broken
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize("write", [filling, lambda folder: replacing(folder / "a.txt")], ids=["filling", "replacing"])
+@pytest.mark.parametrize("under", ["file", "file/below", "/proc/nowhere", "/sys/nowhere/below"])
+def test_a_folder_that_cannot_be_written_is_refused_by_name(tmp_path, write, under):
+    (tmp_path / "file").write_text("in the way")
+    folder = tmp_path / under  # an absolute path replaces tmp_path
+    if under.startswith("/") and not folder.parent.parent.exists():
+        pytest.skip("no such file system here")
+    with refused("output folder must be writable", str(folder)), write(folder):
+        pytest.fail("the block must not run")
+    assert listing(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_folder_in_the_way_is_refused_before_anything_moves(tmp_path):
+    (tmp_path / "b").mkdir()
+    with refused("no folder may be in the way", str(tmp_path / "b")), filling(tmp_path) as folder:
+        (folder / "a").write_text("new")
+        (folder / "b").write_text("new")
+    assert listing(tmp_path) == ["b"]
