@@ -1,0 +1,86 @@
+# make demo        a real network (a 24-million-parameter ViT-S) from photographs to INT8, with a report in demo/
+# make test        the tests                      make check     ruff, mypy, import-linter
+# make test-cpp    the C++ tests under ASan/UBSan  make notebooks  execute them
+# make test-full   the tests that compare with aimet-onnx and torch (a second environment, 2 GB)
+# make bench       every benchmark                make clean
+#
+# Needs Python 3.11 or newer, a C++20 compiler, make. Everything else goes into .venv; networks and pictures go into
+# $LEADLINE_CACHE (default ~/.cache/leadline).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+FULL := .cache/full
+SOURCES := pyproject.toml CMakeLists.txt $(shell find cpp python -type f -not -name '*.pyc' -not -name '*.so')
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check test-cpp notebooks test-full bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+$(BIN)/python:
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+
+# The stamps: leadline as a user has it, and with what the tests need. Not editable, so that what is tested is what ships.
+$(VENV)/.installed: $(BIN)/python $(SOURCES)
+	@echo "building and installing leadline"
+	@$(PIP) install .
+	@touch $@
+
+$(VENV)/.tests: $(BIN)/python $(SOURCES)
+	@echo "building and installing leadline with its test tools"
+	@$(PIP) install '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.cpp: $(BIN)/python
+	@$(PIP) install cmake ninja 'cmeel-eigen>=3.4'
+	@touch $@
+
+$(FULL)/.tests: $(SOURCES)
+	@echo "making $(FULL): torch, aimet-onnx (2 GB)"
+	@$(PYTHON) -m venv $(FULL)
+	@$(FULL)/bin/python -m pip --disable-pip-version-check --quiet install torch==2.13.0
+	@$(FULL)/bin/python -m pip --disable-pip-version-check --quiet install torch==2.13.0 aimet-onnx==2.42.0 onnxscript '.[test]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	@echo "fetching network A and photographs (0.15 GB, once)"
+	@PYTHONPATH=tests $(BIN)/python -c "import testbed; testbed.network('A'); testbed.pictures()"
+	@pictures=$$($(BIN)/python tests/testbed.py where); set -x; \
+	$(BIN)/leadline quantize $$pictures/networks/A.onnx --data $$pictures/pictures/calibration --recipe w8a8 --out demo \
+		--resize 224x224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+	@echo "open demo/report.html"
+
+test: $(VENV)/.tests
+	@$(BIN)/python tests/testbed.py fetch || echo "tests that need what is missing will be skipped"
+	@$(BIN)/python -m pytest $(PYTEST)
+
+check: $(VENV)/.tests
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+test-cpp: $(VENV)/.cpp
+	@$(BIN)/cmake -S . -B build/asan -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DLEADLINE_TESTS=ON \
+		-DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	@$(BIN)/cmake --build build/asan
+	@$(BIN)/ctest --test-dir build/asan --output-on-failure
+
+notebooks: $(VENV)/.tests
+	@$(BIN)/python -m pytest --nbmake --nbmake-timeout=120 notebooks
+
+test-full: $(FULL)/.tests
+	@$(FULL)/bin/python tests/testbed.py fetch || echo "tests that need what is missing will be skipped"
+	@$(FULL)/bin/python -m pytest -m "full or torch" $(PYTEST)
+
+bench: $(VENV)/.installed
+	@for script in benchmarks/bench_*.py benchmarks/accuracy.py benchmarks/memory.py; do \
+		echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) $(FULL) build dist demo benchmarks/out
+	find . -name __pycache__ -prune -exec rm -rf {} +
