@@ -7,8 +7,8 @@ Mark (design.md 5): at least 80 % of the copy's bandwidth.
 from __future__ import annotations
 
 import numpy as np
-from harness import interleave, rate, table
 
+from harness import interleave, rate, table
 from leadline import Scheme, affine
 
 SHAPES = {"32 MB": (8, 64, 128, 128), "256 kB": (1, 64, 32, 32)}

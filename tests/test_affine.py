@@ -4,10 +4,10 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
-from natives import MODULES, ODD_SIZES, native
-from reference import affine as spec
 
 from leadline import ConversionWarning, Grid, InputError, Scheme, affine
+from natives import MODULES, ODD_SIZES, native
+from reference import affine as spec
 
 __all__ = ["native"]
 
@@ -199,17 +199,29 @@ AXIS1 = Scheme(granularity="axis", axis=1)
 X = np.ones((4, 6), np.float32)
 G = affine.choose_grid(0, 1, ACTIVATION)
 REFUSALS = [
-    (lambda: affine.range_of(X, Scheme(granularity="axis", axis=2)), r"\[range_of\] axis must lie in an array of shape"),
+    (
+        lambda: affine.range_of(X, Scheme(granularity="axis", axis=2)),
+        r"\[range_of\] axis must lie in an array of shape",
+    ),
     (lambda: affine.range_of(X, Scheme(granularity="axis")), r"axis must be an integer. Received None"),
     (
         lambda: affine.range_of(X, Scheme(granularity="block", axis=1, block_size=4)),
         r"block_size must divide the length of axis 1 in an array of shape \(4, 6\). Received block_size=4",
     ),
-    (lambda: affine.range_of(np.array([1, np.nan], np.float32), ACTIVATION), r"x must be finite. Received nan at index \(1,\)"),
+    (
+        lambda: affine.range_of(np.array([1, np.nan], np.float32), ACTIVATION),
+        r"x must be finite. Received nan at index \(1,\)",
+    ),
     (lambda: affine.range_of(np.array([[1, -np.inf]], np.float32), ACTIVATION), r"Received -inf at index \(0, 1\)"),
-    (lambda: affine.quantize(np.array([np.inf, np.nan], np.float32), G), r"\[quantize\] x must be finite. Received nan at index \(1,\)"),
+    (
+        lambda: affine.quantize(np.array([np.inf, np.nan], np.float32), G),
+        r"\[quantize\] x must be finite. Received nan at index \(1,\)",
+    ),
     (lambda: affine.fake_quantize(np.array([np.nan], np.float32), G), r"\[fake_quantize\] x must not contain NaN"),
-    (lambda: affine.quantize(X, affine.choose_grid([0] * 4, [1] * 4, AXIS1)), r"scale must have shape \(6,\). Received \(4,\)"),
+    (
+        lambda: affine.quantize(X, affine.choose_grid([0] * 4, [1] * 4, AXIS1)),
+        r"scale must have shape \(6,\). Received \(4,\)",
+    ),
     (lambda: affine.quantize(X, Grid(np.ones(1), np.zeros(1, int), ACTIVATION)), r"scale must have shape \(\)"),
     (lambda: affine.dequantize(X, G), r"\[dequantize\] codes must be uint8 as its scheme says. Received float32"),
     (lambda: affine.choose_grid(1, 0, ACTIVATION), r"\[choose_grid\] lo must not exceed hi"),
@@ -218,7 +230,10 @@ REFUSALS = [
     (lambda: affine.choose_grid(0, 1e39, ACTIVATION), r"must be float32 values"),
     (lambda: affine.choose_grid(0, 1, 8), r"scheme must be a leadline.Scheme. Received a int"),
     (lambda: affine.choose_grid(0, 1, Scheme(bits=32)), r"a 32-bit scheme must be signed"),
-    (lambda: affine.range_of(X, ACTIVATION, threads=0), r"threads must be None or an integer from 1 to 256. Received 0"),
+    (
+        lambda: affine.range_of(X, ACTIVATION, threads=0),
+        r"threads must be None or an integer from 1 to 256. Received 0",
+    ),
     (lambda: affine.range_of(X, ACTIVATION, threads=True), r"threads must be None"),
     (lambda: affine.fake_quantize(X, G, out=np.empty((6, 4), np.float32)), r"out must be a writable .* shape \(4, 6\)"),
     (lambda: affine.fake_quantize(X, G, out=np.empty((4, 6))), r"Received float64"),

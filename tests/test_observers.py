@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
-from natives import MODULES, ODD_SIZES, native
-from reference import observers as spec
 
 from leadline import InputError, Scheme, affine, observers
 from leadline.observers import Histogram, MinMax, MovingAverage, search_range
+from natives import MODULES, ODD_SIZES, native
+from reference import observers as spec
 
 __all__ = ["native"]
 
@@ -164,7 +164,7 @@ def segments(rows):
 
 def test_entropy_resists_outliers_and_ignores_exact_zeros():
     normal, outlier, scheme = DATA["normal"], DATA["outlier"], SYMMETRIC
-    lo, hi = search_range(Histogram().update(outlier), "entropy", scheme)
+    _, hi = search_range(Histogram().update(outlier), "entropy", scheme)
     assert hi < 8 < np.abs(outlier).max()
     positive = normal[normal > 0]
     with_zeros = np.append(positive, np.zeros(10 * positive.size, np.float32))
@@ -263,7 +263,9 @@ def test_a_refused_batch_changes_nothing(native):
     bad = np.ones((3, 40), np.float32)
     bad[1, 7] = np.nan
     for _ in range(2):
-        message = r"\[Histogram.update\] x must be finite in tensor 'blocks.3.fc1', sample 12. Received nan at index \(1, 7\)"
+        message = (
+            r"\[Histogram.update\] x must be finite in tensor 'blocks.3.fc1', sample 12. Received nan at index \(1, 7\)"
+        )
         with pytest.raises(InputError, match=message):
             h.update(bad, sample=12)
     assert state(h) == before
@@ -272,24 +274,38 @@ def test_a_refused_batch_changes_nothing(native):
     big[250_000] = -np.inf
     with pytest.raises(InputError, match=r"Received -inf at index \(250000,\)"):
         Histogram().update(big, threads=2)
-    with pytest.raises(InputError, match=r"\[MinMax.update\] x must be finite in tensor 't', sample a.jpg. Received inf"):
+    with pytest.raises(
+        InputError, match=r"\[MinMax.update\] x must be finite in tensor 't', sample a.jpg. Received inf"
+    ):
         MinMax(name="t").update(np.array([np.inf], np.float32), sample="a.jpg")
 
 
 H = Histogram().update(np.ones(3, np.float32))
 REFUSALS = [
-    (lambda: search_range(H, "tf_enhanced", Scheme()), "method must be one of minmax, percentile, .* Received 'tf_enhanced'"),
+    (
+        lambda: search_range(H, "tf_enhanced", Scheme()),
+        "method must be one of minmax, percentile, .* Received 'tf_enhanced'",
+    ),
     (lambda: search_range(H, "mse", Scheme(), q=2), "method 'mse' takes p. Received option 'q'"),
     (lambda: search_range(H, "entropy", Scheme(), p=2), "method 'entropy' takes no option. Received option 'p'"),
     (lambda: search_range(H, "percentile", Scheme(), p=101), r"p must lie in \[50, 100\]. Received 101"),
     (lambda: search_range(H, "mse", Scheme(), p=float("nan")), "p must lie in"),
-    (lambda: search_range(H, "mse", Scheme(granularity="axis", axis=0)), "must be the histogram's, 'tensor'. Received 'axis'"),
+    (
+        lambda: search_range(H, "mse", Scheme(granularity="axis", axis=0)),
+        "must be the histogram's, 'tensor'. Received 'axis'",
+    ),
     (lambda: search_range(1, "mse", Scheme()), "histogram must be a Histogram. Received a int"),
-    (lambda: search_range(Histogram(axis=0, name="t"), "mse", Scheme(granularity="axis", axis=0)), "data first in tensor 't'"),
+    (
+        lambda: search_range(Histogram(axis=0, name="t"), "mse", Scheme(granularity="axis", axis=0)),
+        "data first in tensor 't'",
+    ),
     (lambda: MinMax(name="t").lo, "there must be data first in tensor 't'"),
     (lambda: H.merge(MinMax()), "other must be a Histogram. Received a MinMax"),
     (lambda: H.merge(Histogram(axis=1)), "both must observe the same axis. Received None and 1"),
-    (lambda: Histogram(axis=1).update(np.ones((2, 3), "f4")).update(np.ones((2, 4), "f4")), "x must have 3 channels on axis 1"),
+    (
+        lambda: Histogram(axis=1).update(np.ones((2, 3), "f4")).update(np.ones((2, 4), "f4")),
+        "x must have 3 channels on axis 1",
+    ),
     (lambda: MovingAverage(0.0), r"momentum must lie in \(0, 1\]"),
     (lambda: MovingAverage(0.1).merge(MovingAverage(0.2)), "both must have one momentum"),
     (lambda: Histogram.from_arrays({"lo": np.zeros(1)}), r"arrays must hold \['buckets', 'count', 'hi', 'zeros'\]"),

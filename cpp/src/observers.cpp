@@ -10,8 +10,14 @@
 namespace leadline::observers {
 namespace {
 
-using F = float __attribute__((vector_size(16)));
-using U = std::uint32_t __attribute__((vector_size(16)));
+// As many elements at a time as an integer register holds.
+#if defined(__AVX2__)
+constexpr int width = 8;
+#else
+constexpr int width = 4;
+#endif
+using F = float __attribute__((vector_size(4 * width)));
+using U = std::uint32_t __attribute__((vector_size(4 * width)));
 
 constexpr std::uint32_t magnitude_mask = 0x7fffffffu;
 constexpr std::uint32_t infinity_bits = 0x7f800000u;
@@ -51,7 +57,7 @@ class Table {
         F lo = F{} + seen_.lo, hi = F{} + seen_.hi;
         U smallest = U{} + seen_.smallest, largest = U{} + seen_.largest;
         std::int64_t i = 0;
-        for (; i + 4 <= n; i += 4) {
+        for (; i + width <= n; i += width) {
             F v;
             std::memcpy(&v, x + i, sizeof v);
             lo = v < lo ? v : lo, hi = v > hi ? v : hi;
@@ -60,7 +66,7 @@ class Table {
             largest = magnitude > largest ? magnitude : largest;
             add(bits);
         }
-        for (int k = 0; k < 4; ++k) see(lo[k], hi[k], smallest[k], largest[k]);
+        for (int k = 0; k < width; ++k) see(lo[k], hi[k], smallest[k], largest[k]);
         for (; i < n; ++i) {
             const auto bits = std::bit_cast<std::uint32_t>(x[i]);
             see(x[i], x[i], (bits & magnitude_mask) - 1, bits & magnitude_mask);
@@ -111,28 +117,49 @@ class Table {
         seen_.smallest = std::min(seen_.smallest, smallest), seen_.largest = std::max(seen_.largest, largest);
     }
 
+    // Each element becomes {m, count, second, 0} in four 32-bit lanes, which is one line of the table.
     void add(U bits) {
-        const U key = bits >> low_bits, m = bits & m_mask, a = (m + 16) >> 5, square = a * a;
+        const U offset = (bits >> low_bits) * sizeof(Cell), m = bits & m_mask, a = (m + 16) >> 5, square = a * a;
         const U one = U{} + count_one, none{};
-        const U m01 = __builtin_shufflevector(m, one, 0, 4, 1, 5), m23 = __builtin_shufflevector(m, one, 2, 6, 3, 7);
-        const U s01 = __builtin_shufflevector(square, none, 0, 4, 1, 5);
-        const U s23 = __builtin_shufflevector(square, none, 2, 6, 3, 7);
-        bump(key[0], 0, __builtin_shufflevector(m01, s01, 0, 1, 4, 5));
-        bump(key[1], 1, __builtin_shufflevector(m01, s01, 2, 3, 6, 7));
-        bump(key[2], 2, __builtin_shufflevector(m23, s23, 0, 1, 4, 5));
-        bump(key[3], 3, __builtin_shufflevector(m23, s23, 2, 3, 6, 7));
+        alignas(sizeof(U)) std::uint32_t at[width];
+        std::memcpy(at, &offset, sizeof at);
+#if defined(__AVX2__)
+        const U m_low = __builtin_shufflevector(m, one, 0, 8, 1, 9, 4, 12, 5, 13);
+        const U m_high = __builtin_shufflevector(m, one, 2, 10, 3, 11, 6, 14, 7, 15);
+        const U s_low = __builtin_shufflevector(square, none, 0, 8, 1, 9, 4, 12, 5, 13);
+        const U s_high = __builtin_shufflevector(square, none, 2, 10, 3, 11, 6, 14, 7, 15);
+        bump(at[0], at[4], 0, __builtin_shufflevector(m_low, s_low, 0, 1, 8, 9, 4, 5, 12, 13));
+        bump(at[1], at[5], 1, __builtin_shufflevector(m_low, s_low, 2, 3, 10, 11, 6, 7, 14, 15));
+        bump(at[2], at[6], 2, __builtin_shufflevector(m_high, s_high, 0, 1, 8, 9, 4, 5, 12, 13));
+        bump(at[3], at[7], 3, __builtin_shufflevector(m_high, s_high, 2, 3, 10, 11, 6, 7, 14, 15));
     }
-    void bump(std::uint32_t key, int lane, U amount) {
-        using Two = std::uint64_t __attribute__((vector_size(16)));
-        Two line;
-        auto* at = cells_[key].line[lane];
+    void bump(std::uint32_t first, std::uint32_t second, int lane, U amounts) {
+        bump(first, lane, __builtin_shufflevector(amounts, amounts, 0, 1, 2, 3));
+        bump(second, lane, __builtin_shufflevector(amounts, amounts, 4, 5, 6, 7));
+    }
+#else
+        const U m_low = __builtin_shufflevector(m, one, 0, 4, 1, 5), m_high = __builtin_shufflevector(m, one, 2, 6, 3, 7);
+        const U s_low = __builtin_shufflevector(square, none, 0, 4, 1, 5);
+        const U s_high = __builtin_shufflevector(square, none, 2, 6, 3, 7);
+        bump(at[0], 0, __builtin_shufflevector(m_low, s_low, 0, 1, 4, 5));
+        bump(at[1], 1, __builtin_shufflevector(m_low, s_low, 2, 3, 6, 7));
+        bump(at[2], 2, __builtin_shufflevector(m_high, s_high, 0, 1, 4, 5));
+        bump(at[3], 3, __builtin_shufflevector(m_high, s_high, 2, 3, 6, 7));
+    }
+#endif
+    template <class Half>
+    void bump(std::uint32_t offset, int lane, Half amount) {
+        using Line = std::uint64_t __attribute__((vector_size(16)));
+        char* at = reinterpret_cast<char*>(cells_.get()) + offset + lane * sizeof(Line);
+        Line line;
         std::memcpy(&line, at, sizeof line);
-        line += std::bit_cast<Two>(amount);
+        line += std::bit_cast<Line>(amount);
         std::memcpy(at, &line, sizeof line);
     }
 
     static Bucket take(Cell& cell) {
         Bucket sum;
+        if ((cell.line[0][0] | cell.line[1][0] | cell.line[2][0] | cell.line[3][0]) == 0) return sum;
         for (auto& line : cell.line) {
             sum.count += line[0] >> 40, sum.first += line[0] & ((std::uint64_t{1} << 40) - 1), sum.second += line[1];
         }
@@ -150,7 +177,7 @@ class Table {
 bool count_channels(std::span<const float> x, const Layout& layout, std::int64_t first, std::int64_t last, Table& table,
                     std::vector<float>& gathered, std::vector<Channel>& into) {
     constexpr std::int64_t direct = 512;       // shorter runs are gathered first
-    constexpr std::int64_t gather_at = 8192;  // elements per channel
+    constexpr std::int64_t gather_at = 16384;  // elements per channel
     bool good = true;
     if (layout.inner >= direct) {
         for (std::int64_t c = first; c < last; ++c) {
@@ -166,17 +193,24 @@ bool count_channels(std::span<const float> x, const Layout& layout, std::int64_t
         }
         return good;
     }
-    const std::int64_t rows = std::max<std::int64_t>(1, gather_at / layout.inner);
-    gathered.resize(static_cast<std::size_t>((last - first) * rows * layout.inner));
+    const std::int64_t rows = std::clamp<std::int64_t>(gather_at / layout.inner, 1, std::max<std::int64_t>(layout.outer, 1));
+    const std::int64_t stride = rows * layout.inner + 16;  // not a power of two, which would collide in the cache
+    gathered.resize(static_cast<std::size_t>((last - first) * stride));
     for (std::int64_t row = 0; row < layout.outer; row += rows) {
         const std::int64_t height = std::min(rows, layout.outer - row);
-        for (std::int64_t o = 0; o < height; ++o)
-            for (std::int64_t c = first; c < last; ++c) {
-                const float* from = &x[((row + o) * layout.channels + c) * layout.inner];
-                std::copy(from, from + layout.inner, &gathered[((c - first) * rows + o) * layout.inner]);
-            }
+        for (std::int64_t o = 0; o < height; ++o) {
+            const float* from = &x[((row + o) * layout.channels + first) * layout.inner];
+            float* to = &gathered[o * layout.inner];
+            // Rows ahead, since the processor's own prefetching does not follow such strides.
+            if (row + o + 32 < layout.outer) __builtin_prefetch(from + 32 * layout.channels * layout.inner);
+            if (layout.inner == 1)
+                for (std::int64_t c = 0; c < last - first; ++c) to[c * stride] = from[c];
+            else
+                for (std::int64_t c = 0; c < last - first; ++c)
+                    std::copy(from + c * layout.inner, from + (c + 1) * layout.inner, to + c * stride);
+        }
         for (std::int64_t c = first; c < last; ++c) {
-            table.count(&gathered[(c - first) * rows * layout.inner], height * layout.inner);
+            table.count(&gathered[(c - first) * stride], height * layout.inner);
             good &= table.fold(into[c]);
         }
     }
@@ -255,7 +289,7 @@ bool Histogram::update(std::span<const float> x, const Layout& layout, int threa
             for (const Channel& part : found) channels[0].merge(part);
         return finite;
     }
-    constexpr std::int64_t neighbours = 16;
+    constexpr std::int64_t neighbours = 64;
     const std::int64_t tasks = chunk_count(count, neighbours);
     const auto workers = static_cast<std::size_t>(worker_count(tasks, threads));
     std::vector<std::vector<float>> gathered(workers);

@@ -254,12 +254,16 @@ Found octav(const Segments& s, const Segments& mirror, float observed_lo, float 
     return {static_cast<float>(-lo), static_cast<float>(hi)};
 }
 
+struct Shrink {
+    bool free_low, free_high, tied;
+    int patience;      // steps in a row at twice the best cost that end a sweep
+    double precision;  // the last ratio between neighbours
+    std::pair<double, double> seed;  // one more place to begin
+};
+
 // Minimises cost(a, b) over the fractions of the observed ends kept, from (1, 1) downwards. `tied`: a and b move together.
-// `patience`: how many steps in a row that cost twice the best end a sweep (never, if the cost is not known to rise).
-// `seed`: one more place to begin.
-using Fractions = std::pair<double, double>;
 template <class Evaluate>
-Fractions shrink(Evaluate&& evaluate, bool free_low, bool free_high, bool tied, int patience, Fractions seed) {
+std::pair<double, double> shrink(Evaluate&& evaluate, const Shrink& how) {
     double best = evaluate(1.0, 1.0), low = 1.0, high = 1.0;
     const auto attempt = [&](double a, double b) {
         if (a == low && b == high) return best;
@@ -268,12 +272,12 @@ Fractions shrink(Evaluate&& evaluate, bool free_low, bool free_high, bool tied, 
         return cost;
     };
     const auto sweep = [&](double ratio, int steps, auto&& point) {
-        for (int i = 1, worse = 0; i <= steps && worse < patience; ++i)
+        for (int i = 1, worse = 0; i <= steps && worse < how.patience; ++i)
             worse = point(std::pow(ratio, -i)) > 2.0 * best ? worse + 1 : 0;
     };
     // Coarse: seven octaves, since outliers differ by orders of magnitude.
     sweep(std::exp2(0.25), 28, [&](double r) { return attempt(r, r); });
-    const bool both = !tied && free_low && free_high;
+    const bool both = !how.tied && how.free_low && how.free_high;
     if (both)
         for (int round = 0; round < 2; ++round) {
             const double a = low, b = high;
@@ -282,9 +286,9 @@ Fractions shrink(Evaluate&& evaluate, bool free_low, bool free_high, bool tied, 
             attempt(1.0, kept), sweep(std::sqrt(2.0), 14, [&](double r) { return attempt(r, kept); });
             if (a == low && b == high) break;
         }
-    attempt(seed.first, seed.second);
+    attempt(how.seed.first, how.seed.second);
     // Fine: neighbours at ever smaller ratios.
-    for (double ratio = std::exp2(0.25); ratio > 1.004; ratio = std::sqrt(ratio)) {
+    for (double ratio = std::exp2(0.25); ratio > how.precision; ratio = std::sqrt(ratio)) {
         const double a = low, b = high, a_up = std::fmin(1.0, a * ratio), b_up = std::fmin(1.0, b * ratio);
         if (!both) {
             attempt(a_up, b_up), attempt(a / ratio, b / ratio);
@@ -333,17 +337,17 @@ Found search(const Channel& channel, const affine::Scheme& scheme, const Search&
         return scheme.symmetric ? inside(-a * amax, b * amax)
                                 : inside(a * static_cast<double>(lo), b * static_cast<double>(hi));
     };
-    // Lp: clipping only grows as the range shrinks, and OCTAV's answer is near the best.
-    const bool lp = options.method == Method::lp;
-    Fractions seed{1.0, 1.0};
-    if (lp) {
+    Shrink how{lo < 0.0f, hi > 0.0f, scheme.symmetric, 64, 1.02, {1.0, 1.0}};
+    if (options.method == Method::lp) {  // clipping only grows as the range shrinks, and OCTAV's answer is near the best
+        how.patience = 3, how.precision = 1.004;
         const Found guess = octav(segments, mirrored(segments), lo, hi, scheme);
         const auto kept = [](double part, double whole) { return whole != 0.0 ? std::fmin(part / whole, 1.0) : 1.0; };
-        seed = scheme.symmetric ? Fractions{kept(guess.hi, amax), kept(guess.hi, amax)}
-                                : Fractions{kept(guess.lo, lo), kept(guess.hi, hi)};
+        if (scheme.symmetric)
+            how.seed = {kept(std::fmax(-guess.lo, guess.hi), amax), kept(std::fmax(-guess.lo, guess.hi), amax)};
+        else
+            how.seed = {kept(guess.lo, lo), kept(guess.hi, hi)};
     }
-    const auto [a, b] = shrink([&](double p, double q) { return cost_of(segments, scheme, options, at(p, q)); },
-                               lo < 0.0f, hi > 0.0f, scheme.symmetric, lp ? 3 : 64, seed);
+    const auto [a, b] = shrink([&](double p, double q) { return cost_of(segments, scheme, options, at(p, q)); }, how);
     return at(a, b);
 }
 

@@ -17,6 +17,7 @@ namespace leadline::lanes {
 
 using F = float __attribute__((vector_size(32)));
 using I = std::int32_t __attribute__((vector_size(32)));
+using U = std::uint32_t __attribute__((vector_size(32)));
 inline constexpr int width = 8;
 
 inline F load(const float* p) {
