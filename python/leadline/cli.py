@@ -191,7 +191,7 @@ def _preprocess(
     layout: str | None,
     channels: str | None,
 ) -> Any:
-    """The recipe's [data] table with the flags on top."""
+    """The recipe's [data] table with the flags on top; None where neither says anything, as arrays want it."""
     from leadline.data import Preprocess
 
     flags = {
@@ -203,7 +203,8 @@ def _preprocess(
         "layout": layout,
         "channels": channels,
     }
-    return Preprocess.from_dict(dict(base) | {key: value for key, value in flags.items() if value is not None})
+    stated = dict(base) | {key: value for key, value in flags.items() if value is not None}
+    return Preprocess.from_dict(stated) if stated else None
 
 
 def _size(flag: str, text: str | None) -> int | list[int] | None:

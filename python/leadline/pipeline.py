@@ -135,7 +135,8 @@ def quantize(
     """
     recipe = Recipe.load(recipe)
     progress = progress or Quiet()
-    preprocess = preprocess or Preprocess.from_dict(recipe.data)
+    if preprocess is None and recipe.data:
+        preprocess = Preprocess.from_dict(recipe.data)
     network, given = load_pair(graph, data, preprocess, samples, seed, strict)
     calibration, kept_out = (given, held_out) if held_out is not None else given.split(HELD_OUT)
     state = State(network.copy(), recipe, calibration, kept_out, progress, _simulate, threads)
