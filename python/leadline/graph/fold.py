@@ -1,7 +1,12 @@
-"""Folding per-channel affine operators (BatchNormalization, LayerScale) into the layer before them."""
+"""Folding per-channel affine operators (BatchNormalization, LayerScale, constant Mul and Add) into layers.
+
+Backward into the layer that writes their input, else forward into the layers that read their output.
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,17 +21,59 @@ _LAYERS = {"Conv", "ConvTranspose", "Gemm"}
 
 def fold(graph: Graph) -> list[str]:
     """See `Graph.fold`."""
+    lines: list[str] = []
+    while True:
+        found = _backward(graph) + _forward(graph)
+        simplify(graph)
+        if not found:
+            return lines
+        lines += found
+
+
+def _backward(graph: Graph) -> list[str]:
+    """Fold into the layer before: weight * scale, bias * scale + shift."""
     lines = []
     for layer in [node for node in graph.nodes if _is_layer(graph, node)]:
         while (found := _following(graph, layer)) is not None:
             node, scale, shift = found
-            _apply(graph, layer, scale, shift)
+            _scale_outputs(graph, layer, scale, shift)
             # The affine node goes: its first input is now its output.
             if node.inputs[0] not in graph.values:
                 node.inputs.reverse()
             _remove(graph, node)
-            lines.append(f"{node.op_type} {node.name} into {layer.name}")
-    simplify(graph)
+            lines.append(f"{layer.name}: {node.op_type} {node.name}")
+    return lines
+
+
+def _forward(graph: Graph) -> list[str]:
+    """Fold into the layers behind: weight * scale on the input channels, bias + weight . shift.
+
+    A shift that meets zero padding stays, since the padding would have to be shifted too. The scale alone goes then:
+    scale * x + shift = scale * (x + shift / scale). From the last node to the first, so that an Add is gone before the
+    Mul in front of it is looked at.
+    """
+    lines = []
+    for node in reversed(graph.nodes):
+        affine = _affine_node(graph, node)
+        if affine is None:
+            continue
+        tensor, axis, scale, shift = affine
+        shifts, scales, what = bool(shift.any()), bool((scale != 1).any()), f"{node.op_type} {node.name}"
+        if not shifts and not scales:
+            continue
+        if reach := _reach(graph, node.outputs[0], axis, scale, shifts):
+            _scale_inputs(graph, reach, scale, shift)
+            node.inputs = [tensor]
+            _remove(graph, node)
+        elif shifts and scales and scale.all() and (reach := _reach(graph, node.outputs[0], axis, scale, False)):
+            _scale_inputs(graph, reach, scale, np.zeros_like(shift))
+            name = _new_name(graph, f"{node.name}.shift")
+            graph.weights[name] = _along(axis, shift / scale).astype(np.float32)
+            node.op_type, node.inputs, node.attrs = "Add", [tensor, name], {}
+            what = f"scale of {what}"
+        else:
+            continue
+        lines.append(f"{', '.join(layer.name for layer in reach.layers)}: {what}")
     return lines
 
 
@@ -112,7 +159,7 @@ def _per_channel(constant: NDArray[Any], rank: int, axis: int | None, channels: 
     return np.broadcast_to(np.asarray(constant, np.float64).reshape(-1), (channels,))
 
 
-def _apply(graph: Graph, layer: Node, scale: Doubles, shift: Doubles) -> None:
+def _scale_outputs(graph: Graph, layer: Node, scale: Doubles, shift: Doubles) -> None:
     """weight * scale and bias * scale + shift, in double, in tensors that only this layer reads."""
     weight = graph.weights[layer.inputs[1]].astype(np.float64)
     if layer.op_type == "ConvTranspose":
@@ -130,11 +177,138 @@ def _apply(graph: Graph, layer: Node, scale: Doubles, shift: Doubles) -> None:
     graph.weights[own[1]] = (bias * scale + shift).astype(np.float32)
 
 
-def _own(graph: Graph, layer: Node, index: int, role: str) -> str:
+def _affine_node(graph: Graph, node: Node) -> tuple[str, int, Doubles, Doubles] | None:
+    """(x, axis, scale, shift) such that the node is scale * x + shift along the axis.
+
+    The axis counts from the end; 0 stands for every axis, that is, for one scale and one shift.
+    """
+    activations = [name for name in node.inputs if name in graph.values]
+    if len(activations) != 1 or graph.shape(activations[0]) != graph.shape(node.outputs[0]):
+        return None
+    shape = graph.shape(activations[0])
+    for axis in range(0, -len(shape) - 1, -1):
+        affine = _affine(graph, node, activations[0], axis or None, shape[axis] if axis else 1)
+        if affine is not None:
+            return activations[0], axis, *affine
+    return None
+
+
+@dataclass
+class _Reach:
+    """The layers that take a scale on their input channels, and what it divides on the way to them."""
+
+    layers: list[Node] = field(default_factory=list)
+    constants: list[tuple[Node, int, Doubles]] = field(default_factory=list)
+
+
+def _reach(graph: Graph, start: str, axis: int, scale: Doubles, shifts: bool) -> _Reach | None:
+    """Where scale * x + shift at tensor `start` can be moved to; None if anything but a layer needs it as it is."""
+    reach, axes, queue = _Reach(), {start: axis}, [start]
+    ends = {value.name for value in graph.outputs}
+    for tensor in queue:
+        if tensor in ends:
+            return None
+        for node in graph.consumers(tensor):
+            if node.inputs.count(tensor) != 1:
+                return None
+            if _is_layer(graph, node):
+                if axes[tensor] not in (0, 1 - len(graph.shape(tensor))) or (shifts and not _takes_shift(node)):
+                    return None
+                reach.layers.append(node)
+                continue
+            if node.op_type in ("Add", "Sub"):
+                index = 1 - node.inputs.index(tensor)
+                constant = graph.weights.get(node.inputs[index])
+                if constant is None or shifts or not scale.all():
+                    return None
+                quotient = constant / _along(axes[tensor], scale)
+                if np.abs(quotient).max(initial=0) > np.finfo(np.float32).max:
+                    return None
+                reach.constants.append((node, index, quotient))
+            following, onward = node.outputs[0], _onward(graph, node, tensor, axes[tensor], scale, shifts)
+            # A tensor met twice is the product of two scaled tensors.
+            if onward is None or following in axes:
+                return None
+            axes[following] = onward
+            queue.append(following)
+    return reach if reach.layers else None
+
+
+def _takes_shift(layer: Node) -> bool:
+    """Every output sums over all taps: true without padding, and never at the border of a ConvTranspose."""
+    return layer.op_type != "ConvTranspose" and not _is_padded(layer)
+
+
+def _is_padded(node: Node) -> bool:
+    return any(node.attrs.get("pads", ())) or node.attrs.get("auto_pad", "NOTSET").startswith("SAME")
+
+
+def _onward(graph: Graph, node: Node, tensor: str, axis: int, scale: Doubles, shifts: bool) -> int | None:
+    """The channel axis behind a node that leaves scale (and shift) as they are; None for any other node."""
+    before, after = graph.shape(tensor), graph.shape(node.outputs[0])
+    at = len(before) + axis
+    match node.op_type:
+        case _ if any(node.outputs[1:]):
+            return None
+        case "Reshape" if axis:
+            rows = math.prod(before[:at])
+            fits = (k for k, size in enumerate(after) if size == before[at] and math.prod(after[:k]) == rows)
+            return next((k - len(after) for k in fits), None)
+        case "Transpose" if axis:
+            perm: list[int] = node.attrs.get("perm", list(range(len(before)))[::-1])
+            return perm.index(at) - len(after)
+        case "Reshape" | "Transpose" | "GlobalAveragePool":
+            return axis
+        case "MaxPool" | "GlobalMaxPool" if (scale > 0).all():
+            return axis
+        case "AveragePool" if not shifts or not (_is_padded(node) or node.attrs.get("ceil_mode", 0)):
+            return axis
+        case "Add" | "Sub" if before == after:
+            return axis
+        case "Mul" | "Div" if not shifts and (node.op_type == "Mul" or node.inputs[0] == tensor):
+            return axis if not axis or after[axis] == before[axis] else None
+    return None
+
+
+def _along(axis: int, values: Doubles) -> Doubles:
+    """Values along an axis counted from the end, ready to broadcast; a single value for axis 0."""
+    return values.reshape(-1, *[1] * (-axis - 1)) if axis else values.reshape(())
+
+
+def _scale_inputs(graph: Graph, reach: _Reach, scale: Doubles, shift: Doubles) -> None:
+    """weight * scale and bias + weight . shift, in double, in tensors that only these nodes read."""
+    for node, index, constant in reach.constants:
+        node.inputs[index] = _own(graph, node, index, "constant")
+        graph.weights[node.inputs[index]] = constant.astype(np.float32)
+    for layer in reach.layers:
+        weight = graph.weights[layer.inputs[1]].astype(np.float64)
+        groups, channels = int(layer.attrs.get("group", 1)), graph.shape(layer.inputs[0])[1]
+        if shift.any():
+            bias = graph.weights[layer.inputs[2]].astype(np.float64) if len(layer.inputs) > 2 else 0.0
+            taps = weight.reshape(groups, -1, channels // groups, math.prod(weight.shape[2:])).sum(3)
+            added = np.einsum("goi,gi->go", taps, np.broadcast_to(shift, channels).reshape(groups, -1))
+            layer.inputs[2:] = [_own(graph, layer, 2, "bias")]
+            graph.weights[layer.inputs[2]] = (bias + added.reshape(-1)).astype(np.float32)
+        if (scale != 1).any():
+            factors = np.broadcast_to(scale, channels)
+            if layer.op_type == "ConvTranspose":
+                weight *= factors.reshape(-1, *[1] * (weight.ndim - 1))
+            else:
+                grouped = weight.reshape(groups, -1, *weight.shape[1:])
+                weight = (grouped * factors.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)
+            layer.inputs[1] = _own(graph, layer, 1, "weight")
+            graph.weights[layer.inputs[1]] = weight.astype(np.float32)
+
+
+def _own(graph: Graph, node: Node, index: int, role: str) -> str:
     """The input's name if nobody else reads it, else a new name."""
-    if index < len(layer.inputs) and sum(node.inputs.count(layer.inputs[index]) for node in graph.nodes) == 1:
-        return layer.inputs[index]
-    name, number = f"{layer.name}.{role}", 1
+    if index < len(node.inputs) and sum(other.inputs.count(node.inputs[index]) for other in graph.nodes) == 1:
+        return node.inputs[index]
+    return _new_name(graph, f"{node.name}.{role}")
+
+
+def _new_name(graph: Graph, wanted: str) -> str:
+    name, number = wanted, 1
     while name in graph.weights or name in graph.values:
-        name, number = f"{layer.name}.{role}_{number}", number + 1
+        name, number = f"{wanted}_{number}", number + 1
     return name

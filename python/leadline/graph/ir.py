@@ -224,14 +224,15 @@ class Graph:
         return [name for name in order if self.values[name].dtype == np.float32]
 
     def fold(self) -> list[str]:
-        """Fold BatchNormalization, LayerScale and constant per-channel Mul and Add into the layer before them.
+        """Fold BatchNormalization, LayerScale and constant per-channel Mul and Add into the layers around them.
 
-        Exact but for rounding. A weight shared by several nodes gets a copy of its own. A second call does nothing.
+        Exact but for rounding: an Add in front of a zero-padded convolution stays. A weight shared by several nodes
+        gets a copy of its own. A second call does nothing.
 
         Returns
         -------
         list of str
-            One line for each fold.
+            One line for each fold: ``<layer or layers>: <what was folded>``.
         """
         from leadline.graph.fold import fold
 
