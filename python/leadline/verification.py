@@ -136,14 +136,17 @@ def _reference(path: str | os.PathLike[str], data: Any) -> Graph:
 
 
 def _compared(graph: Graph, written: qdq.Qdq) -> list[str]:
-    """Layer outputs and quantised tensors: what the worst-first table ranks. Moved data counts once, at its source."""
+    """Layer outputs and quantised tensors: what the worst-first table ranks. Moved data counts once, at its source.
+
+    A layer output that only a clamp reads is not in the artefact: quantisation clamps there.
+    """
     layers = {layer.output for layer in graph.layers()}
     moves = {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Identity"}
     return [
         name
         for node in graph.nodes
         for name in node.outputs
-        if node.op_type not in moves and (name in layers or name in written.grids)
+        if node.op_type not in moves and ((name in layers and name in written.tensors) or name in written.grids)
     ]
 
 

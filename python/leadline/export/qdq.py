@@ -10,6 +10,9 @@ Every tensor keeps the name it has in the FP32 graph; what quantisation adds is 
 * Parameter ``w``: integer initialiser ``w.q`` and a DequantizeLinear that writes ``w``; readers do not change.
 * Scales and zero points are ``t.scale`` and ``t.zero_point``. A name that is taken gets underscores behind it.
 
+A Relu, Clip or Min whose only effect is the saturation of the QuantizeLinear behind it is not written: the node before
+it writes ``t`` then, and the two fuse (`clamps`).
+
 Codes of 4, 8, 16 and 32 bits have ONNX types of their own. Others travel in the next larger one: parameters as they
 are, activations behind a Clip to the grid's range (``t.clip``), since QuantizeLinear saturates at the type's range.
 ``doc_string`` of each DequantizeLinear holds the tensor's name and its Scheme as JSON: `read` trusts it before names.
@@ -31,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leadline.export.clamps import drop_clamps
 from leadline.export.qdq_read import TAG, Qdq, read
 from leadline.files import replacing
 from leadline.graph import Graph, Node, Value
@@ -193,6 +197,7 @@ class _Writer:
 
     def __init__(self, graph: Graph, grids: Mapping[str, Grid], codes: Mapping[str, Codes]) -> None:
         self.graph = graph.copy()
+        drop_clamps(self.graph, grids)
         self.notes: dict[str, str] = {}  # node name -> doc_string
         self._grids, self._codes = grids, codes
         self._outputs = {value.name for value in graph.outputs}

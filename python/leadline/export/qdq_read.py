@@ -37,11 +37,14 @@ class Qdq:
         In the parameter's own orientation, in the smallest numpy type that holds them.
     dequantised : dict of tensor name to tensor name
         What holds an activation's dequantised values in the model.
+    tensors : set of str
+        Every tensor that a node of the model writes.
     """
 
     grids: dict[str, Grid] = field(default_factory=dict)
     codes: dict[str, NDArray[Any]] = field(default_factory=dict)
     dequantised: dict[str, str] = field(default_factory=dict)
+    tensors: set[str] = field(default_factory=set)
 
 
 def read(source: str | os.PathLike[str] | onnx.ModelProto) -> Qdq:
@@ -84,6 +87,7 @@ class _Reader:
             if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
                 self._tensors[node.output[0]] = node.attribute[0].t
         self._producers = {name: node for node in graph.node for name in node.output}
+        self.qdq.tensors.update(self._producers)
         self._outputs = {value.name for value in graph.output}
         for node in graph.node:
             if node.op_type == _DEQUANTIZE and node.domain in _DOMAINS:

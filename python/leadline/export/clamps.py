@@ -1,0 +1,64 @@
+"""Clamps that a QuantizeLinear behind them performs anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from leadline.graph import Graph, Node
+from leadline.types import Grid
+
+
+def drop_clamps(graph: Graph, grids: Mapping[str, Grid]) -> None:
+    """Remove each Relu, Clip and Min that changes no code of the grid on its output, in place.
+
+    That is a clamp whose bounds get the grid's lowest and highest code: whatever lies outside saturates there too.
+    Its input must have no grid and no other reader and be no output of the graph. The node before it then writes the
+    clamp's output, which is how a run of clamps goes one after the other.
+    """
+    producers, readers = graph.producers(), graph.readers()
+    kept = {*grids, *(value.name for value in graph.outputs)}
+    dropped: list[Node] = []
+    for name, grid in grids.items():
+        node = producers.get(name)
+        while node is not None and _is_performed(graph, node, name, grid):
+            source = next(tensor for tensor in node.inputs if tensor in graph.values)
+            before = producers.get(source)
+            if before is None or kept.intersection(node.inputs) or len(readers[source]) > 1:
+                break
+            before.outputs[before.outputs.index(source)] = name
+            del graph.values[source]
+            dropped.append(node)
+            node = before
+    graph.nodes = [node for node in graph.nodes if not any(node is other for other in dropped)]
+    read = {tensor for node in graph.nodes for tensor in node.inputs}
+    for tensor in {tensor for node in dropped for tensor in node.inputs} - read:
+        graph.weights.pop(tensor, None)
+
+
+def _is_performed(graph: Graph, node: Node, output: str, grid: Grid) -> bool:
+    """Whether the node only clamps, and to bounds at or beyond the ends of the grid's codes."""
+    bounds = _bounds(graph, node, output)
+    if bounds is None:
+        return False
+    with np.errstate(over="ignore"):  # exporters write "no bound" as the largest float32
+        lowest, highest = (np.rint(bound / grid.scale) + grid.zero_point for bound in bounds)
+    return bool((lowest <= grid.scheme.qmin).all() and (highest >= grid.scheme.qmax).all())
+
+
+def _bounds(graph: Graph, node: Node, output: str) -> tuple[np.float32, np.float32] | None:
+    """The narrowest interval that a clamp leaves alone; None for any other node."""
+    low, high = np.float32(-np.inf), np.float32(np.inf)
+    if node.op_type == "Relu":
+        return np.float32(0), high
+    if node.op_type not in ("Clip", "Min"):
+        return None
+    inputs = [tensor for tensor in node.inputs if tensor]
+    activations = [tensor for tensor in inputs if tensor in graph.values]
+    if len(activations) != 1 or len(inputs) == 1 or graph.shape(activations[0]) != graph.shape(output):
+        return None
+    if node.op_type == "Min":
+        return low, np.float32(min(graph.weights[tensor].min() for tensor in inputs if tensor in graph.weights))
+    lower, upper = (graph.weights.get(tensor) for tensor in (*node.inputs[1:], "", "")[:2])
+    return low if lower is None else np.float32(lower.item()), high if upper is None else np.float32(upper.item())
