@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from leadline import ConversionWarning, InputError, Scheme, affine, gram, observers
-from leadline.arrays import as_float32
+from leadline.arrays import as_float32, native_scheme
 
 SCHEME = Scheme()
 
@@ -114,7 +114,7 @@ def test_the_core_refuses_what_would_leave_an_array():
         with pytest.raises(ValueError, match="layout must"):
             core.range(x, layout, one, one.copy(), 1)
     with pytest.raises(ValueError, match="codes must have the size"):
-        scheme = affine.native_scheme(SCHEME, "f")
+        scheme = native_scheme(SCHEME, "f")
         core.quantize(x, (1, 1, 6), one, np.zeros(1, np.int32), scheme, np.empty(5, np.uint8), 1)
     with pytest.raises(ValueError, match="number of features"):
         core.gram_update(x, 3, 2, np.zeros(3), np.zeros((3, 3)), 1)

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from leadline import InputError, Scheme, affine, observers
 from leadline.observers import Histogram, MinMax, MovingAverage, search_range
-from natives import MODULES, ODD_SIZES, native
+from natives import MODULES, ODD_SIZES, native, use
 from reference import observers as spec
 
 __all__ = ["native"]
@@ -105,7 +105,7 @@ def test_neither_order_nor_merging_matters(batches, random):
 def test_both_modules_agree_bit_for_bit(monkeypatch):
     results = set()
     for module in MODULES:
-        monkeypatch.setattr(observers, "core", module)
+        use(monkeypatch, module)
         h = Histogram().update(DATA["heavy"])
         results.add((*state(h).values(), *(float(v) for v in search_range(h, "mse", Scheme()))))
     assert len(results) == 1

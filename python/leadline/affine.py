@@ -11,35 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from leadline._native import core, thread_count
-from leadline.arrays import as_codes, as_float32, check_out, not_finite
+from leadline.arrays import Layout, as_codes, as_float32, axis_layout, axis_of, check_out, native_scheme, not_finite
 from leadline.types import FloatArray, Grid, Scheme, refuse
 
 __all__ = ["choose_grid", "dequantize", "fake_quantize", "quantize", "range_of"]
-
-Layout = tuple[int, int, int]
-
-
-def native_scheme(scheme: Scheme, function: str) -> Any:
-    """The core's form of a scheme."""
-    if not isinstance(scheme, Scheme):
-        raise refuse(function, "scheme must be a leadline.Scheme", f"a {type(scheme).__name__}")
-    if scheme.bits == 32 and not scheme.signed:
-        raise refuse(function, "a 32-bit scheme must be signed", scheme)
-    middle = 0 if scheme.signed else 2 ** (scheme.bits - 1)
-    return core.Scheme(scheme.qmin, scheme.qmax, middle, scheme.symmetric, scheme.fit == "aimet")
-
-
-def axis_of(shape: tuple[int, ...], axis: Any, function: str) -> int:
-    """`axis` counted from the front; refused if it is not an integer or not in `shape`."""
-    if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)):
-        raise refuse(function, "axis must be an integer", repr(axis))
-    if not -len(shape) <= axis < len(shape):
-        raise refuse(function, f"axis must lie in an array of shape {shape}", axis)
-    return int(axis) % len(shape)
-
-
-def axis_layout(shape: tuple[int, ...], axis: int) -> Layout:
-    return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
 
 
 def _grid_shape(shape: tuple[int, ...], scheme: Scheme, function: str) -> tuple[int, ...]:

@@ -6,16 +6,20 @@ Everything else is either converted with a `ConversionWarning` or refused.
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline.types import FloatArray, InputError, refuse
+from leadline._native import core
+from leadline.types import FloatArray, InputError, Scheme, refuse
 
 _CONVERTIBLE = ("float64", "float16", "bfloat16", "float32")
 _DLPACK_CPU = 1
+
+Layout = tuple[int, int, int]  # outer, channels, inner
 
 
 class ConversionWarning(UserWarning):
@@ -97,3 +101,27 @@ def not_finite(x: FloatArray, argument: str, function: str, where: str = "") -> 
     first = np.unravel_index(int(np.argmin(np.isfinite(x))), x.shape)
     place = tuple(int(i) for i in first)
     return refuse(function, f"{argument} must be finite{where}", f"{x[first]} at index {place}")
+
+
+def native_scheme(scheme: Scheme, function: str) -> Any:
+    """The core's form of a scheme."""
+    if not isinstance(scheme, Scheme):
+        raise refuse(function, "scheme must be a leadline.Scheme", f"a {type(scheme).__name__}")
+    if scheme.bits == 32 and not scheme.signed:
+        raise refuse(function, "a 32-bit scheme must be signed", scheme)
+    middle = 0 if scheme.signed else 2 ** (scheme.bits - 1)
+    return core.Scheme(scheme.qmin, scheme.qmax, middle, scheme.symmetric, scheme.fit == "aimet")
+
+
+def axis_of(shape: tuple[int, ...], axis: Any, function: str) -> int:
+    """`axis` counted from the front; refused if it is not an integer or not in `shape`."""
+    if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)):
+        raise refuse(function, "axis must be an integer", repr(axis))
+    if not -len(shape) <= axis < len(shape):
+        raise refuse(function, f"axis must lie in an array of shape {shape}", axis)
+    return int(axis) % len(shape)
+
+
+def axis_layout(shape: tuple[int, ...], axis: int) -> Layout:
+    """An array of `shape` as (outer, channels, inner), the channels along `axis`."""
+    return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])

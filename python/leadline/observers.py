@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadline._native import core, thread_count
-from leadline.affine import axis_layout, axis_of, native_scheme
-from leadline.arrays import as_float32, not_finite
+from leadline.arrays import Layout, as_float32, axis_layout, axis_of, native_scheme, not_finite
 from leadline.types import FloatArray, Grid, Scheme, refuse
 
 __all__ = ["METHODS", "Histogram", "MinMax", "MovingAverage", "cost", "search_range"]
@@ -58,7 +57,7 @@ class _Observer:
         tensor = f" in tensor {self.name!r}" if self.name is not None else ""
         return tensor + (f", sample {sample}" if sample is not None else "")
 
-    def _enter(self, x: Any) -> tuple[FloatArray, tuple[int, int, int]]:
+    def _enter(self, x: Any) -> tuple[FloatArray, Layout]:
         array = as_float32(x, "x", self._title)
         if self.axis is None:
             return array, (1, 1, array.size)
