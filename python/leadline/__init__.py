@@ -6,15 +6,32 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from leadline import affine, gram, observers
+from leadline import affine, equalization, gram, observers
 from leadline._native import build_info
 from leadline.arrays import ConversionWarning
 from leadline.types import Grid, InputError, Scheme
 
-__all__ = ["ConversionWarning", "Grid", "InputError", "Scheme", "affine", "build_info", "gram", "observers"]
+__all__ = [
+    "ConversionWarning",
+    "Grid",
+    "InputError",
+    "Scheme",
+    "affine",
+    "build_info",
+    "equalization",
+    "gram",
+    "observers",
+]
 
 # Names that cost an import of onnx or more are looked up when they are first used.
-_LAZY: dict[str, str] = {}
+_LAZY = {
+    "Graph": "leadline.graph",
+    "Preprocess": "leadline.data",
+    "Recipe": "leadline.recipe",
+    "load": "leadline.data",
+    "quantize": "leadline.pipeline",
+    "verify": "leadline.verification",
+}
 
 
 def __getattr__(name: str) -> Any:
