@@ -114,8 +114,10 @@ def verify(
     written = qdq.read(artefact if not isinstance(artefact, os.PathLike) else Path(artefact))
     with Session(artefact if not isinstance(artefact, os.PathLike) else Path(artefact), threads=threads) as fused:
         own = {value.name for value in graph.outputs}
-        if set(fused.outputs) != own:
-            raise refuse("verify", f"the artefact must have the outputs {sorted(own)}", str(sorted(fused.outputs)))
+        theirs = {"inputs": {name for name, _, _ in fused.inputs}, "outputs": set(fused.outputs)}
+        for kind, names in (("inputs", {value.name for value in graph.inputs}), ("outputs", own)):
+            if theirs[kind] != names:
+                raise refuse("verify", f"the artefact must have the {kind} {sorted(names)}", str(sorted(theirs[kind])))
         tensors = {name: written.dequantised.get(name, name) for name in _compared(graph, written)}
         wanted = [value.name for value in graph.outputs]
         inner = [name for name in tensors if name not in own]
@@ -173,6 +175,9 @@ class _Run:
         grids: dict[str, Grid],
     ) -> None:
         for name, total in self._simulated.items():
+            if got[name].shape != wanted[name].shape:
+                rule = f"the artefact's output {name!r} must have the shape {wanted[name].shape}"
+                raise refuse("verify", rule, got[name].shape)
             one = Sqnr()
             for score in (total, one):
                 score.update(wanted[name], got[name])
