@@ -1,0 +1,140 @@
+"""Verification: figures that can be worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from data_samples import refused
+from graph_models import model, node
+from leadline.data import load
+from leadline.sqnr import Sqnr
+from leadline.verification import verify
+from small_networks import RELU, SHAPE, conv_chain, conv_relu_conv, draw, factors, graph, quantized, samples
+
+
+def scaled(factor, offset=0.0):
+    return model(
+        [node("Mul", "x f", "a"), node("Add", "a o", "y")],
+        SHAPE, f=np.full((1, 3, 1, 1), factor, np.float32), o=np.full((1, 3, 1, 1), offset, np.float32),
+    )  # fmt: skip
+
+
+def test_identical_networks_have_the_highest_figure():
+    result = verify(graph(scaled(3)), scaled(3), samples(3), threads=1)
+    (score,) = result.outputs
+    assert score.sqnr == score.worst == score.fused == 200 and score.largest == 0
+    assert score.agreement.exact == 1 and score.agreement.largest == 0
+    assert all(tensor.sqnr == 200 for tensor in result.tensors)
+    assert result.samples == 3
+
+
+def test_onnxruntime_s_float_fusions_are_no_error_worth_mentioning():
+    proto = conv_relu_conv()
+    result = verify(graph(proto), graph(proto).to_model(), samples(3), threads=1)
+    assert result.outputs[0].sqnr > 120  # float32 keeps 24 bits, 144 dB; sums of a hundred products lose a few
+
+
+@pytest.mark.parametrize("db", [10, 40, 60])
+def test_a_known_perturbation_has_its_known_figure(db):
+    network = graph(scaled(1))
+    result = verify(network, scaled(1 + 10 ** (-db / 20)), samples(3), threads=1)
+    assert result.outputs[0].sqnr == pytest.approx(db, abs=0.05)
+    assert result.outputs[0].fused == pytest.approx(db, abs=0.05)
+
+
+def test_the_worst_sample_and_the_largest_error():
+    data = samples(3)
+    data[1] *= 0.01  # an offset weighs most on the quietest sample
+    result = verify(graph(scaled(1)), scaled(1, 0.125), data, threads=1).outputs[0]
+    quiet, whole = ((np.square(d).mean() / 0.125**2) for d in (data[1].astype(float), data.astype(float)))
+    assert result.worst == pytest.approx(10 * np.log10(quiet), abs=0.01)
+    assert result.sqnr == pytest.approx(10 * np.log10(whole), abs=0.01)
+    assert result.largest == pytest.approx(0.125, rel=1e-5)
+
+
+def test_the_figures_are_those_of_all_samples_together():
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((2, 6, 50))
+    total = Sqnr()
+    for a, b in zip(x, y, strict=True):
+        total.update(a, b)
+    assert total.db == pytest.approx(10 * np.log10((x**2).sum() / ((x - y) ** 2).sum()))
+    assert total.largest == np.abs(x - y).max()
+
+
+@pytest.mark.parametrize("x, y, db", [([0.0], [0.0], 200), ([0.0], [1.0], -200), ([1.0], [0.0], 0), ([], [], 200)])
+def test_figures_of_nothing_are_defined(x, y, db):
+    score = Sqnr()
+    score.update(x, y)
+    assert score.db == db
+
+
+def test_tensors_are_ranked_worst_first_and_name_their_operator():
+    q = quantized(conv_chain(RELU), "minmax-w8a8")
+    tensors = q.verify(threads=1).tensors
+    assert [t.sqnr for t in tensors] == sorted(t.sqnr for t in tensors)
+    assert {t.op for t in tensors} >= {"Conv", "Relu"}
+    assert {t.name for t in tensors} >= {"relu", "y"}
+
+
+def test_an_equalised_artefact_compares_with_the_original():
+    """Inside, channels have another scale than in the original file; the output has the same."""
+    proto = conv_relu_conv()
+    q = quantized(proto)
+    result = verify(graph(proto), q.to_qdq(), q.held_out, threads=1)
+    own = q.verify(threads=1)
+    assert result.outputs[0].sqnr == pytest.approx(own.outputs[0].sqnr, abs=0.5)
+    inner = {t.name: t for t in result.tensors}["relu"]
+    assert inner.rescaled and inner.sqnr > 15
+    assert not any(t.rescaled for t in own.tensors)
+
+
+def test_an_error_that_is_no_scale_is_not_taken_for_one():
+    reference = conv_relu_conv(skew=False)
+    changed = conv_chain(RELU, skew=False, b1=draw(2, 8) + 1)
+    changed.graph.node[0].attribute.append(onnx.helper.make_attribute("auto_pad", "NOTSET"))
+    result = verify(graph(reference), graph(changed).to_model(), samples(3), threads=1)
+    assert not any(t.rescaled for t in result.tensors if t.sqnr < 10)
+
+
+def test_dense_outputs_are_kept_for_a_few_samples_only():
+    q = quantized(conv_relu_conv(), "minmax-w8a8")
+    pictures = q.verify(samples(20), threads=1).pictures
+    assert 1 <= len(pictures) <= 8
+    assert pictures[0].reference.shape == pictures[0].artefact.shape == (12, 12)
+    assert np.abs(pictures[0].reference - pictures[0].artefact).max() > 0
+
+
+def test_networks_that_do_not_belong_together_are_refused():
+    network, data = graph(conv_relu_conv()), samples(2)
+    renamed = conv_relu_conv()
+    renamed.graph.node[-1].output[0] = renamed.graph.output[0].name = "other"
+    with refused("[verify]", "outputs", "'y'", "other"):
+        verify(network, renamed, data)
+    moved = conv_relu_conv()
+    moved.graph.node[0].input[0] = moved.graph.input[0].name = "image"
+    with refused("[verify]", "inputs", "x", "image"):
+        verify(network, moved, data)
+    smaller = model([node("Conv", "x w", "y")], SHAPE, w=draw(1, 4, 3, 3, 3))
+    with refused("[verify]", "y", "(1, 4, 12, 12)", "(1, 4, 10, 10)"):
+        verify(network, smaller, data)
+
+
+def test_paths_are_taken_and_missing_ones_refused(tmp_path):
+    q = quantized(conv_relu_conv(), "minmax-w8a8")
+    q.save(tmp_path)
+    fp32, artefact = tmp_path / "model.fp32.onnx", tmp_path / "model.qdq.onnx"
+    own = q.verify(threads=1).to_dict()
+    for kind in (str, lambda path: path):
+        data = load(np.concatenate([feed["x"] for feed in q.held_out]), q.graph.inputs)
+        assert verify(kind(fp32), kind(artefact), data, threads=1).to_dict() == own
+    with refused("missing.onnx"):
+        verify(fp32, tmp_path / "missing.onnx", samples(1))
+    with refused("missing.onnx"):
+        verify(tmp_path / "missing.onnx", artefact, samples(1))
+
+
+def test_factors_are_far_apart():
+    assert factors(8).max() > 100 * factors(8).min()
