@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -60,11 +60,14 @@ def quantize(
 ) -> None:
     """Quantise a network, check the artefact against it, and write both with a report."""
     from leadline import pipeline, report
+    from leadline.export.encodings import Version
     from leadline.files import filling
     from leadline.progress import Bars
 
     if target != "onnxruntime":
         raise refuse("quantize", "target must be onnxruntime", repr(target))
+    if encodings not in get_args(Version):
+        raise refuse("quantize", f"encodings must be one of {', '.join(get_args(Version))}", repr(encodings))
     start = time.monotonic()
     plan = Recipe.load(recipe)
     preprocess = _preprocess(plan.data, resize, crop, mean, std, scale, layout, channels)
@@ -113,7 +116,7 @@ def verify(
     preprocess = _preprocess({}, resize, crop, mean, std, scale, layout, channels)
     graph, feeds = pipeline.load_pair(fp32, data, preprocess, samples, seed, strict)
     verification = run(graph, qdq, feeds, threads=threads, progress=Bars())
-    document = report.verified(fp32, qdq, feeds, verification)
+    document = report.verified(fp32, graph, qdq, feeds, verification)
     if out is not None:
         with filling(out) as folder:
             report.write(document, verification.pictures, folder)
@@ -240,9 +243,10 @@ def main() -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == 130:
+            print("interrupted; nothing was written", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from leadline.data import Samples
+    from leadline.graph import Graph
     from leadline.inspector import Inspection
     from leadline.pipeline import Quantized
     from leadline.verification import Dense, Verification
@@ -30,16 +31,9 @@ def document(
     model: str | os.PathLike[str], quantized: Quantized, verification: Verification, folder: Path, seconds: float
 ) -> dict[str, Any]:
     """Everything about a run of `quantize`, ready for JSON; `folder` holds the artefacts."""
-    graph = quantized.graph
     return {
         "leadline": leadline.__version__,
-        "network": {
-            "file": Path(model).name,
-            "inputs": {value.name: list(value.shape) for value in graph.inputs},
-            "outputs": {value.name: list(value.shape) for value in graph.outputs},
-            "parameters": sum(w.size for w in graph.weights.values() if w.dtype.kind == "f"),
-            "nodes": len(graph.nodes),
-        },
+        "network": _network(model, quantized.graph),
         "recipe": {"name": quantized.recipe.name, "description": quantized.recipe.description, "toml": quantized.recipe.to_toml()},
         "data": _data(quantized.held_out) | {"calibration": quantized.calibrated, "skipped": [list(s) for s in quantized.skipped]},
         "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
@@ -50,15 +44,25 @@ def document(
     }
 
 
-def verified(fp32: Path, qdq: Path, samples: Samples, verification: Verification) -> dict[str, Any]:
+def verified(fp32: Path, graph: Graph, qdq: Path, samples: Samples, verification: Verification) -> dict[str, Any]:
     """Everything about a run of `verify`, ready for JSON."""
     return {
         "leadline": leadline.__version__,
-        "network": {"file": fp32.name},
+        "network": _network(fp32, graph),
         "data": _data(samples),
         "files": {file.name: file.stat().st_size for file in (fp32, qdq)},
         "coverage": inspect(qdq).to_dict(),
         "verification": verification.to_dict(),
+    }
+
+
+def _network(file: str | os.PathLike[str], graph: Graph) -> dict[str, Any]:
+    return {
+        "file": Path(file).name,
+        "inputs": {value.name: list(value.shape) for value in graph.inputs},
+        "outputs": {value.name: list(value.shape) for value in graph.outputs},
+        "parameters": sum(w.size for w in graph.weights.values() if w.dtype.kind == "f"),
+        "nodes": len(graph.nodes),
     }
 
 
