@@ -28,9 +28,9 @@ Samples = Annotated[int | None, typer.Option(help="Use at most so many samples, 
 Seed = Annotated[int, typer.Option(help="For the choice of samples and what is held out.")]
 Resize = Annotated[str | None, typer.Option(help="Pixels of the shorter side, or HEIGHTxWIDTH.")]
 Crop = Annotated[str | None, typer.Option(help="Centre crop: SIDE or HEIGHTxWIDTH.")]
-Mean = Annotated[str | None, typer.Option(help="Subtracted after scaling: one number, or one for each channel (0.485,0.456,0.406).")]
+Mean = Annotated[str | None, typer.Option(help="Subtracted after --scale: one number or one per channel, with commas.")]
 Std = Annotated[str | None, typer.Option(help="Divided by, likewise.")]
-Scale = Annotated[float | None, typer.Option(help="What pixels 0..255 are divided by first; 1 keeps them raw. Default 255.")]
+Scale = Annotated[float | None, typer.Option(help="Divides pixels of 0..255 first; 1 keeps them raw. Default 255.")]
 Layout = Annotated[str | None, typer.Option(help="NCHW or NHWC.")]
 Channels = Annotated[str | None, typer.Option(help="RGB, BGR or L.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse unreadable files instead of skipping them.")]
@@ -74,8 +74,16 @@ def quantize(
     progress = Bars()
     with filling(out) as folder:
         quantized = pipeline.quantize(
-            model, plan, data, preprocess=preprocess, samples=samples, seed=seed, strict=strict, threads=threads, progress=progress
-        )  # fmt: skip
+            model,
+            plan,
+            data,
+            preprocess=preprocess,
+            samples=samples,
+            seed=seed,
+            strict=strict,
+            threads=threads,
+            progress=progress,
+        )
         with progress("write"):
             quantized.save(folder, encodings_version=encodings)
         verification = quantized.verify(threads=threads, progress=progress)
@@ -157,7 +165,9 @@ def convert(
 
 
 @app.command()
-def recipe(name: Annotated[str | None, typer.Argument(help="Print this recipe as TOML, to copy and edit.")] = None) -> None:
+def recipe(
+    name: Annotated[str | None, typer.Argument(help="Print this recipe as TOML, to copy and edit.")] = None,
+) -> None:
     """List the recipes, or print one."""
     if name is not None:
         print(Recipe.load(name).to_toml(), end="")

@@ -114,17 +114,18 @@ def verify(
     written = qdq.read(artefact if not isinstance(artefact, os.PathLike) else Path(artefact))
     with Session(artefact if not isinstance(artefact, os.PathLike) else Path(artefact), threads=threads) as fused:
         own = {value.name for value in graph.outputs}
-        theirs = {"inputs": {name for name, _, _ in fused.inputs}, "outputs": set(fused.outputs)}
+        has = {"inputs": {name for name, _, _ in fused.inputs}, "outputs": set(fused.outputs)}
         for kind, names in (("inputs", {value.name for value in graph.inputs}), ("outputs", own)):
-            if theirs[kind] != names:
-                raise refuse("verify", f"the artefact must have the {kind} {sorted(names)}", str(sorted(theirs[kind])))
+            if has[kind] != names:
+                raise refuse("verify", f"the artefact must have the {kind} {sorted(names)}", str(sorted(has[kind])))
         tensors = {name: written.dequantised.get(name, name) for name in _compared(graph, written)}
         wanted = [value.name for value in graph.outputs]
         inner = [name for name in tensors if name not in own]
         run = _Run(graph, wanted, inner)
+        theirs = wanted + [tensors[name] for name in inner]
         with (
             Session(graph, outputs=wanted + inner, threads=threads) as exact,
-            Session(artefact, outputs=wanted + [tensors[n] for n in inner], optimize=False, threads=threads) as simulated,
+            Session(artefact, outputs=theirs, optimize=False, threads=threads) as simulated,
         ):
             for label, feed in zip(samples.labels, progress.over(samples, "verify", len(samples)), strict=True):
                 got = dict(zip(wanted + inner, simulated.run(feed).values(), strict=True))

@@ -31,11 +31,12 @@ def document(
     model: str | os.PathLike[str], quantized: Quantized, verification: Verification, folder: Path, seconds: float
 ) -> dict[str, Any]:
     """Everything about a run of `quantize`, ready for JSON; `folder` holds the artefacts."""
+    recipe = quantized.recipe
     return {
         "leadline": leadline.__version__,
         "network": _network(model, quantized.graph),
-        "recipe": {"name": quantized.recipe.name, "description": quantized.recipe.description, "toml": quantized.recipe.to_toml()},
-        "data": _data(quantized.held_out) | {"calibration": quantized.calibrated, "skipped": [list(s) for s in quantized.skipped]},
+        "recipe": {"name": recipe.name, "description": recipe.description, "toml": recipe.to_toml()},
+        "data": _data(quantized.held_out, quantized.skipped) | {"calibration": quantized.calibrated},
         "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
         "coverage": inspect(folder / "model.qdq.onnx").to_dict(),
         "verification": verification.to_dict(),
@@ -49,7 +50,7 @@ def verified(fp32: Path, graph: Graph, qdq: Path, samples: Samples, verification
     return {
         "leadline": leadline.__version__,
         "network": _network(fp32, graph),
-        "data": _data(samples),
+        "data": _data(samples, samples.skipped),
         "files": {file.name: file.stat().st_size for file in (fp32, qdq)},
         "coverage": inspect(qdq).to_dict(),
         "verification": verification.to_dict(),
@@ -66,8 +67,8 @@ def _network(file: str | os.PathLike[str], graph: Graph) -> dict[str, Any]:
     }
 
 
-def _data(samples: Samples) -> dict[str, Any]:
-    return {"held_out": [Path(label).name for label in samples.labels], "skipped": [list(s) for s in samples.skipped]}
+def _data(held_out: Samples, skipped: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    return {"held_out": [Path(label).name for label in held_out.labels], "skipped": [list(entry) for entry in skipped]}
 
 
 def write(document: dict[str, Any], pictures: Sequence[Dense], folder: Path) -> None:
@@ -76,8 +77,12 @@ def write(document: dict[str, Any], pictures: Sequence[Dense], folder: Path) -> 
 
     (folder / "report.json").write_text(json.dumps(document, indent=2) + "\n", "utf-8")
     environment = Environment(
-        loader=PackageLoader("leadline.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )  # fmt: skip
+        loader=PackageLoader("leadline.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["size"] = _size
     page = environment.get_template("page.html").render(
         document | {"recipe": document.get("recipe"), "steps": document.get("steps", [])},
@@ -99,7 +104,7 @@ def show(document: dict[str, Any], console: Console) -> None:
             row["name"], f"{row['sqnr']:.1f}", f"{row['worst']:.1f}", f"{row['fused']:.1f}",
             f"{agreement['within_one']:.1%}", f"{agreement['largest']:.0f}",
         )  # fmt: skip
-    console.print(outputs)
+    console.print(outputs, markup=False)
     if _strays(verification):
         console.print(
             "This processor's fused u8 x s8 kernels saturate (no VNNI), so onnxruntime strays from the artefact here; "
@@ -108,12 +113,13 @@ def show(document: dict[str, Any], console: Console) -> None:
     worst = Table("worst tensors", "operator", "SQNR dB", box=None)
     for row in verification["tensors"][:WORST]:
         worst.add_row(row["name"], row["op"], f"{row['sqnr']:.1f}" + (" (rescaled)" if row["rescaled"] else ""))
-    console.print(worst)
+    console.print(worst, markup=False)
     files = document["files"]
-    console.print(", ".join(f"{name} {_size(size)}" for name, size in files.items()), highlight=False)
-    console.print(_coverage(coverage), highlight=False)
+    sizes = ", ".join(f"{name} {_size(size)}" for name, size in files.items())
+    console.print(sizes, markup=False, highlight=False)
+    console.print(_coverage(coverage), markup=False, highlight=False)
     for path, reason in document["data"]["skipped"]:
-        console.print(f"skipped {path}: {reason}", highlight=False)
+        console.print(f"skipped {path}: {reason}", markup=False, highlight=False)
 
 
 def show_inspection(inspection: Inspection, console: Console) -> None:
@@ -123,11 +129,12 @@ def show_inspection(inspection: Inspection, console: Console) -> None:
     table = Table("", "", box=None, show_header=False)
     for key, value in inspection.rows():
         table.add_row(str(key), str(value))
-    console.print(table)
+    console.print(table, markup=False)
 
 
 def _strays(verification: dict[str, Any]) -> bool:
-    return bool(verification["kernels_saturate"]) and any(row["fused"] < row["sqnr"] - 1 for row in verification["outputs"])
+    outputs = verification["outputs"]
+    return bool(verification["kernels_saturate"]) and any(row["fused"] < row["sqnr"] - 1 for row in outputs)
 
 
 def _coverage(coverage: dict[str, Any]) -> str:

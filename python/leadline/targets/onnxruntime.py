@@ -26,7 +26,7 @@ class Agreement:
 
     def updated(self, simulated: NDArray[Any], fused: NDArray[Any], step: float) -> Agreement:
         """With one more sample."""
-        distance = np.abs(np.asarray(simulated, np.float64) - fused) / (step or 1.0)
+        distance: NDArray[np.float64] = np.abs(np.asarray(simulated, np.float64) - fused) / (step or 1.0)
         if distance.size == 0:
             return self
         count = self.count + distance.size
