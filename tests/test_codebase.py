@@ -1,0 +1,131 @@
+"""The codebase tests itself: versions, lean imports, layers, docstrings, sizes, no trace of a machine."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import leadline
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "python" / "leadline"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+SOURCES = [
+    file
+    for folder in ("python", "cpp", "tests", "benchmarks", "notebooks")
+    for file in (ROOT / folder).rglob("*")
+    if file.suffix in {".py", ".pyi", ".cpp", ".hpp", ".toml", ".html", ".ipynb", ".md", ".txt"}
+] + [file for file in ROOT.iterdir() if file.is_file() and file.suffix in {".md", ".toml", ".txt", ""}]
+HEAVY = ["onnx", "onnxruntime", "PIL", "torch", "rich", "typer", "jinja2", "av", "ml_dtypes"]
+
+
+def name(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+def test_there_is_something_to_look_at():
+    assert len(MODULES) > 30 and len(SOURCES) > len(MODULES)
+
+
+def test_the_versions_agree():
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    assert stated == leadline.__version__ == version("leadline")
+    elsewhere = [name(f) for f in MODULES if re.search(rf"""['"]{re.escape(stated)}['"]""", f.read_text("utf-8"))]
+    assert elsewhere == []
+
+
+def test_importing_is_lean():
+    """The bound is generous; benchmarks measure the 0.3 s of a quiet machine."""
+    program = (
+        "import sys, time, numpy; start = time.perf_counter(); import leadline; took = time.perf_counter() - start\n"
+        f"print(took, *(m for m in {HEAVY} if m in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    took, *loaded = done.stdout.split()
+    assert loaded == []
+    assert float(took) < 2
+
+
+@pytest.mark.parametrize("module", ["leadline.recipe", "leadline.files", "leadline.equalization", "leadline.sqnr"])
+def test_plain_modules_stay_plain(module):
+    program = f"import sys, {module}; print(*(m for m in {HEAVY} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == []
+
+
+def test_what_the_package_offers_is_there():
+    for public in (*leadline.__all__, "Graph", "Recipe", "quantize", "verify"):
+        assert getattr(leadline, public) is not None
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = leadline.nonsense
+
+
+def test_layers_are_kept():
+    pytest.importorskip("importlinter")
+    program = "from importlinter.cli import lint_imports_command; lint_imports_command(['--no-cache'])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout
+
+
+def imports(file: Path) -> set[str]:
+    """Modules that a file imports anywhere in it."""
+    found = set()
+    for item in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(item, ast.Import):
+            found |= {alias.name for alias in item.names}
+        elif isinstance(item, ast.ImportFrom) and item.module:
+            found |= {item.module, *(f"{item.module}.{alias.name}" for alias in item.names)}
+    return found
+
+
+def within(modules: set[str], *packages: str) -> set[str]:
+    return {m for m in modules for p in packages if m == p or m.startswith(p + ".")}
+
+
+def test_exporters_know_no_algorithm_and_algorithms_no_exporter():
+    for file in (PACKAGE / "export").rglob("*.py"):
+        assert within(imports(file), "leadline.steps", "leadline.recipe", "leadline.pipeline") == set()
+    for file in (PACKAGE / "steps").rglob("*.py"):
+        assert within(imports(file), "leadline.export", "leadline.targets", "leadline.pipeline") == set()
+
+
+def test_algorithms_know_no_framework():
+    cores = [PACKAGE / f"{stem}.py" for stem in ("affine", "observers", "gram", "equalization", "sqnr", "arrays")]
+    for file in (*cores, *(PACKAGE / "steps").rglob("*.py")):
+        assert within(imports(file), "onnx", "onnxruntime", "torch") == set(), name(file)
+
+
+def test_every_module_says_what_it_is():
+    assert [name(f) for f in MODULES if not ast.get_docstring(ast.parse(f.read_text("utf-8")))] == []
+
+
+def test_what_the_package_offers_is_documented():
+    for public in (*leadline.__all__, "Graph", "Recipe", "quantize", "verify"):
+        assert len(getattr(leadline, public).__doc__ or "") > 20, public
+
+
+def test_files_are_short():
+    """400 lines is a smell; tests, which are lists, may have 600."""
+    code = [f for f in SOURCES if f.suffix in {".py", ".cpp", ".hpp"}]
+    lines = {name(f): len(f.read_text("utf-8").splitlines()) for f in code}
+    assert {f: n for f, n in lines.items() if n > (600 if f.startswith("tests/") else 400)} == {}
+
+
+def test_no_path_of_a_machine_is_committed():
+    """Home folders and the like; "somebody" is nobody."""
+    homes = re.compile("/(?:home|Users|root|work|mnt)/(?!somebody)[a-z]" + r"|[A-Z]:\\\\Users")
+    found = [name(f) for f in SOURCES if f != Path(__file__) and homes.search(f.read_text("utf-8"))]
+    assert found == []
+
+
+def test_nothing_is_left_to_do():
+    marks = re.compile(r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X)\b")
+    assert [name(f) for f in SOURCES if marks.search(f.read_text("utf-8"))] == []
