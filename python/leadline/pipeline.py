@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline.affine import dequantize, quantize as to_codes
+from leadline.affine import dequantize
+from leadline.affine import quantize as to_codes
 from leadline.data import Preprocess, Samples, load
 from leadline.export import encodings, qdq
 from leadline.files import filling
@@ -143,9 +144,18 @@ def quantize(
     for step in recipe.steps:
         apply(step, state)
     if not state.grids:
-        raise refuse("quantize", "a recipe must calibrate and have a layer to quantise", f"recipe {recipe.name}, no grids")
+        received = f"recipe {recipe.name}, no grids"
+        raise refuse("quantize", "a recipe must calibrate and have a layer to quantise", received)
     return Quantized(
-        state.graph, state.grids, state.codes, recipe, state.log, kept_out, state.histograms, len(calibration), given.skipped
+        state.graph,
+        state.grids,
+        state.codes,
+        recipe,
+        state.log,
+        held_out=kept_out,
+        histograms=state.histograms,
+        calibrated=len(calibration),
+        skipped=given.skipped,
     )
 
 

@@ -29,7 +29,14 @@ class Bars(Quiet):
         self.console = console or Console(stderr=True)
 
     def over(self, samples: Iterable[Any], what: str, total: int) -> Iterator[Any]:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         columns = (
             TextColumn("{task.description:<14}"),

@@ -15,7 +15,7 @@ LIMIT_DB = 200.0
 class Sqnr:
     """Signal-to-quantisation-noise ratio, 10 log10(sum x^2 / sum (x - y)^2) in dB, over all samples seen so far.
 
-    The mean is not removed. A high SQNR does not say where the error sits: look at the worst sample and at pictures too.
+    The mean is not removed. A high SQNR does not say where the error sits: look at the worst sample and at pictures.
     """
 
     signal: float = 0.0

@@ -68,7 +68,8 @@ class Scheme:
         if self.granularity == "block" and not (isinstance(self.block_size, int) and self.block_size > 0):
             raise refuse("Scheme", "granularity 'block' needs a positive block_size", repr(self.block_size))
         if self.narrow and not (self.signed and self.symmetric):
-            raise refuse("Scheme", "narrow applies to a signed symmetric grid", f"signed={self.signed}, symmetric={self.symmetric}")
+            received = f"signed={self.signed}, symmetric={self.symmetric}"
+            raise refuse("Scheme", "narrow applies to a signed symmetric grid", received)
         if self.fit not in ("absmax", "aimet"):
             raise refuse("Scheme", "fit must be 'absmax' or 'aimet'", repr(self.fit))
 
