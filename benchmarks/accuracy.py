@@ -33,12 +33,12 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-import tasks
 from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from rich.console import Console
 from rich.table import Table
 
+import tasks
 from leadline import pipeline
 from leadline.data import Preprocess, Samples, load
 from leadline.export import qdq

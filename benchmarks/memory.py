@@ -18,10 +18,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-import accuracy
 from rich.console import Console
 from rich.table import Table
 
+import accuracy
 import testbed
 from leadline import pipeline
 from leadline.data import Preprocess, Samples, load

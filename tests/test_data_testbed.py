@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tasks
 
+import tasks
 import testbed
 from efficientnet_onnx import _Unpickler
 from leadline.data import Preprocess, load
