@@ -1,7 +1,8 @@
 """What the benchmarks share: interleaved timing, a table, and peak memory.
 
 Every figure is a ratio within one run. The contestants of a row take turns, so that a busy machine slows them alike;
-the best time of each is compared. GB/s counts the bytes of the input read once, for a copy and for a core alike.
+the best time of each is compared. Contestants run on one thread, timed by that thread's own processor time, which leaves
+out what other programs took in between. GB/s counts the bytes of the input read once, for a copy and for a core alike.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ def interleave(contestants: dict[str, Callable[[], Any]], seconds: float = 1.5, 
     until = time.perf_counter() + seconds
     for done in range(rounds):
         for name, function in contestants.items():
-            start = time.perf_counter()
+            start = time.thread_time()
             function()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(time.thread_time() - start)
         if time.perf_counter() > until and done >= 4:
             break
     return {name: Timing(min(t), statistics.median(t)) for name, t in times.items()}

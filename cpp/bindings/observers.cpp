@@ -56,8 +56,8 @@ Histogram from_arrays(const Array<std::uint64_t>& count, const Array<std::uint64
         require(all[i] < counts.size() && all[i + 1] < 2 && all[i + 2] > 0 && all[i + 2] < observers::key_count,
                 "Histogram.from_arrays", "a bucket must name a channel, a sign and a key of the histogram",
                 std::to_string(all[i]) + ", " + std::to_string(all[i + 1]) + ", " + std::to_string(all[i + 2]));
-        auto& bucket = histogram.channels[all[i]].sides[all[i + 1]].at(static_cast<std::int32_t>(all[i + 2]));
-        bucket = {all[i + 3], all[i + 4], all[i + 5]};
+        const auto key = static_cast<std::int32_t>(all[i + 2]);
+        *histogram.channels[all[i]].sides[all[i + 1]].cover(key, key + 1) = {all[i + 3], all[i + 4], all[i + 5]};
     }
     return histogram;
 }

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 #include <memory>
+#include <utility>
 
 #include "leadline/parallel.hpp"
 
@@ -54,6 +55,7 @@ class Table {
     // Counts n elements; n over all calls between two folds must not exceed fold_elements.
     void count(const float* x, std::int64_t n) {
         dirty_ = true;
+        char* cells = reinterpret_cast<char*>(cells_.get());  // once: the table is thread-local, and slow to find
         F lo = F{} + seen_.lo, hi = F{} + seen_.hi;
         U smallest = U{} + seen_.smallest, largest = U{} + seen_.largest;
         std::int64_t i = 0;
@@ -64,7 +66,7 @@ class Table {
             const U bits = std::bit_cast<U>(v), magnitude = bits & magnitude_mask, less = magnitude - 1;
             smallest = less < smallest ? less : smallest;
             largest = magnitude > largest ? magnitude : largest;
-            add(bits);
+            add(cells, bits);
         }
         for (int k = 0; k < width; ++k) see(lo[k], hi[k], smallest[k], largest[k]);
         for (; i < n; ++i) {
@@ -92,19 +94,20 @@ class Table {
         channel.count += static_cast<std::uint64_t>(counted);
         for (int sign = 0; sign < 2; ++sign) {
             channel.zeros += take(cells_[sign << 12]).count;
-            if (seen.largest == 0 || !(sign ? seen.lo < 0.0f : seen.hi > 0.0f)) continue;
-            const auto first = static_cast<std::int32_t>((seen.smallest + 1) >> low_bits);
+            if (seen.largest < (1u << low_bits) || !(sign ? seen.lo < 0.0f : seen.hi > 0.0f)) continue;
+            const auto first = std::max(1, static_cast<std::int32_t>((seen.smallest + 1) >> low_bits));
             const auto last = static_cast<std::int32_t>(seen.largest >> low_bits);
-            for (std::int32_t key = std::max(first, 1); key <= last; ++key) {
+            Bucket* into = channel.sides[sign].cover(first, last + 1);
+            for (std::int32_t key = first; key <= last; ++key, ++into) {
                 const Bucket found = take(cells_[(sign << 12) + key]);
-                if (found.count == 0) continue;
-                Bucket& into = channel.sides[sign].at(key);
-                into.count += found.count, into.first += found.first, into.second += found.second;
+                into->count += found.count, into->first += found.first, into->second += found.second;
             }
         }
         seen_ = {}, counted_ = 0, dirty_ = false;
         return true;
     }
+
+    std::vector<float> gathered;  // channels brought together before they are counted, kept like the table
 
    private:
     void clear() {
@@ -118,7 +121,7 @@ class Table {
     }
 
     // Each element becomes {m, count, second, 0} in four 32-bit lanes, which is one line of the table.
-    void add(U bits) {
+    static void add(char* cells, U bits) {
         const U offset = (bits >> low_bits) * sizeof(Cell), m = bits & m_mask, a = (m + 16) >> 5, square = a * a;
         const U one = U{} + count_one, none{};
         alignas(sizeof(U)) std::uint32_t at[width];
@@ -128,29 +131,29 @@ class Table {
         const U m_high = __builtin_shufflevector(m, one, 2, 10, 3, 11, 6, 14, 7, 15);
         const U s_low = __builtin_shufflevector(square, none, 0, 8, 1, 9, 4, 12, 5, 13);
         const U s_high = __builtin_shufflevector(square, none, 2, 10, 3, 11, 6, 14, 7, 15);
-        bump(at[0], at[4], 0, __builtin_shufflevector(m_low, s_low, 0, 1, 8, 9, 4, 5, 12, 13));
-        bump(at[1], at[5], 1, __builtin_shufflevector(m_low, s_low, 2, 3, 10, 11, 6, 7, 14, 15));
-        bump(at[2], at[6], 2, __builtin_shufflevector(m_high, s_high, 0, 1, 8, 9, 4, 5, 12, 13));
-        bump(at[3], at[7], 3, __builtin_shufflevector(m_high, s_high, 2, 3, 10, 11, 6, 7, 14, 15));
+        bump(cells, at[0], at[4], 0, __builtin_shufflevector(m_low, s_low, 0, 1, 8, 9, 4, 5, 12, 13));
+        bump(cells, at[1], at[5], 1, __builtin_shufflevector(m_low, s_low, 2, 3, 10, 11, 6, 7, 14, 15));
+        bump(cells, at[2], at[6], 2, __builtin_shufflevector(m_high, s_high, 0, 1, 8, 9, 4, 5, 12, 13));
+        bump(cells, at[3], at[7], 3, __builtin_shufflevector(m_high, s_high, 2, 3, 10, 11, 6, 7, 14, 15));
     }
-    void bump(std::uint32_t first, std::uint32_t second, int lane, U amounts) {
-        bump(first, lane, __builtin_shufflevector(amounts, amounts, 0, 1, 2, 3));
-        bump(second, lane, __builtin_shufflevector(amounts, amounts, 4, 5, 6, 7));
+    static void bump(char* cells, std::uint32_t first, std::uint32_t second, int lane, U amounts) {
+        bump(cells, first, lane, __builtin_shufflevector(amounts, amounts, 0, 1, 2, 3));
+        bump(cells, second, lane, __builtin_shufflevector(amounts, amounts, 4, 5, 6, 7));
     }
 #else
         const U m_low = __builtin_shufflevector(m, one, 0, 4, 1, 5), m_high = __builtin_shufflevector(m, one, 2, 6, 3, 7);
         const U s_low = __builtin_shufflevector(square, none, 0, 4, 1, 5);
         const U s_high = __builtin_shufflevector(square, none, 2, 6, 3, 7);
-        bump(at[0], 0, __builtin_shufflevector(m_low, s_low, 0, 1, 4, 5));
-        bump(at[1], 1, __builtin_shufflevector(m_low, s_low, 2, 3, 6, 7));
-        bump(at[2], 2, __builtin_shufflevector(m_high, s_high, 0, 1, 4, 5));
-        bump(at[3], 3, __builtin_shufflevector(m_high, s_high, 2, 3, 6, 7));
+        bump(cells, at[0], 0, __builtin_shufflevector(m_low, s_low, 0, 1, 4, 5));
+        bump(cells, at[1], 1, __builtin_shufflevector(m_low, s_low, 2, 3, 6, 7));
+        bump(cells, at[2], 2, __builtin_shufflevector(m_high, s_high, 0, 1, 4, 5));
+        bump(cells, at[3], 3, __builtin_shufflevector(m_high, s_high, 2, 3, 6, 7));
     }
 #endif
     template <class Half>
-    void bump(std::uint32_t offset, int lane, Half amount) {
+    static void bump(char* cells, std::uint32_t offset, int lane, Half amount) {
         using Line = std::uint64_t __attribute__((vector_size(16)));
-        char* at = reinterpret_cast<char*>(cells_.get()) + offset + lane * sizeof(Line);
+        char* at = cells + offset + lane * sizeof(Line);
         Line line;
         std::memcpy(&line, at, sizeof line);
         line += std::bit_cast<Line>(amount);
@@ -173,9 +176,27 @@ class Table {
     bool dirty_ = false;  // stays set when an exception ends a pass
 };
 
+// Copies `rows` rows of `count` channels to one contiguous run per channel, `stride` apart. Single elements go in square
+// tiles of a cache line's length, so that few lines and pages are in use at a time.
+void gather(const float* from, const Layout& layout, std::int64_t rows, std::int64_t count, std::int64_t stride,
+            float* to) {
+    const std::int64_t row = layout.channels * layout.inner;
+    constexpr std::int64_t tile = 16;
+    if (layout.inner > 1) {
+        for (std::int64_t o = 0; o < rows; ++o)
+            for (std::int64_t c = 0; c < count; ++c)
+                std::copy_n(from + o * row + c * layout.inner, layout.inner, to + c * stride + o * layout.inner);
+        return;
+    }
+    for (std::int64_t o = 0; o < rows; o += tile)
+        for (std::int64_t c = 0; c < count; c += tile)
+            for (std::int64_t i = c; i < std::min(c + tile, count); ++i)
+                for (std::int64_t j = o; j < std::min(o + tile, rows); ++j) to[i * stride + j] = from[j * row + i];
+}
+
 // Counts channels [first, last) of x, a run of neighbours so that every cache line of x is read once.
 bool count_channels(std::span<const float> x, const Layout& layout, std::int64_t first, std::int64_t last, Table& table,
-                    std::vector<float>& gathered, std::vector<Channel>& into) {
+                    std::vector<Channel>& into) {
     constexpr std::int64_t direct = 512;       // shorter runs are gathered first
     constexpr std::int64_t gather_at = 16384;  // elements per channel
     bool good = true;
@@ -195,20 +216,11 @@ bool count_channels(std::span<const float> x, const Layout& layout, std::int64_t
     }
     const std::int64_t rows = std::clamp<std::int64_t>(gather_at / layout.inner, 1, std::max<std::int64_t>(layout.outer, 1));
     const std::int64_t stride = rows * layout.inner + 16;  // not a power of two, which would collide in the cache
-    gathered.resize(static_cast<std::size_t>((last - first) * stride));
+    std::vector<float>& gathered = table.gathered;
+    gathered.resize(std::max(gathered.size(), static_cast<std::size_t>((last - first) * stride)));
     for (std::int64_t row = 0; row < layout.outer; row += rows) {
         const std::int64_t height = std::min(rows, layout.outer - row);
-        for (std::int64_t o = 0; o < height; ++o) {
-            const float* from = &x[((row + o) * layout.channels + first) * layout.inner];
-            float* to = &gathered[o * layout.inner];
-            // Rows ahead, since the processor's own prefetching does not follow such strides.
-            if (row + o + 32 < layout.outer) __builtin_prefetch(from + 32 * layout.channels * layout.inner);
-            if (layout.inner == 1)
-                for (std::int64_t c = 0; c < last - first; ++c) to[c * stride] = from[c];
-            else
-                for (std::int64_t c = 0; c < last - first; ++c)
-                    std::copy(from + c * layout.inner, from + (c + 1) * layout.inner, to + c * stride);
-        }
+        gather(&x[(row * layout.channels + first) * layout.inner], layout, height, last - first, stride, gathered.data());
         for (std::int64_t c = first; c < last; ++c) {
             table.count(&gathered[(c - first) * stride], height * layout.inner);
             good &= table.fold(into[c]);
@@ -219,14 +231,14 @@ bool count_channels(std::span<const float> x, const Layout& layout, std::int64_t
 
 }  // namespace
 
-Bucket& Side::at(std::int32_t key) {
-    if (buckets.empty()) begin = key;
-    if (key < begin) {
-        buckets.insert(buckets.begin(), static_cast<std::size_t>(begin - key), Bucket{});
-        begin = key;
+Bucket* Side::cover(std::int32_t first, std::int32_t last) {
+    if (buckets.empty()) begin = first;
+    if (first < begin) {
+        buckets.insert(buckets.begin(), static_cast<std::size_t>(begin - first), Bucket{});
+        begin = first;
     }
-    if (key >= end()) buckets.resize(static_cast<std::size_t>(key - begin) + 1);
-    return buckets[static_cast<std::size_t>(key - begin)];
+    if (last > end()) buckets.resize(static_cast<std::size_t>(last - begin));
+    return &buckets[static_cast<std::size_t>(first - begin)];
 }
 
 void Channel::merge(const Channel& other) {
@@ -235,8 +247,7 @@ void Channel::merge(const Channel& other) {
     for (int sign = 0; sign < 2; ++sign) {
         const Side& from = other.sides[sign];
         if (from.buckets.empty()) continue;
-        sides[sign].at(from.begin), sides[sign].at(from.end() - 1);
-        Bucket* into = &sides[sign].at(from.begin);
+        Bucket* into = sides[sign].cover(from.begin, from.end());
         for (std::size_t i = 0; i < from.buckets.size(); ++i) {
             into[i].count += from.buckets[i].count;
             into[i].first += from.buckets[i].first;
@@ -291,16 +302,19 @@ bool Histogram::update(std::span<const float> x, const Layout& layout, int threa
     }
     constexpr std::int64_t neighbours = 64;
     const std::int64_t tasks = chunk_count(count, neighbours);
-    const auto workers = static_cast<std::size_t>(worker_count(tasks, threads));
-    std::vector<std::vector<float>> gathered(workers);
     std::vector<Channel> found(channels.size());
-    parallel_for(tasks, threads, [&](std::int64_t task, int worker) {
+    parallel_for(tasks, threads, [&](std::int64_t task, int) {
         const std::int64_t first = task * neighbours, last = std::min(first + neighbours, count);
-        if (!count_channels(x, layout, first, last, Table::mine(), gathered[worker], found)) finite = false;
+        if (!count_channels(x, layout, first, last, Table::mine(), found)) finite = false;
     });
-    if (finite)
-        for (std::size_t c = 0; c < found.size(); ++c) channels[c].merge(found[c]);
-    return finite;
+    if (!finite) return false;
+    for (std::size_t c = 0; c < found.size(); ++c) {
+        if (channels[c].count == 0)
+            channels[c] = std::move(found[c]);
+        else
+            channels[c].merge(found[c]);
+    }
+    return true;
 }
 
 void Histogram::merge(const Histogram& other) {

@@ -37,7 +37,7 @@ struct Side {
     std::vector<Bucket> buckets;
 
     std::int32_t end() const { return begin + static_cast<std::int32_t>(buckets.size()); }
-    Bucket& at(std::int32_t key);  // widens the window where needed
+    Bucket* cover(std::int32_t first, std::int32_t last);  // widens the window to hold [first, last): its first bucket
 };
 
 struct Channel {
