@@ -16,7 +16,8 @@ from typing import Any, ClassVar, Literal, get_args
 
 from leadline.types import Scheme, refuse
 
-Observer = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "sqnr", "octav"]
+Observer = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "sqnr", "octav", "best"]
+WeightObserver = Literal["minmax", "percentile", "entropy", "mse", "sqnr", "octav"]
 Kind = Literal["linear", "conv", "depthwise", "transpose"]
 
 
@@ -48,8 +49,9 @@ class Calibrate:
     """Observe the network on the calibration samples and choose every grid."""
 
     step: ClassVar[str] = "calibrate"
-    activations: Observer = "mse"
-    weights: Observer = "mse"
+    activations: Observer = "best"
+    """"best" tries min-max, percentile, SQNR and MSE ranges and keeps what simulates best on held-out samples."""
+    weights: WeightObserver = "mse"
     percentile: float = 99.999
     """Used by "percentile": share of the values, in percent, that the range keeps."""
     p: float = 2.0
@@ -287,7 +289,7 @@ def _step(table: Mapping[str, Any], where: str) -> Step:
 
 _CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("calibrate", "activations"): get_args(Observer),
-    ("calibrate", "weights"): get_args(Observer),
+    ("calibrate", "weights"): get_args(WeightObserver),
     ("round", "method"): ("nearest",),
 }
 

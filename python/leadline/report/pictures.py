@@ -24,7 +24,8 @@ def coloured(plane: NDArray[Any], lo: float, hi: float, anchors: tuple[str, ...]
     position = np.clip((plane.astype(np.float64) - lo) / ((hi - lo) or 1.0), 0, 1) * (len(anchors) - 1)
     low = np.minimum(position.astype(int), len(anchors) - 2)
     weight = (position - low)[..., None]
-    return np.rint(table[low] * (1 - weight) + table[low + 1] * weight).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.rint(table[low] * (1 - weight) + table[low + 1] * weight).astype(np.uint8)
+    return pixels
 
 
 def triptych(dense: Dense) -> dict[str, Any]:

@@ -18,7 +18,7 @@ __all__ = ["Progress", "Record", "State", "apply"]
 def fold(step: Fold, state: State) -> None:
     """Fold constant factors into their layers; exact, so there is nothing to gate."""
     for line in state.graph.fold():
-        state.log.append(Record("fold", *line.split(": ", 1)))
+        state.log.append(Record.of("fold", line))
 
 
 HANDLERS: dict[type[Any], Callable[[Any, State], None]] = {

@@ -10,7 +10,8 @@ import numpy as np
 from leadline.affine import choose_grid, range_of
 from leadline.graph import Graph, Layer, Session
 from leadline.observers import Histogram, MovingAverage, search_range
-from leadline.recipe import Calibrate
+from leadline.recipe import Calibrate, Observer
+from leadline.steps.gate import output_error
 from leadline.steps.placement import Placement, place
 from leadline.steps.state import Record, State
 from leadline.types import Grid, Scheme
@@ -19,60 +20,107 @@ INT32_LIMIT = 2.0**31 - 2**16
 """A bias code beyond this leaves no head-room for the accumulator."""
 
 
+CANDIDATES: tuple[Observer, ...] = ("minmax", "percentile", "sqnr", "mse")
+"""What "best" chooses from. Entropy is left out: it is made for one tensor's density, not for depth or boxes."""
+
+
 def calibrate(step: Calibrate, state: State) -> None:
     """Fill ``state.grids`` for activations, weights, constants and biases; one pass over the calibration samples."""
     _own_biases(state.graph)
     state.placement = placement = place(state.graph, state.recipe)
-    state.grids.clear()
-    state.codes.clear()
-    state.log += [Record("calibrate", note.split(":")[0], note.split(": ", 1)[1]) for note in placement.notes]
-    ranges = _observe(step, state, placement)
+    state.log += [Record.of("calibrate", note) for note in placement.notes]
+    averages = _observe(step, state, placement)
+    weights: dict[str, Grid] = {}
+    for name, scheme in placement.constants.items():
+        weights[name] = choose_grid(*range_of(state.graph.weights[name], scheme), scheme)
+    for layer, scheme in placement.layers:
+        if layer.weight not in weights:
+            weights[layer.weight] = _weight_grid(step, state.graph, layer, scheme)
+    if step.activations == "best" and placement.schemes:
+        _choose(step, state, placement, weights)
+    else:
+        _fill(step, state, placement, weights, step.activations, averages)
+    for tensor, histogram in state.histograms.items():
+        if float(histogram.lo) == float(histogram.hi):
+            state.log.append(Record("calibrate", tensor, f"constant {float(histogram.lo):g} on every sample"))
+
+
+def _choose(step: Calibrate, state: State, placement: Placement, weights: dict[str, Grid]) -> None:
+    """The observer whose grids give the least simulated output error on held-out samples."""
+    errors: dict[Observer, float] = {}
+    best = None
+    with state.progress("choose ranges"):
+        for observer in CANDIDATES:
+            trial = replace(state, grids={}, codes={}, log=[])
+            _fill(step, trial, placement, weights, observer, {})
+            errors[observer] = output_error(trial)
+            if errors[observer] == min(errors.values()):
+                best = trial
+    assert best is not None
+    state.grids = best.grids
+    state.log += best.log
+    chosen = min(errors, key=lambda observer: errors[observer])
+    state.log += [
+        Record("calibrate", state.graph.name, f"{observer} ranges, simulated output error", after=error, kept=observer == chosen)
+        for observer, error in errors.items()
+    ]
+
+
+def _fill(
+    step: Calibrate,
+    state: State,
+    placement: Placement,
+    weights: dict[str, Grid],
+    observer: Observer,
+    averages: dict[str, MovingAverage],
+) -> None:
+    """All grids, with the activations' ranges by one observer."""
+    ranges = {
+        name: (averages[name].lo, averages[name].hi)
+        if averages
+        else _search(step, histogram, placement.schemes[name], observer)
+        for name, histogram in state.histograms.items()
+    }
+    state.grids = dict(weights)
+    state.codes = {}
     for tensor, scheme in placement.schemes.items():
         lo, hi = ranges[placement.root[tensor]]
         state.grids[tensor] = choose_grid(lo, hi, scheme)
-        if lo == hi:
-            state.log.append(Record("calibrate", tensor, f"constant {float(lo):g} on every sample"))
-    for name, scheme in placement.constants.items():
-        lo, hi = range_of(state.graph.weights[name], scheme)
-        state.grids[name] = choose_grid(lo, hi, scheme)
-    for layer, scheme in placement.layers:
-        if layer.weight not in state.grids:
-            state.grids[layer.weight] = _weight_grid(step, state.graph, layer, scheme)
+    for layer, _ in placement.layers:
         bias_grid(state, layer)
 
 
-def _observe(step: Calibrate, state: State, placement: Placement) -> dict[str, tuple[float, float]]:
+def _observe(step: Calibrate, state: State, placement: Placement) -> dict[str, MovingAverage]:
+    """Fill ``state.histograms``; with "moving-average" the averages come back beside them."""
     roots = sorted(set(placement.root.values()))
     state.histograms = {name: Histogram(name=name) for name in roots}
     averages = {name: MovingAverage(step.momentum) for name in roots} if step.activations == "moving-average" else {}
+    if not roots:
+        return averages
     inputs = {value.name for value in state.graph.inputs}
-    if roots:
-        watched = [name for name in roots if name not in inputs]
-        with Session(state.graph, outputs=watched, threads=state.threads) as session:
-            for index, feed in enumerate(state.progress.over(state.calibration, "calibrate", len(state.calibration))):
-                seen = session.run(feed)
-                for name in roots:
-                    array = feed[name] if name in inputs else seen[name]
-                    state.histograms[name].update(array, sample=index)
-                    if averages:
-                        averages[name].update(array)
-    found = {}
-    for name, histogram in state.histograms.items():
-        if averages:
-            found[name] = (averages[name].lo, averages[name].hi)
-        else:
-            found[name] = _search(step, histogram, placement.schemes[name], step.activations)
-    return {name: (float(lo), float(hi)) for name, (lo, hi) in found.items()}
+    watched = [name for name in roots if name not in inputs]
+    with Session(state.graph, outputs=watched or None, threads=state.threads) as session:
+        samples = zip(state.calibration.labels, state.calibration, strict=True)
+        for label, feed in state.progress.over(samples, "calibrate", len(state.calibration)):
+            seen = session.run(feed) | feed
+            for name in roots:
+                state.histograms[name].update(seen[name], sample=label, threads=state.threads)
+                if averages:
+                    averages[name].update(seen[name], sample=label)
+    return averages
 
 
-def _search(step: Calibrate, histogram: Histogram, scheme: Scheme, observer: str) -> tuple[Any, Any]:
-    options = {"percentile": {"p": step.percentile}, "mse": {"p": step.p}}.get(observer, {})
-    return search_range(histogram, observer, scheme, **options)
+def _search(step: Calibrate, histogram: Histogram, scheme: Scheme, observer: Observer) -> tuple[Any, Any]:
+    if observer == "percentile":
+        return search_range(histogram, observer, scheme, p=step.percentile)
+    if observer == "mse":
+        return search_range(histogram, observer, scheme, p=step.p)
+    return search_range(histogram, observer, scheme)
 
 
 def _weight_grid(step: Calibrate, graph: Graph, layer: Layer, scheme: Scheme) -> Grid:
     weight = graph.weights[layer.weight]
-    if scheme.granularity == "block" or step.weights in ("minmax", "moving-average"):
+    if scheme.granularity == "block" or step.weights == "minmax":
         return choose_grid(*range_of(weight, scheme), scheme)
     histogram = Histogram(axis=scheme.axis if scheme.granularity == "axis" else None, name=layer.weight)
     histogram.update(weight)
@@ -90,6 +138,12 @@ def bias_grid(state: State, layer: Layer) -> None:
         return
     bias = state.graph.weights[layer.bias]
     repeats = bias.size // weight.scale.size if weight.scale.ndim else bias.size  # a grouped ConvTranspose shares scales
+    lo, hi = range_of(state.graph.weights[layer.weight], weight.scheme)
+    largest = np.abs(bias).reshape(repeats, -1).max(axis=0).reshape(weight.scale.shape)
+    dead = (lo == 0) & (hi == 0) & (largest > 0)
+    if dead.any():  # a channel of zeros has the codes zero at any scale, so it takes one that its bias needs
+        fine = np.where(dead, largest / (float(source.scale) * 2.0**24), weight.scale).astype(np.float32)
+        weight = state.grids[layer.weight] = replace(weight, scale=fine)
     scale = np.tile(weight.scale.astype(np.float64), repeats) * float(source.scale)
     factor = np.maximum(1.0, np.abs(bias) / (scale * INT32_LIMIT)).reshape(repeats, -1).max(axis=0)
     if (factor > 1).any():

@@ -12,7 +12,9 @@ from leadline.data import Samples
 from leadline.graph import Graph, Layer, Node
 from leadline.recipe import CorrectBias
 from leadline.steps.calibrate import bias_grid
+from leadline.steps.gate import output_error
 from leadline.steps.state import Record, State
+from leadline.types import refuse
 
 Moments = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 """For each layer's output and channel: the mean of the error and of its square."""
@@ -24,7 +26,7 @@ def correct_bias(step: CorrectBias, state: State) -> None:
     Each layer is given the float network's own input, rounded to its grid, so corrections do not count an error twice
     and add up to first order. With d the mean error of a channel on the calibration samples and e its mean on the
     held-out ones, taking d out of the bias changes the held-out squared error by d*d - 2*d*e; a layer is corrected
-    only if that falls.
+    only if that falls. All corrections together are kept only if the simulated error of the network falls.
     """
     if state.placement is None:
         return
@@ -32,11 +34,20 @@ def correct_bias(step: CorrectBias, state: State) -> None:
     layers = [layer for layer in (_with_bias(state, layer) for layer in candidates) if layer is not None]
     if not layers:
         return
+    if any(layer.weight not in state.codes for layer in layers):
+        raise refuse("correct-bias", "a recipe must round before it corrects biases", f"recipe {state.recipe.name}")
     twins = _twins(state, layers)
     calibration = _errors(twins, layers, state.calibration)
     held_out = _errors(twins, layers, state.held_out)
-    for layer in layers:
-        _correct(state, layer, calibration[layer.output][0], *held_out[layer.output])
+    with state.progress("gate"):
+        corrected = replace(state, codes=dict(state.codes))
+        for layer in layers:
+            _correct(corrected, layer, calibration[layer.output][0], *held_out[layer.output])
+        before, after = output_error(state), output_error(corrected)
+    kept = after < before
+    state.log.append(Record("correct-bias", state.graph.name, "simulated output error, all layers", before, after, kept))
+    if kept:
+        state.codes = corrected.codes
 
 
 def _correct(

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from leadline.equalization import balance, predicted_noise
 from leadline.graph import Graph, Layer, Node, Session
 from leadline.recipe import Calibrate, Equalize
-from leadline.sqnr import Sqnr
 from leadline.steps.calibrate import calibrate
+from leadline.steps.gate import output_error
 from leadline.steps.round import round_weights
 from leadline.steps.state import Record, State
 from leadline.types import Scheme
@@ -108,12 +108,14 @@ def find_chains(graph: Graph) -> tuple[list[Chain], list[tuple[str, str]]]:
         tensor, through = first.output, []
         while tensor not in outputs and len(readers.get(tensor, ())) == 1:
             node = readers[tensor][0]
-            if node.op_type in INHOMOGENEOUS_COMMON:
-                refused.append((first.name, f"{node.op_type} behind it does not commute with scaling"))
             if not _commutes(graph, node, tensor):
                 break
             through.append(node)
             tensor = node.outputs[0]
+        # SiLU reads its input twice, as x and as Sigmoid(x).
+        blocking = [node.op_type for node in readers.get(tensor, ()) if node.op_type in INHOMOGENEOUS_COMMON]
+        if blocking:
+            refused.append((first.name, f"{blocking[0]} behind it does not commute with scaling"))
         nexts = [layers.get(id(node)) for node in readers.get(tensor, ())]
         if tensor in outputs or not nexts or not all(_takes(graph, layer, tensor, readers) for layer in nexts):
             continue
@@ -151,7 +153,8 @@ def _observe(state: State, chains: list[Chain]) -> dict[str, ChannelStats]:
                 axis = 1 if array.ndim == 4 else array.ndim - 1
                 rows = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
                 new = ChannelStats(
-                    *(v.astype(np.float64) for v in (rows.min(1), rows.max(1))),
+                    rows.min(1).astype(np.float64),
+                    rows.max(1).astype(np.float64),
                     rows.mean(1, dtype=np.float64),
                     np.square(rows, dtype=np.float64).mean(1),
                 )
@@ -244,11 +247,13 @@ def _view(graph: Graph, layer: Layer) -> NDArray[np.float64]:
 
 
 def _column_range(view: NDArray[np.float64], channels: int) -> NDArray[np.float64]:
-    return np.abs(view).max(axis=(1, 2) if view.shape[1] == 1 and channels > 1 else (0, 2))
+    columns: NDArray[np.float64] = np.abs(view).max(axis=(1, 2) if view.shape[1] == 1 and channels > 1 else (0, 2))
+    return columns
 
 
 def _row_range(graph: Graph, layer: Layer) -> NDArray[np.float64]:
-    return np.abs(_view(graph, layer)).max(axis=(1, 2))
+    rows: NDArray[np.float64] = np.abs(_view(graph, layer)).max(axis=(1, 2))
+    return rows
 
 
 def _apply(graph: Graph, nodes: dict[str, Node], chain: Chain, s: NDArray[np.float64]) -> None:
@@ -322,20 +327,9 @@ def _absorb(graph: Graph, state: State, chains: list[Chain]) -> list[str]:
 
 
 def _trial(state: State, graph: Graph, step: Calibrate) -> float:
-    """Noise over signal at the outputs, averaged over outputs, of a plain quantisation of `graph` on held-out samples."""
-    trial = replace(
-        state, graph=graph.copy(), calibration=state.calibration.take(TRIAL_SAMPLES), grids={}, codes={}, histograms={}, log=[]
-    )
-    calibrate(step, trial)
+    """The output error of a plain quantisation of `graph`: observed ranges, nearest rounding."""
+    few = state.calibration.take(TRIAL_SAMPLES)
+    trial = replace(state, graph=graph.copy(), calibration=few, grids={}, codes={}, histograms={}, log=[])
+    calibrate(replace(step, activations="minmax"), trial)
     round_weights(None, trial)
-    outputs = [value.name for value in graph.outputs]
-    scores = {name: Sqnr() for name in outputs}
-    with (
-        Session(state.graph, threads=state.threads) as reference,
-        state.simulate(trial, outputs) as simulation,
-    ):
-        for feed in state.held_out.take(TRIAL_SAMPLES):
-            wanted, got = reference.run(feed), simulation.run(feed)
-            for name in outputs:
-                scores[name].update(wanted[name], got[name])
-    return float(np.mean([10 ** (-score.db / 10) for score in scores.values()]))
+    return output_error(trial)

@@ -37,6 +37,12 @@ class Record:
     after: float | None = None
     kept: bool = True
 
+    @classmethod
+    def of(cls, step: str, line: str) -> Record:
+        """From one line, "target: note"."""
+        target, _, note = line.partition(": ")
+        return cls(step, target, note)
+
     def to_dict(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if value is not None and value != ""}
 
@@ -59,3 +65,5 @@ class State:
     codes: dict[str, NDArray[np.integer[Any]]] = field(default_factory=dict)
     histograms: dict[str, Histogram] = field(default_factory=dict)
     log: list[Record] = field(default_factory=list)
+    reference: list[dict[str, NDArray[Any]]] = field(default_factory=list)
+    """The float outputs of the held-out samples that gates look at; see `leadline.steps.gate`."""
