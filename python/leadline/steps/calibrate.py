@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from leadline.affine import choose_grid, range_of
 from leadline.graph import Graph, Layer, Session
@@ -59,9 +60,9 @@ def _choose(step: Calibrate, state: State, placement: Placement, weights: dict[s
     assert best is not None
     state.grids = best.grids
     state.log += best.log
-    chosen = min(errors, key=lambda observer: errors[observer])
+    chosen, graph = min(errors, key=lambda observer: errors[observer]), state.graph.name
     state.log += [
-        Record("calibrate", state.graph.name, f"{observer} ranges, simulated output error", after=error, kept=observer == chosen)
+        Record("calibrate", graph, f"{observer} ranges, simulated output error", after=error, kept=observer == chosen)
         for observer, error in errors.items()
     ]
 
@@ -87,6 +88,8 @@ def _fill(
         lo, hi = ranges[placement.root[tensor]]
         state.grids[tensor] = choose_grid(lo, hi, scheme)
     for layer, _ in placement.layers:
+        _suit_bias(state, layer)
+    for layer, _ in placement.layers:  # only now: layers may share a weight
         bias_grid(state, layer)
 
 
@@ -130,29 +133,43 @@ def _weight_grid(step: Calibrate, graph: Graph, layer: Layer, scheme: Scheme) ->
 def bias_grid(state: State, layer: Layer) -> None:
     """Give the layer's bias its grid: int32 at scale = input scale x weight scale, as integer kernels want it.
 
-    A weight scale that would overflow the bias is enlarged, as aimet-onnx does. Nothing happens where the layer has
-    no bias or its input stays float.
+    Nothing happens where the layer has no bias, its input stays float, or its weight's scales belong to blocks.
     """
-    weight, source = state.grids[layer.weight], state.grids.get(layer.input)
-    if layer.bias is None or source is None or weight.scheme.granularity == "block":
+    if layer.bias is not None and _adds_integers(state, layer):
+        bias, weight = state.graph.weights[layer.bias], state.grids[layer.weight]
+        scheme = Scheme(bits=32, signed=True, symmetric=True, granularity="axis", axis=0)
+        scale = np.tile(weight.scale, _repeats(bias, weight)) * state.grids[layer.input].scale
+        state.grids[layer.bias] = Grid(scale, np.zeros(bias.shape, np.int32), scheme)
+
+
+def _adds_integers(state: State, layer: Layer) -> bool:
+    return layer.input in state.grids and state.grids[layer.weight].scheme.granularity != "block"
+
+
+def _repeats(bias: NDArray[np.float32], weight: Grid) -> int:
+    """How many channels of the bias each scale of the weight serves: a grouped ConvTranspose shares them."""
+    return bias.size // weight.scale.size
+
+
+def _suit_bias(state: State, layer: Layer) -> None:
+    """Change weight scales that its bias cannot live with: enlarge one that would overflow it, as aimet-onnx does.
+
+    A channel of zeros has the codes zero at any scale, so it takes one that is fine enough for its bias.
+    """
+    if layer.bias is None or not _adds_integers(state, layer):
         return
-    bias = state.graph.weights[layer.bias]
-    repeats = bias.size // weight.scale.size if weight.scale.ndim else bias.size  # a grouped ConvTranspose shares scales
+    bias, weight = state.graph.weights[layer.bias], state.grids[layer.weight]
+    step = float(state.grids[layer.input].scale)
+    largest = np.abs(bias).reshape(_repeats(bias, weight), -1).max(axis=0).reshape(weight.scale.shape)
     lo, hi = range_of(state.graph.weights[layer.weight], weight.scheme)
-    largest = np.abs(bias).reshape(repeats, -1).max(axis=0).reshape(weight.scale.shape)
     dead = (lo == 0) & (hi == 0) & (largest > 0)
-    if dead.any():  # a channel of zeros has the codes zero at any scale, so it takes one that its bias needs
-        fine = np.where(dead, largest / (float(source.scale) * 2.0**24), weight.scale).astype(np.float32)
-        weight = state.grids[layer.weight] = replace(weight, scale=fine)
-    scale = np.tile(weight.scale.astype(np.float64), repeats) * float(source.scale)
-    factor = np.maximum(1.0, np.abs(bias) / (scale * INT32_LIMIT)).reshape(repeats, -1).max(axis=0)
+    unit = weight.scale.astype(np.float64) * step
+    unit = np.where(dead, np.minimum(unit, largest / 2.0**24), unit)
+    factor = np.maximum(1.0, largest / (unit * INT32_LIMIT))
+    if dead.any() or (factor > 1).any():
+        state.grids[layer.weight] = replace(weight, scale=(unit * factor / step).astype(np.float32))
     if (factor > 1).any():
-        weight = replace(weight, scale=(weight.scale * factor.reshape(weight.scale.shape)).astype(np.float32))
-        state.grids[layer.weight] = weight
         state.log.append(Record("calibrate", layer.name, f"weight scale enlarged {factor.max():.3g}x for its bias"))
-    scheme = Scheme(bits=32, signed=True, symmetric=True, granularity="axis", axis=0)
-    scale32 = np.tile(weight.scale, repeats) * np.float32(source.scale)
-    state.grids[layer.bias] = Grid(scale32, np.zeros(bias.shape, np.int32), scheme)
 
 
 def _own_biases(graph: Graph) -> None:

@@ -45,7 +45,8 @@ def correct_bias(step: CorrectBias, state: State) -> None:
             _correct(corrected, layer, calibration[layer.output][0], *held_out[layer.output])
         before, after = output_error(state), output_error(corrected)
     kept = after < before
-    state.log.append(Record("correct-bias", state.graph.name, "simulated output error, all layers", before, after, kept))
+    note = "simulated output error, all layers"
+    state.log.append(Record("correct-bias", state.graph.name, note, before, after, kept))
     if kept:
         state.codes = corrected.codes
 
@@ -69,7 +70,8 @@ def _with_bias(state: State, layer: Layer) -> Layer | None:
     if layer.bias is None:
         if layer.node.op_type == "MatMul" or len(layer.node.inputs) > 2:
             return None
-        channels = state.graph.weights[layer.weight].shape[layer.axis] * (layer.groups if layer.kind == "transpose" else 1)
+        groups = layer.groups if layer.kind == "transpose" else 1
+        channels = state.graph.weights[layer.weight].shape[layer.axis] * groups
         name = f"{layer.name}.bias"
         state.graph.weights[name] = np.zeros(channels, np.float32)
         layer.node.inputs.append(name)
@@ -94,7 +96,8 @@ def _twins(state: State, layers: Sequence[Layer]) -> State:
             graph.weights[_twin(name)] = graph.weights[name]
             grids[_twin(name)], codes[_twin(name)] = state.grids[name], state.codes[name]
         node = layer.node
-        twin = Node(node.op_type, [source, *map(_twin, parameters)], [_twin(layer.output)], _twin(layer.output), node.attrs)
+        output = _twin(layer.output)
+        twin = Node(node.op_type, [source, *map(_twin, parameters)], [output], output, node.attrs)
         _add(graph, twin, layer.output)
     return replace(state, graph=graph, grids=grids, codes=codes)
 
@@ -117,7 +120,8 @@ def _errors(twins: State, layers: Sequence[Layer], samples: Samples) -> Moments:
             got = session.run(feed)
             for name in names:
                 error = got[_twin(name)].astype(np.float64) - got[name]
-                axes = tuple(axis for axis in range(error.ndim) if axis != 1)  # NCHW of a Conv, [rows, features] of a Gemm
+                # NCHW of a Conv, [rows, features] of a Gemm
+                axes = tuple(axis for axis in range(error.ndim) if axis != 1)
                 total = sums.setdefault(name, [np.zeros(error.shape[1]), np.zeros(error.shape[1])])
                 total[0] += error.mean(axis=axes)
                 total[1] += np.square(error).mean(axis=axes)

@@ -128,7 +128,7 @@ def _commutes(graph: Graph, node: Node, tensor: str) -> bool:
         source, target = graph.shape(tensor), graph.shape(node.outputs[0])
         return 2 in (len(source), len(target)) and source[-1] == target[-1]
     if node.op_type == "Resize":
-        return node.attrs.get("mode", b"nearest") in ("nearest", "linear", b"nearest", b"linear") and len(node.outputs) == 1
+        return node.attrs.get("mode", "nearest") in ("nearest", "linear")
     if node.op_type == "Clip":
         low, high = (float(graph.weights[n]) if n in graph.weights else None for n in (*node.inputs[1:3], "", "")[:2])
         return low == 0 and high is not None
@@ -186,7 +186,8 @@ def _scale(
     for _ in range(step.iterations):
         moved = 0.0
         for chain in chains:
-            s, before, after = _best_scales(graph, chain, _width(stats, chain), stats[chain.tensor].square, total[chain.name], bits, limit)
+            width, square = _width(stats, chain), stats[chain.tensor].square
+            s, before, after = _best_scales(graph, chain, width, square, total[chain.name], bits, limit)
             if after < before:
                 _apply(graph, nodes, chain, s)
                 total[chain.name] *= s

@@ -58,7 +58,7 @@ class State:
     held_out: Samples
     progress: Progress
     simulate: Callable[[State, Sequence[str]], Session]
-    """The artefact as it stands, loaded unfused, returning these tensors. Given by the caller, which knows the exporter."""
+    """The artefact as it stands, unfused, returning these tensors: given by the caller, who knows the exporter."""
     threads: int | None = None
     placement: Placement | None = None
     grids: dict[str, Grid] = field(default_factory=dict)
