@@ -330,6 +330,31 @@ def test_a_large_bias_enlarges_the_weight_s_scale_instead_of_overflowing():
     assert db(outputs(network, data)["y"], simulated(q, data)) > 20
 
 
+def test_a_shared_weight_enlarged_for_one_bias_keeps_the_other_s_grid():
+    w = draw(1, 3, 3, 3, 3)
+    w[1] *= 1e-9
+    nodes = [
+        node("Conv", "x w b1", "a", name="first", pads=[1, 1, 1, 1]),
+        RELU,
+        node("Conv", "b w b2", "y", name="second", pads=[1, 1, 1, 1]),
+    ]
+    network = graph(model(nodes, SHAPE, w=w, b1=draw(2, 3), b2=draw(3, 3) + 500))
+    q = quantized(network, "minmax-w8a8")
+    assert any("enlarged" in r.note for r in records(q, "calibrate"))
+    assert biases_fit(q) == 2
+
+
+def test_a_pruned_channel_keeps_its_bias():
+    """All its weights are zero, so any scale will do for them, but not for the bias."""
+    w1 = draw(1, 8, 3, 3, 3)
+    w1[3:6] = 0
+    network = graph(conv_chain(RELU, skew=False, w1=w1, b1=np.full(8, 0.01, np.float32)))
+    q = quantized(network, "minmax-w8a8")
+    bias = layers(q)["first"].bias
+    np.testing.assert_allclose(dequantize(q.codes[bias], q.grids[bias])[3:6], 0.01, rtol=1e-5)
+    assert biases_fit(q) == 2
+
+
 # -- Overrides --------------------------------------------------------------------------------------------------------
 
 
