@@ -68,9 +68,8 @@ def main() -> None:
                 ]
             )
         for kind, scheme in SEARCHED.items():
-            t = interleave(
-                {m: lambda m=m, s=scheme, h=whole: search_range(h, m, s, threads=1) for m in METHODS}, seconds=0.5, rounds=100
-            )
+            contestants = {m: lambda m=m, s=scheme, h=whole: search_range(h, m, s, threads=1) for m in METHODS}
+            t = interleave(contestants, seconds=0.5, rounds=100)
             searches.append([f"{name}, {kind}", *(f"{t[m].best * 1e6:.0f}" for m in METHODS)])
     table(
         "Histogram, 8.4 million floats, one thread",

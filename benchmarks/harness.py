@@ -1,8 +1,8 @@
 """What the benchmarks share: interleaved timing, a table, and peak memory.
 
 Every figure is a ratio within one run. The contestants of a row take turns, so that a busy machine slows them alike;
-the best time of each is compared. Contestants run on one thread, timed by that thread's own processor time, which leaves
-out what other programs took in between. GB/s counts the bytes of the input read once, for a copy and for a core alike.
+the best time of each is compared. Contestants run on one thread, timed by that thread's own processor time, which
+leaves out what other programs took in between. GB/s counts the bytes of the input read once, for a copy and a core.
 """
 
 from __future__ import annotations

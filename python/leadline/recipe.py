@@ -50,7 +50,8 @@ class Calibrate:
 
     step: ClassVar[str] = "calibrate"
     activations: Observer = "best"
-    """"best" tries min-max, percentile, SQNR and MSE ranges and keeps what simulates best on held-out samples."""
+    """"best" tries min-max, percentile and Lp ranges for the tensors of each operator type and keeps what simulates
+    best on held-out samples."""
     weights: WeightObserver = "mse"
     percentile: float = 99.999
     """Used by "percentile": share of the values, in percent, that the range keeps."""

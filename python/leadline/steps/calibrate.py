@@ -17,12 +17,24 @@ from leadline.steps.placement import Placement, place
 from leadline.steps.state import Record, State
 from leadline.types import Grid, Scheme
 
+Ranges = dict[str, tuple[Any, Any]]
+"""Of each activation with a grid of its own: lowest and highest value."""
+
 INT32_LIMIT = 2.0**31 - 2**16
 """A bias code beyond this leaves no head-room for the accumulator."""
 
 
-CANDIDATES: tuple[Observer, ...] = ("minmax", "percentile", "sqnr", "mse")
-"""What "best" chooses from. Entropy is left out: it is made for one tensor's density, not for depth or boxes."""
+CANDIDATES: tuple[tuple[Observer, float], ...] = (
+    ("minmax", 0.0),
+    ("mse", 3.0),
+    ("mse", 2.0),
+    ("mse", 1.5),
+    ("percentile", 99.999),
+)
+"""What "best" chooses from, with the observer's option. The lower the exponent, the more is clipped."""
+
+NEGLIGIBLE = 0.02
+"""A group of tensors that causes less than this share of the noise keeps its observed ranges."""
 
 
 def calibrate(step: Calibrate, state: State) -> None:
@@ -30,7 +42,7 @@ def calibrate(step: Calibrate, state: State) -> None:
     _own_biases(state.graph)
     state.placement = placement = place(state.graph, state.recipe)
     state.log += [Record.of("calibrate", note) for note in placement.notes]
-    averages = _observe(step, state, placement)
+    ranges = _observe(step, state, placement)
     weights: dict[str, Grid] = {}
     for name, scheme in placement.constants.items():
         weights[name] = choose_grid(*range_of(state.graph.weights[name], scheme), scheme)
@@ -38,68 +50,83 @@ def calibrate(step: Calibrate, state: State) -> None:
         if layer.weight not in weights:
             weights[layer.weight] = _weight_grid(step, state.graph, layer, scheme)
     if step.activations == "best" and placement.schemes:
-        _choose(step, state, placement, weights)
-    else:
-        _fill(step, state, placement, weights, step.activations, averages)
+        ranges = _choose(state, placement, weights)
+    elif step.activations != "moving-average":
+        option = step.percentile if step.activations == "percentile" else step.p
+        ranges = _ranges(state, placement, step.activations, option)
+    _fill(state, placement, weights, ranges)
     for tensor, histogram in state.histograms.items():
         if float(histogram.lo) == float(histogram.hi):
             state.log.append(Record("calibrate", tensor, f"constant {float(histogram.lo):g} on every sample"))
 
 
-def _choose(step: Calibrate, state: State, placement: Placement, weights: dict[str, Grid]) -> None:
-    """The observer whose grids give the least simulated output error on held-out samples."""
-    errors: dict[Observer, float] = {}
-    best = None
-    with state.progress("choose ranges"):
-        for observer in CANDIDATES:
-            trial = replace(state, grids={}, codes={}, log=[])
-            _fill(step, trial, placement, weights, observer, {})
-            errors[observer] = output_error(trial)
-            if errors[observer] == min(errors.values()):
-                best = trial
-    assert best is not None
-    state.grids = best.grids
-    state.log += best.log
-    chosen, graph = min(errors, key=lambda observer: errors[observer]), state.graph.name
-    state.log += [
-        Record("calibrate", graph, f"{observer} ranges, simulated output error", after=error, kept=observer == chosen)
-        for observer, error in errors.items()
-    ]
+def _choose(state: State, placement: Placement, weights: dict[str, Grid]) -> Ranges:
+    """For the tensors of each operator type the observer that disturbs the network's outputs least.
+
+    Noises of different groups add up, so each group is tried alone, with all else in float. What the choice is worth
+    as a whole is then simulated against observed ranges throughout.
+    """
+    candidates = {candidate: _ranges(state, placement, *candidate) for candidate in CANDIDATES}
+    plain = candidates[CANDIDATES[0]]
+    producers = state.graph.producers()
+    groups: dict[str, list[str]] = {}
+    for tensor, root in placement.root.items():
+        groups.setdefault(producers[root].op_type if root in producers else "input", []).append(tensor)
+
+    def noise(tensors: list[str], ranges: Ranges) -> float:
+        grids = {tensor: _grid(placement, tensor, ranges) for tensor in tensors}
+        return output_error(replace(state, grids=grids, codes={}))
+
+    chosen = dict(plain)
+    alone = {op: noise(tensors, plain) for op, tensors in state.progress.over(groups.items(), "ranges", len(groups))}
+    matter = [op for op, error in alone.items() if error > NEGLIGIBLE * sum(alone.values())]
+    for op in state.progress.over(matter, "choose ranges", len(matter)):
+        errors = {tried: noise(groups[op], ranges) for tried, ranges in candidates.items() if ranges is not plain}
+        best = min(errors, key=lambda candidate: errors[candidate])
+        kept = errors[best] < alone[op]
+        label = f"{best[0]} {best[1]:g} ranges, output error from these tensors alone"
+        state.log.append(Record("calibrate", f"every {op}", label, alone[op], errors[best], kept))
+        if kept:
+            chosen |= {placement.root[tensor]: candidates[best][placement.root[tensor]] for tensor in groups[op]}
+    with state.progress("gate"):
+        errors_of = []
+        for ranges in (plain, chosen):
+            trial = replace(state, log=[])
+            _fill(trial, placement, weights, ranges)
+            errors_of.append(output_error(trial))
+    before, after = errors_of
+    note = "ranges chosen for each operator"
+    state.log.append(Record("calibrate", state.graph.name, note, before, after, after < before))
+    return chosen if after < before else plain
 
 
-def _fill(
-    step: Calibrate,
-    state: State,
-    placement: Placement,
-    weights: dict[str, Grid],
-    observer: Observer,
-    averages: dict[str, MovingAverage],
-) -> None:
-    """All grids, with the activations' ranges by one observer."""
-    ranges = {
-        name: (averages[name].lo, averages[name].hi)
-        if averages
-        else _search(step, histogram, placement.schemes[name], observer)
-        for name, histogram in state.histograms.items()
-    }
-    state.grids = dict(weights)
+def _fill(state: State, placement: Placement, weights: dict[str, Grid], ranges: Ranges) -> None:
+    """All grids, given the ranges of the activations."""
+    state.grids = weights | {tensor: _grid(placement, tensor, ranges) for tensor in placement.schemes}
     state.codes = {}
-    for tensor, scheme in placement.schemes.items():
-        lo, hi = ranges[placement.root[tensor]]
-        state.grids[tensor] = choose_grid(lo, hi, scheme)
     for layer, _ in placement.layers:
         _suit_bias(state, layer)
     for layer, _ in placement.layers:  # only now: layers may share a weight
         bias_grid(state, layer)
 
 
-def _observe(step: Calibrate, state: State, placement: Placement) -> dict[str, MovingAverage]:
-    """Fill ``state.histograms``; with "moving-average" the averages come back beside them."""
+def _grid(placement: Placement, tensor: str, ranges: Ranges) -> Grid:
+    lo, hi = ranges[placement.root[tensor]]
+    return choose_grid(lo, hi, placement.schemes[tensor])
+
+
+def _ranges(state: State, placement: Placement, observer: Observer, option: float) -> Ranges:
+    schemes = placement.schemes
+    return {name: _search(seen, schemes[name], observer, option) for name, seen in state.histograms.items()}
+
+
+def _observe(step: Calibrate, state: State, placement: Placement) -> Ranges:
+    """Fill ``state.histograms``; what comes back are moving averages, if they are asked for."""
     roots = sorted(set(placement.root.values()))
     state.histograms = {name: Histogram(name=name) for name in roots}
     averages = {name: MovingAverage(step.momentum) for name in roots} if step.activations == "moving-average" else {}
     if not roots:
-        return averages
+        return {}
     inputs = {value.name for value in state.graph.inputs}
     watched = [name for name in roots if name not in inputs]
     with Session(state.graph, outputs=watched or None, threads=state.threads) as session:
@@ -110,14 +137,12 @@ def _observe(step: Calibrate, state: State, placement: Placement) -> dict[str, M
                 state.histograms[name].update(seen[name], sample=label, threads=state.threads)
                 if averages:
                     averages[name].update(seen[name], sample=label)
-    return averages
+    return {name: (average.lo, average.hi) for name, average in averages.items()}
 
 
-def _search(step: Calibrate, histogram: Histogram, scheme: Scheme, observer: Observer) -> tuple[Any, Any]:
-    if observer == "percentile":
-        return search_range(histogram, observer, scheme, p=step.percentile)
-    if observer == "mse":
-        return search_range(histogram, observer, scheme, p=step.p)
+def _search(histogram: Histogram, scheme: Scheme, observer: str, option: float) -> tuple[Any, Any]:
+    if observer in ("percentile", "mse"):
+        return search_range(histogram, observer, scheme, p=option)
     return search_range(histogram, observer, scheme)
 
 
@@ -127,7 +152,8 @@ def _weight_grid(step: Calibrate, graph: Graph, layer: Layer, scheme: Scheme) ->
         return choose_grid(*range_of(weight, scheme), scheme)
     histogram = Histogram(axis=scheme.axis if scheme.granularity == "axis" else None, name=layer.weight)
     histogram.update(weight)
-    return choose_grid(*_search(step, histogram, scheme, step.weights), scheme)
+    option = step.percentile if step.weights == "percentile" else step.p
+    return choose_grid(*_search(histogram, scheme, step.weights, option), scheme)
 
 
 def bias_grid(state: State, layer: Layer) -> None:

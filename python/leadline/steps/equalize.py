@@ -89,9 +89,9 @@ def equalize(step: Equalize, state: State) -> None:
 
 
 def _limits(most: float) -> list[float]:
-    """Powers of two up to `most`: how far scales may go is decided by simulation. A channel that lay quiet on the
+    """Three steps up to `most`: how far scales may go is decided by simulation. A channel that lay quiet on the
     calibration samples can wake up on others, and the more it was stretched the more it is clipped then."""
-    return [most / 2**k for k in range(5, -1, -1) if most / 2**k >= 2]
+    return [most / 4**k for k in range(2, -1, -1) if most / 4**k >= 2]
 
 
 def find_chains(graph: Graph) -> tuple[list[Chain], list[tuple[str, str]]]:
