@@ -179,4 +179,3 @@ def load_pair(
 def _simulate(state: State, outputs: Sequence[str]) -> Session:
     model = qdq.to_qdq(state.graph, state.grids, state.codes)
     return Session(model, outputs=outputs, optimize=False, threads=state.threads)
-

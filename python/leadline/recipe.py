@@ -50,7 +50,7 @@ class Calibrate:
 
     step: ClassVar[str] = "calibrate"
     activations: Observer = "best"
-    """"best" tries min-max, percentile and Lp ranges for the tensors of each operator type and keeps what simulates
+    """"best" tries min-max, SQNR and Lp ranges for the tensors of each operator type and keeps what simulates
     best on held-out samples."""
     weights: WeightObserver = "mse"
     percentile: float = 99.999

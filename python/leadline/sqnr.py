@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,13 +23,14 @@ class Sqnr:
     noise: float = 0.0
     largest: float = 0.0
 
-    def update(self, reference: ArrayLike, other: ArrayLike) -> None:
+    def update(self, reference: ArrayLike, other: ArrayLike) -> Self:
         """Add one sample: two arrays of one shape."""
         wanted = np.asarray(reference, np.float64)
         error = np.asarray(other, np.float64) - wanted
         self.signal += float(np.square(wanted).sum())
         self.noise += float(np.square(error).sum())
         self.largest = max(self.largest, float(np.abs(error).max(initial=0.0)))
+        return self
 
     @property
     def db(self) -> float:

@@ -11,7 +11,7 @@ from leadline.equalization import balance, predicted_noise
 from leadline.graph import Graph, Layer, Node, Session
 from leadline.recipe import Calibrate, Equalize
 from leadline.steps.calibrate import calibrate
-from leadline.steps.gate import output_error
+from leadline.steps.gate import LUCK, output_error
 from leadline.steps.round import round_weights
 from leadline.steps.state import Record, State
 from leadline.types import Scheme
@@ -70,11 +70,14 @@ def equalize(step: Equalize, state: State) -> None:
             scaled = state.graph.copy()
             records = _scale(step, scaled, chains, stats, _bits(state), limit)
             error = _trial(state, scaled, calibration)
-        kept = error < best_error
+        # The first scaling has to prove itself; from then on the better limit wins.
+        kept = error < (best_error / LUCK if best is state.graph else best_error)
         note = f"{len(chains)} chains, scales up to {limit:g}, simulated output error"
         state.log.append(Record("equalize", state.graph.name, note, best_error, error, kept))
         if kept:
             best, best_error, kept_records = scaled, error, records
+        elif best is state.graph and error < LUCK * best_error:
+            break  # these chains hardly matter
     state.log += kept_records
     if step.absorb_bias:
         absorbed = best.copy()

@@ -11,18 +11,32 @@ from leadline.steps.state import State
 SAMPLES = 8
 """Held-out samples that a gate looks at, at most: it is asked several times in a run."""
 
+LUCK = 1.1
+"""The simulated error of a whole deep network varies by about this factor with nothing but the luck of rounding."""
+
 
 def output_error(state: State) -> float:
-    """Noise over signal at the outputs, averaged over the outputs, of the artefact as `state` has it."""
+    """Noise over signal at the outputs of the artefact as `state` has it, averaged over the outputs.
+
+    Over the samples it is the geometric mean, each sample weighing as much as its signal. In a deep network most noise
+    lies in the one or two samples where a decision tips over, and a plain sum would let these few decide; without the
+    weights the samples in which a detector finds nothing would.
+    """
     held_out = state.held_out.take(SAMPLES)
     names = [value.name for value in state.graph.outputs]
     if not state.reference:  # the float function never changes, so its outputs are computed once in a run
         with Session(state.graph, threads=state.threads) as session:
             state.reference.extend(session.run(feed) for feed in held_out)
-    scores = {name: Sqnr() for name in names}
+    scores: dict[str, list[Sqnr]] = {name: [] for name in names}
     with state.simulate(state, names) as session:
         for feed, wanted in zip(held_out, state.reference, strict=True):
             got = session.run(feed)
             for name in names:
-                scores[name].update(wanted[name], got[name])
-    return float(np.mean([10 ** (-score.db / 10) for score in scores.values()]))
+                scores[name].append(Sqnr().update(wanted[name], got[name]))
+    return float(np.mean([10 ** (-_typical(samples) / 10) for samples in scores.values()]))
+
+
+def _typical(samples: list[Sqnr]) -> float:
+    """Mean SQNR in dB, each sample weighing as much as its signal."""
+    signals = [sample.signal for sample in samples]
+    return float(np.average([sample.db for sample in samples], weights=signals if any(signals) else None))
