@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.filesize import decimal
 
 from leadline.types import Grid, refuse
 
@@ -83,7 +84,7 @@ class Inspection:
     def rows(self, longest: int = 8) -> list[tuple[str, str]]:
         """Label and text of each line of a table; lists of names are cut after `longest`."""
         rows = [
-            ("file", f"{self.file}, {self.kind}, {_size(self.bytes)}"),
+            ("file", f"{self.file}, {self.kind}, {decimal(self.bytes)}"),
             ("quantised", f"{self.quantized} of {self.tensors} tensors"),
         ]
         for label, have, of in (
@@ -96,7 +97,7 @@ class Inspection:
             rows.append(("  absorbed", f"{self.absorbed} activations, by the Relu or Clip behind them"))
         rows += [(f"  {kind}", str(count)) for kind, count in self.grids.items()]
         if self.weight_bytes is not None and self.weight_bytes_float is not None:
-            sizes = f"{_size(self.weight_bytes)}, in float32 {_size(self.weight_bytes_float)}"
+            sizes = f"{decimal(self.weight_bytes)}, in float32 {decimal(self.weight_bytes_float)}"
             rows.append(("weights", f"{sizes}, {self.saving:.1f} % saved"))
         if self.uncovered:
             rows.append(("left in float", _cut(self.uncovered, longest)))
@@ -362,11 +363,3 @@ def _suspicious(grids: Mapping[str, Grid], codes: Mapping[str, NDArray[Any]]) ->
 def _cut(names: tuple[str, ...], longest: int) -> str:
     rest = len(names) - longest
     return ", ".join(names[:longest]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KB", "MB"):
-        if count < 1000:
-            return f"{count:.4g} {unit}"
-        count /= 1000
-    return f"{count:.4g} GB"

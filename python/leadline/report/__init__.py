@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.filesize import decimal
+
 import leadline
 from leadline.inspector import inspect
 from leadline.report.pictures import triptych
@@ -83,7 +85,7 @@ def write(document: dict[str, Any], pictures: Sequence[Dense], folder: Path) -> 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["size"] = _size
+    environment.filters["size"] = decimal
     page = environment.get_template("page.html").render(
         document | {"recipe": document.get("recipe"), "steps": document.get("steps", [])},
         shots=[triptych(picture) for picture in pictures],
@@ -115,7 +117,7 @@ def show(document: dict[str, Any], console: Console) -> None:
         worst.add_row(row["name"], row["op"], f"{row['sqnr']:.1f}" + (" (rescaled)" if row["rescaled"] else ""))
     console.print(worst, markup=False)
     files = document["files"]
-    sizes = ", ".join(f"{name} {_size(size)}" for name, size in files.items())
+    sizes = ", ".join(f"{name} {decimal(size)}" for name, size in files.items())
     console.print(sizes, markup=False, highlight=False)
     console.print(_coverage(coverage), markup=False, highlight=False)
     for path, reason in document["data"]["skipped"]:
@@ -139,11 +141,3 @@ def _strays(verification: dict[str, Any]) -> bool:
 
 def _coverage(coverage: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in coverage.items() if isinstance(value, (int, float, str)))
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KB", "MB"):
-        if count < 1000:
-            return f"{count:.4g} {unit}"
-        count /= 1000
-    return f"{count:.4g} GB"
