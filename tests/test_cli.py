@@ -417,6 +417,7 @@ def test_an_interrupt_leaves_everything_as_it_was(tmp_path, delay):
     process = subprocess.Popen(
         [sys.executable, "-m", "leadline.cli", *map(str, command)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in a shell's background ignore it
     )  # fmt: skip
     try:
         patience = time.monotonic() + 60
