@@ -182,6 +182,8 @@ def test_the_terminal_shows_outputs_worst_tensors_sizes_and_coverage(dense):
         assert word in text
     lines = [line.split() for line in text.splitlines()]
     assert ["y"] in [line[:1] for line in lines]
+    coverage = dense[2]["coverage"]
+    assert f"quantised: {coverage['parameters_quantized']} of {coverage['parameters']} parameters" in text
 
 
 def test_the_terminal_shows_inspections(dense, tmp_path):

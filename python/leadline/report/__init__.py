@@ -140,4 +140,7 @@ def _strays(verification: dict[str, Any]) -> bool:
 
 
 def _coverage(coverage: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in coverage.items() if isinstance(value, (int, float, str)))
+    counts = [f"{coverage[f'{kind}_quantized']} of {coverage[kind]} {kind}" for kind in ("parameters", "activations")]
+    sizes = f"weights {decimal(coverage['weight_bytes'])}, in float32 {decimal(coverage['weight_bytes_float'])}"
+    return f"quantised: {', '.join(counts)}; {sizes}"
+
