@@ -1,6 +1,6 @@
 """W8A8 accuracy on the testbed's four networks: leadline's recipes beside onnxruntime's own static quantisation.
 
-    python benchmarks/accuracy.py                                    # everything; about ten minutes on two cores
+    python benchmarks/accuracy.py                                    # everything; about twelve minutes on two cores
     python benchmarks/accuracy.py --networks BD --recipes w8a8 --json out.json
 
 Every contestant gets the same 24 calibration pictures, INT8 weights per channel and UINT8 activations per tensor, and
