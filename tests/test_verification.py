@@ -91,6 +91,15 @@ def test_an_equalised_artefact_compares_with_the_original():
     assert not any(t.rescaled for t in own.tensors)
 
 
+def test_a_folded_factor_of_either_sign_compares_with_the_original():
+    """A LayerScale between two layers is folded into the first, whose output changes channel by channel."""
+    gamma = np.array([0.1, -0.2, 3, -1, 2, -0.5, 1, 0.05], np.float32).reshape(1, 8, 1, 1)
+    proto = conv_chain(node("Mul", "a g", "b", name="scale"), skew=False, g=gamma)
+    q = quantized(proto, "minmax-w8a8")
+    result = verify(graph(proto), q.to_qdq(), q.held_out, threads=1)
+    assert any(t.rescaled for t in result.tensors) and min(t.sqnr for t in result.tensors) > 15
+
+
 def test_an_error_that_is_no_scale_is_not_taken_for_one():
     reference = conv_relu_conv(skew=False)
     changed = conv_chain(RELU, skew=False, b1=draw(2, 8) + 1)

@@ -42,7 +42,7 @@ class OutputScore:
 @dataclass(frozen=True)
 class TensorScore:
     """One activation: SQNR in dB over all samples. `rescaled` tells that each channel was first brought to the float
-    network's scale, because equalisation had moved it."""
+    network's scale, because folding or equalisation had moved it."""
 
     name: str
     op: str
@@ -214,10 +214,13 @@ def _channel_sums(x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _tensor_score(name: str, op: str, sums: NDArray[np.float64]) -> TensorScore:
-    """Plain SQNR, unless a positive factor for each channel explains the difference: then with that factor removed."""
+    """Plain SQNR, unless a factor for each channel explains the difference: then with that factor removed.
+
+    Folding and equalisation leave such factors beside the original network; a folded LayerScale may be negative.
+    """
     xx, xy, yy, error = sums
     plain = Sqnr(float(xx.sum()), float(error.sum())).db
-    alive = (xy > 0) & (yy > 0)
+    alive = yy > 0
     # With y brought to x's scale by f = xy / yy, the remaining error is xx - xy^2 / yy.
     rest = np.where(alive, xx - np.divide(xy**2, yy, out=np.zeros_like(yy), where=alive), xx)
     scaled = Sqnr(float(xx.sum()), float(np.maximum(rest, 0).sum())).db
