@@ -1,0 +1,1 @@
+"""Depth: rendered scenes, depth networks that come with leadline, and depth metrics."""
