@@ -1,14 +1,16 @@
-"""The depth networks that leadline trains, as torch modules: pictures (N, 3, H, W) in, inverse depth (N, 1, H, W) out, in 1/m.
+"""The depth networks that leadline trains, in torch: pictures (N, 3, H, W) in, inverse depth (N, 1, H, W) in 1/m out.
 
 TinyDepth         a small ViT with explicit attention, LayerScale and a DPT decoder; pictures of 128x160
 TinyDepthConv     depthwise-separable convolutions with BatchNorm and ReLU in a U
 SmallDepthHead    a DPT decoder on tokens of four blocks of a frozen ViT-S (384 channels)
 
-The decoder follows "Vision Transformers for Dense Prediction" (Ranftl et al., 2021): tokens of four blocks become maps of
-four resolutions (reassemble), and are added from coarse to fine through residual convolutions (fusion).
+The decoder follows "Vision Transformers for Dense Prediction" (Ranftl et al., 2021): tokens of four blocks become maps
+of four resolutions (reassemble), and are added from coarse to fine through residual convolutions (fusion).
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +73,9 @@ class Fusion(nn.Module):
 class Decoder(nn.Module):
     """Four token sequences of a `grid` of patches to inverse depth of `size`."""
 
-    def __init__(self, width: int, sides: tuple[int, ...], features: int, grid: tuple[int, int], size: tuple[int, int]) -> None:
+    def __init__(
+        self, width: int, sides: tuple[int, ...], features: int, grid: tuple[int, int], size: tuple[int, int]
+    ) -> None:
         super().__init__()
         self.grid, self.size = grid, size
         self.reassemble = nn.ModuleList(nn.Conv2d(width, side, 1) for side in sides)
@@ -115,7 +119,7 @@ class TinyDepth(nn.Module):
         super().__init__()
         channels = (3, 24, 48, 80, width)
         # Convolutions as patch embedding ("Early convolutions help transformers see better", Xiao et al., 2021).
-        self.stem = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1, bias=False) for a, b in zip(channels, channels[1:], strict=False))
+        self.stem = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1, bias=False) for a, b in pairwise(channels))
         self.norms = nn.ModuleList(nn.BatchNorm2d(c) for c in channels[1:])
         self.grid = (self.size[0] // 16, self.size[1] // 16)
         self.position = nn.Parameter(0.02 * torch.randn(1, self.grid[0] * self.grid[1], width))
@@ -163,11 +167,9 @@ class TinyDepthConv(nn.Module):
     def __init__(self, widths: tuple[int, ...] = (16, 24, 36, 52, 72)) -> None:
         super().__init__()
         self.stem, self.stem_norm = nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0])
-        self.down = nn.ModuleList(
-            nn.Sequential(Separable(a, b, 2), Separable(b, b)) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.down = nn.ModuleList(nn.Sequential(Separable(a, b, 2), Separable(b, b)) for a, b in pairwise(widths))
         self.context = nn.Sequential(*(Separable(widths[-1], widths[-1]) for _ in range(2)))
-        self.narrow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in zip(widths, widths[1:], strict=False))
+        self.narrow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairwise(widths))
         self.up = nn.ModuleList(Separable(a, a) for a in widths[:-1])
         self.head1 = nn.Conv2d(widths[0], 16, 3, padding=1)
         self.head2 = nn.Conv2d(16, 1, 3, padding=1)

@@ -4,8 +4,8 @@
     python benchmarks/train_tinydepth.py vit     # TinyDepth: two cores, about an hour
     python benchmarks/train_tinydepth.py conv    # its convolutional variant: half an hour
 
-Scenes are rendered once into $LEADLINE_CACHE/scenes. Training can be interrupted: it goes on from the last epoch. At the end
-the network is evaluated on places that it never saw and written as ONNX to python/leadline/depth/networks/.
+Scenes are rendered once into $LEADLINE_CACHE/scenes. Training can be interrupted: it goes on from the last epoch. At
+the end the network is evaluated on places that it never saw and written as ONNX to python/leadline/depth/networks/.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import os
 import time
 from pathlib import Path
 
-import depth_networks
 import numpy as np
 import torch
 from rich.progress import track
 from torch import Tensor
 
+import depth_networks
 from leadline.depth import scenes
 
 HERE = Path(__file__).parent
@@ -36,13 +36,27 @@ VIEWS = 10
 # Inverse depth is learned through its logarithm, so that near and far count alike; far beyond 1 / FLOOR does not.
 FLOOR = 0.02
 PLANS = {
-    "vit": {"module": depth_networks.TinyDepth, "epochs": 8, "rate": 1.2e-3, "batch": 16, "seed": 1, "file": "tinydepth"},
-    "conv": {"module": depth_networks.TinyDepthConv, "epochs": 9, "rate": 3e-3, "batch": 16, "seed": 2, "file": "tinydepth_conv"},
+    "vit": {
+        "module": depth_networks.TinyDepth,
+        "epochs": 8,
+        "rate": 1.2e-3,
+        "batch": 16,
+        "seed": 1,
+        "file": "tinydepth",
+    },
+    "conv": {
+        "module": depth_networks.TinyDepthConv,
+        "epochs": 9,
+        "rate": 3e-3,
+        "batch": 16,
+        "seed": 2,
+        "file": "tinydepth_conv",
+    },
 }
 
 
 def rendered(seeds: range, size: tuple[int, int] = scenes.SIZE, views: int = VIEWS) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (N, H, W, 3) uint8 and inverse depth (N, H, W) float16 in 1/m of all views of all seeds, from the cache."""
+    """Pictures (N, H, W, 3) uint8 and inverse depth (N, H, W) float16 in 1/m of all views, from the cache."""
     name = f"{seeds.start}-{seeds.stop}-{views}-{size[0]}x{size[1]}"
     files = [CACHE / f"{name}-{part}.npy" for part in ("rgb", "inverse")]
     if not all(file.exists() for file in files):
@@ -64,7 +78,7 @@ def _render(job: tuple[int, int, tuple[int, int]]) -> tuple[np.ndarray, np.ndarr
 
 
 def batches(rgb: np.ndarray, inverse: np.ndarray, batch: int, rng: np.random.Generator):
-    """Augmented batches of one epoch: mirrored, other light, other colours, blur and noise. Never zoomed: scale is learned."""
+    """Batches of one epoch: mirrored, other light and colours, blur and noise. Never zoomed: scale is learned."""
     order = rng.permutation(len(rgb))
     for start in range(0, len(order) - batch + 1, batch):
         pick = np.sort(order[start : start + batch])
@@ -98,19 +112,35 @@ def loss(predicted: Tensor, truth: Tensor) -> Tensor:
     total = error.abs().mean()
     for scale in range(4):
         part = error[:, :, :: 2**scale, :: 2**scale]
-        total = total + 0.5 * ((part[..., 1:] - part[..., :-1]).abs().mean() + (part[..., 1:, :] - part[..., :-1, :]).abs().mean())
+        total = total + 0.5 * (
+            (part[..., 1:] - part[..., :-1]).abs().mean() + (part[..., 1:, :] - part[..., :-1, :]).abs().mean()
+        )
     return total
 
 
-def train(name: str, module: torch.nn.Module, data: tuple[np.ndarray, np.ndarray], epochs: int, rate: float, batch: int, seed: int) -> torch.nn.Module:
+def train(
+    name: str,
+    module: torch.nn.Module,
+    data: tuple[np.ndarray, np.ndarray],
+    epochs: int,
+    rate: float,
+    batch: int,
+    seed: int,
+) -> torch.nn.Module:
     """AdamW with warm-up and cosine decay; returns the exponential average of the weights."""
     rgb, inverse = data
     steps = epochs * (len(rgb) // batch)
     decay = [p for p in module.parameters() if p.ndim > 1]
     plain = [p for p in module.parameters() if p.ndim <= 1]
-    optimiser = torch.optim.AdamW([{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0}], lr=rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, steps, pct_start=0.06, div_factor=20, final_div_factor=100)
-    average = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True)
+    optimiser = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0}], lr=rate
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, rate, steps, pct_start=0.06, div_factor=20, final_div_factor=100
+    )
+    average = torch.optim.swa_utils.AveragedModel(
+        module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
+    )
     checkpoint, first = CACHE / f"{name}.checkpoint", 0
     parts = {"module": module, "optimiser": optimiser, "schedule": schedule, "average": average}
     if checkpoint.exists():
@@ -131,7 +161,8 @@ def train(name: str, module: torch.nn.Module, data: tuple[np.ndarray, np.ndarray
             average.update_parameters(module)
             total, count = total + value.item(), count + 1
             if count % 50 == 0:
-                print(f"{name} epoch {epoch + 1}/{epochs} step {count} loss {total / count:.4f} {count * batch / (time.monotonic() - start):.1f} pictures/s", flush=True)
+                pace = count * batch / (time.monotonic() - start)
+                print(f"{name} {epoch + 1}/{epochs} step {count} loss {total / count:.4f} {pace:.1f}/s", flush=True)
         torch.save({"epoch": epoch + 1} | {key: part.state_dict() for key, part in parts.items()}, checkpoint)
         print(f"{name} epoch {epoch + 1}/{epochs} loss {total / count:.4f} {evaluate(average.module)}", flush=True)
     return average.module.eval()
@@ -155,7 +186,16 @@ def evaluate(module: torch.nn.Module) -> dict[str, float]:
 
 
 def export(module: torch.nn.Module, file: Path) -> None:
-    torch.onnx.export(module, (torch.zeros(1, 3, *module.size),), str(file), input_names=["image"], output_names=["inverse_depth"], dynamo=True, opset_version=21, external_data=False)
+    torch.onnx.export(
+        module,
+        (torch.zeros(1, 3, *module.size),),
+        str(file),
+        input_names=["image"],
+        output_names=["inverse_depth"],
+        dynamo=True,
+        opset_version=21,
+        external_data=False,
+    )
 
 
 def main() -> None:

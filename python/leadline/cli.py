@@ -1,4 +1,4 @@
-"""The command line: quantize, verify, inspect, convert, recipe, info."""
+"""The command line: demo, quantize, verify, inspect, convert, recipe, info."""
 
 from __future__ import annotations
 
@@ -35,6 +35,31 @@ Layout = Annotated[str | None, typer.Option(help="NCHW or NHWC.")]
 Channels = Annotated[str | None, typer.Option(help="RGB, BGR or L.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse unreadable files instead of skipping them.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of the cores and of onnxruntime. Default: all.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the artefacts and the report.")] = Path("demo"),
+    network: Annotated[str, typer.Option(help="tinydepth or tinydepth-conv.")] = "tinydepth",
+    recipe: Annotated[list[str] | None, typer.Option(help="Recipes to compare; may be repeated.")] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Quantise a small depth network on rendered scenes, and show what each recipe does to the depth. No download."""
+    from leadline import demo as tour
+    from leadline import report
+    from leadline.files import filling
+    from leadline.progress import Bars
+
+    comparison = tour.demo(out, network, recipe or tour.RECIPES, threads=threads, progress=Bars())
+    document = report.compared(comparison)
+    with filling(out) as folder:
+        report.write_compared(document, comparison, folder)
+    if as_json:
+        _print_json(document)
+    else:
+        report.show_compared(document, Console())
+        Console(stderr=True).print(f"wrote {out}/report.html")
 
 
 @app.command()
@@ -88,7 +113,7 @@ def quantize(
             quantized.save(folder, encodings_version=encodings)
         verification = quantized.verify(threads=threads, progress=progress)
         document = report.document(model, quantized, verification, folder, time.monotonic() - start)
-        report.write(document, verification.pictures, folder)
+        report.write(document, verification.pictures, folder, quantized)
     if as_json:
         _print_json(document)
     else:

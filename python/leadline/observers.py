@@ -10,7 +10,7 @@ import copy
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from leadline._native import core, thread_count
 from leadline.arrays import Layout, as_float32, axis_layout, axis_of, native_scheme, not_finite
@@ -259,6 +259,35 @@ class Histogram(_Observer):
         if self._native is None:
             raise self._nothing_seen()
         return {k: getattr(self._native, k)() for k in ("count", "zeros", "lo", "hi", "buckets")}
+
+    def binned(self, edges: ArrayLike) -> NDArray[np.float64]:
+        """How many values lie between neighbouring `edges` (ascending), all channels together: for plots.
+
+        A bucket that an edge cuts counts in proportion, as if its values were spread evenly over its span (a
+        sixteenth of an octave at most). Returns (len(edges) - 1,) float64.
+        """
+        cuts = np.asarray(edges, np.float64)
+        if cuts.ndim != 1 or cuts.size < 2 or not (np.diff(cuts) > 0).all():
+            raise refuse("Histogram.binned", "edges must be at least two ascending numbers", edges)
+        state = self.to_arrays()
+        _, sign, key, count = state["buckets"][:, :4].T
+        # The key is the upper bits of the float: the next one's float is where the bucket ends.
+        inner, outer = (
+            ((key + step) << np.uint64(19)).astype(np.uint32).view(np.float32).astype(float)
+            for step in np.array([0, 1], np.uint64)
+        )
+        low = np.where(sign > 0, -outer, inner)
+        high = np.where(sign > 0, -inner, outer)
+        low, high = np.maximum(low, state["lo"].min()), np.minimum(high, state["hi"].max())
+        share = (np.clip(cuts[None, :], low[:, None], high[:, None]) - low[:, None]) / np.maximum(high - low, 1e-300)[
+            :, None
+        ]
+        # A bucket of one value (at an extreme) belongs to the bin that holds it.
+        share = np.where((high <= low)[:, None], cuts[None, :] > low[:, None], share)
+        below = count.astype(float) @ share + float(state["zeros"].sum()) * (cuts > 0)
+        below[-1] += float(state["zeros"].sum()) * (cuts[-1] == 0)
+        counts: NDArray[np.float64] = np.diff(below)
+        return counts
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[Any]], axis: int | None = None, name: str | None = None) -> Self:

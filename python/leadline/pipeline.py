@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from leadline.affine import dequantize
 from leadline.affine import quantize as to_codes
 from leadline.data import Preprocess, Samples, load
+from leadline.display import table
 from leadline.export import encodings, qdq
 from leadline.files import filling
 from leadline.graph import Graph, Session
@@ -57,6 +58,14 @@ class Quantized:
     histograms: dict[str, Histogram] = field(default_factory=dict, repr=False)
     calibrated: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def _repr_html_(self) -> str:
+        kept = {
+            step: [record.kept for record in self.log if record.step == step] for step in {r.step for r in self.log}
+        }
+        rows = [(step, len(flags), sum(flags)) for step, flags in sorted(kept.items())]
+        caption = f"{self.recipe.name}: {len(self.codes)} parameters, {len(self.grids) - len(self.codes)} activations"
+        return table(("step", "entries", "kept"), rows, caption)
 
     def to_qdq(self) -> onnx.ModelProto:
         """The artefact as ONNX with QuantizeLinear and DequantizeLinear."""

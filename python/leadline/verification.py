@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadline.data import Samples, load
+from leadline.display import table
 from leadline.export import qdq
 from leadline.graph import Graph, Session
 from leadline.progress import Quiet
@@ -21,6 +22,9 @@ from leadline.types import Grid, refuse
 
 if TYPE_CHECKING:
     import onnx
+
+BROKEN = 10.0
+"""dB: with a tenth of its power in error, a tensor no longer carries its signal."""
 
 PICTURES = 4
 """Samples whose dense outputs are kept for the report."""
@@ -42,12 +46,13 @@ class OutputScore:
 @dataclass(frozen=True)
 class TensorScore:
     """One activation: SQNR in dB over all samples. `rescaled` tells that each channel was first brought to the float
-    network's scale, because folding or equalisation had moved it."""
+    network's scale, because folding or equalisation had moved it. `order` counts tensors as they are computed."""
 
     name: str
     op: str
     sqnr: float
     rescaled: bool = False
+    order: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,13 +67,21 @@ class Dense:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was measured. `tensors` are sorted worst first."""
+    """What was measured. `tensors` are sorted worst first. `origin` is the first tensor, in the order of computation,
+    of the broken ones (below 10 dB) that lead to a broken output; None where all outputs are whole."""
 
     samples: int
     outputs: list[OutputScore]
     tensors: list[TensorScore]
     saturates: bool
+    origin: str | None = None
     pictures: list[Dense] = field(default_factory=list, repr=False)
+
+    def _repr_html_(self) -> str:
+        rows = [(o.name, o.sqnr, o.worst, o.largest, o.fused) for o in self.outputs]
+        outputs = table(("output", "SQNR dB", "worst sample", "largest error", "fused dB"), rows)
+        worst = table(("worst tensors", "operator", "SQNR dB"), [(t.name, t.op, t.sqnr) for t in self.tensors[:10]])
+        return outputs + worst
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the pictures, ready for JSON."""
@@ -77,6 +90,7 @@ class Verification:
             "outputs": [vars(o) | {"agreement": vars(o.agreement)} for o in self.outputs],
             "tensors": [vars(t) for t in self.tensors],
             "kernels_saturate": self.saturates,
+            "origin": self.origin,
         }
 
 
@@ -130,7 +144,24 @@ def verify(
             for label, feed in zip(samples.labels, progress.over(samples, "verify", len(samples)), strict=True):
                 got = dict(zip(wanted + inner, simulated.run(feed).values(), strict=True))
                 run.update(label, exact.run(feed), got, fused.run(feed), written.grids)
-    return Verification(len(samples), run.scores(), run.tensor_scores(), kernels_saturate(), run.pictures)
+    scores = run.tensor_scores()
+    origin = _origin(graph, {score.name: score.sqnr for score in scores})
+    return Verification(len(samples), run.scores(), scores, kernels_saturate(), origin, run.pictures)
+
+
+def _origin(graph: Graph, sqnr: dict[str, float]) -> str | None:
+    """Upstream from the broken outputs, as long as tensors are broken: the one that is computed first."""
+    sources = {name: node.inputs for node in graph.nodes for name in node.outputs}
+    open_ = [value.name for value in graph.outputs if sqnr.get(value.name, np.inf) < BROKEN]
+    seen, broken = set(open_), set(open_)
+    while open_:
+        for name in sources.get(open_.pop(), ()):
+            # Tensors that were not compared (a reshape's) pass the search on.
+            if name not in seen and sqnr.get(name, -np.inf) < BROKEN:
+                open_.append(name)
+                broken |= {name} & set(sqnr)
+            seen.add(name)
+    return next((name for node in graph.nodes for name in node.outputs if name in broken), None)
 
 
 def _reference(path: str | os.PathLike[str], data: Any) -> Graph:
@@ -158,6 +189,7 @@ class _Run:
 
     def __init__(self, graph: Graph, outputs: list[str], inner: list[str]) -> None:
         self._ops = {name: node.op_type for node in graph.nodes for name in node.outputs}
+        self._order = {name: position for position, name in enumerate(self._ops)}
         self._sums: dict[str, NDArray[np.float64]] = {}
         self._inner = inner
         self._simulated = {name: Sqnr() for name in outputs}
@@ -203,7 +235,9 @@ class _Run:
     def tensor_scores(self) -> list[TensorScore]:
         scores = [_tensor_score(name, self._ops[name], sums) for name, sums in self._sums.items()]
         scores += [TensorScore(name, self._ops.get(name, ""), s.db) for name, s in self._simulated.items()]
-        return sorted(scores, key=lambda score: (score.sqnr, score.name))
+        in_order = sorted(scores, key=lambda score: self._order.get(score.name, -1))
+        numbered = [replace(score, order=position) for position, score in enumerate(in_order)]
+        return sorted(numbered, key=lambda score: (score.sqnr, score.name))
 
 
 def _channel_sums(x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:

@@ -12,18 +12,34 @@ from rich.filesize import decimal
 
 import leadline
 from leadline.inspector import inspect
+from leadline.report import charts
+from leadline.report.depth import PROFILES, figures, footage_pictures
 from leadline.report.pictures import triptych
+from leadline.report.statistics import densities, ranges, rounding
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from leadline.comparison import Comparison
     from leadline.data import Samples
     from leadline.graph import Graph
     from leadline.inspector import Inspection
     from leadline.pipeline import Quantized
     from leadline.verification import Dense, Verification
 
-__all__ = ["document", "show", "show_inspection", "verified", "write"]
+__all__ = [
+    "compared",
+    "document",
+    "show",
+    "show_compared",
+    "show_inspection",
+    "verified",
+    "write",
+    "write_compared",
+]
+
+COLUMNS = ("size", "AbsRel", "delta1", "RMSE m", "boundary F1", "correlation", "SSIM")
+TEMPORAL = ("TAE %", "flow change %", "flicker %")
 
 WORST = 15
 """Tensors that the terminal and the page list first."""
@@ -42,8 +58,28 @@ def document(
         "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
         "coverage": inspect(folder / "model.qdq.onnx").to_dict(),
         "verification": verification.to_dict(),
+        "ranges": ranges(quantized),
+        "rounding": rounding(quantized),
         "steps": [record.to_dict() for record in quantized.log],
         "seconds": round(seconds, 1),
+    }
+
+
+def compared(comparison: Comparison) -> dict[str, Any]:
+    """Everything about a comparison of recipes, ready for JSON: what is common, and `runs` as `document` has them."""
+    runs = []
+    for run in comparison.runs:
+        made = document(comparison.file, run.quantized, run.verification, run.folder, run.seconds)
+        for common in ("leadline", "network"):
+            del made[common]
+        judged = {"depth": [judgement.to_dict() for judgement in run.judgements], "collapse": run.collapse}
+        runs.append(made | judged)
+    return {
+        "leadline": leadline.__version__,
+        "network": _network(comparison.file, comparison.graph),
+        "calibration": comparison.calibration,
+        "depth": figures(comparison),
+        "runs": runs,
     }
 
 
@@ -73,8 +109,39 @@ def _data(held_out: Samples, skipped: Sequence[tuple[str, str]]) -> dict[str, An
     return {"held_out": [Path(label).name for label in held_out.labels], "skipped": [list(entry) for entry in skipped]}
 
 
-def write(document: dict[str, Any], pictures: Sequence[Dense], folder: Path) -> None:
-    """``report.json`` and the self-contained ``report.html`` into `folder`."""
+def write(
+    document: dict[str, Any], pictures: Sequence[Dense], folder: Path, quantized: Quantized | None = None
+) -> None:
+    """``report.json`` and the self-contained ``report.html`` into `folder`; `quantized` adds the histograms."""
+    run = {"recipe": None, "steps": [], "ranges": [], "rounding": [], "depth": [], "collapse": []} | document
+    _write(document, [run | _drawn(run, pictures, quantized)], [], folder)
+
+
+def write_compared(document: dict[str, Any], comparison: Comparison, folder: Path) -> None:
+    """The same of a comparison."""
+    common = {key: document[key] for key in ("leadline", "network")}
+    runs = [
+        common | made | _drawn(made, run.verification.pictures, run.quantized)
+        for made, run in zip(document["runs"], comparison.runs, strict=True)
+    ]
+    _write(document, runs, footage_pictures(comparison), folder)
+
+
+def _drawn(run: dict[str, Any], pictures: Sequence[Dense], quantized: Quantized | None) -> dict[str, Any]:
+    """A run's pictures and charts; no charts without the report extra."""
+    drawn: dict[str, Any] = {"shots": [triptych(picture) for picture in pictures], "charts": {}}
+    if charts.available():
+        drawn["charts"]["layers"] = charts.layers(run["verification"]["tensors"])
+        shares = densities(quantized, run["ranges"]) if quantized is not None else {}
+        if shares:
+            worst = next((t["name"] for t in run["verification"]["tensors"] if t["name"] in shares), "")
+            drawn["charts"]["histograms"] = charts.histograms(run["ranges"], shares, worst)
+        if run["rounding"]:
+            drawn["charts"]["rounding"] = charts.rounding(run["rounding"])
+    return drawn
+
+
+def _write(document: dict[str, Any], runs: list[dict[str, Any]], footage: list[dict[str, Any]], folder: Path) -> None:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     (folder / "report.json").write_text(json.dumps(document, indent=2) + "\n", "utf-8")
@@ -87,9 +154,13 @@ def write(document: dict[str, Any], pictures: Sequence[Dense], folder: Path) -> 
     )
     environment.filters["size"] = decimal
     page = environment.get_template("page.html").render(
-        document | {"recipe": document.get("recipe"), "steps": document.get("steps", [])},
-        shots=[triptych(picture) for picture in pictures],
+        leadline=document["leadline"],
+        network=document["network"],
+        depth=document.get("depth"),
+        runs=runs,
+        footage=footage,
         worst=WORST,
+        script=charts.script() if charts.available() else None,
     )
     (folder / "report.html").write_text(page, "utf-8")
 
@@ -124,6 +195,38 @@ def show(document: dict[str, Any], console: Console) -> None:
         console.print(f"skipped {path}: {reason}", markup=False, highlight=False)
 
 
+def show_compared(document: dict[str, Any], console: Console) -> None:
+    """Size and metrics of each recipe beside the float network, as tables."""
+    from rich.table import Table
+
+    for i, footage in enumerate(document["depth"]["footage"]):
+        kind = "video" if footage["video"] else "pictures"
+        rows = [("float", None, document["depth"]["float"][i], None)]
+        rows += [
+            (run["recipe"]["name"], run["files"]["model.qdq.onnx"], run["depth"][i], run) for run in document["runs"]
+        ]
+        table = Table(f"{footage['frames']} {kind}", *COLUMNS, *(TEMPORAL if footage["video"] else ()), box=None)
+        for name, size, judged, _ in rows:
+            scores, agreement = judged["scores"], judged["agreement"]
+            cells = [
+                decimal(size) if size else "",
+                f"{scores['abs_rel']:.4f}", f"{scores['delta1']:.4f}", f"{scores['rmse']:.3f}",
+                f"{judged['sharpness']:.3f}",
+                f"{agreement['pearson']:.5f}" if agreement else "", f"{agreement['ssim']:.4f}" if agreement else "",
+            ]  # fmt: skip
+            if footage["video"]:
+                cells += [_mean(judged["temporal"].get(key)) for key in PROFILES]
+            table.add_row(name, *cells)
+        console.print(table, markup=False)
+    for run in document["runs"]:
+        for reason in run["collapse"]:
+            console.print(f"{run['recipe']['name']} collapsed: {reason}", markup=False, highlight=False)
+
+
+def _mean(values: Sequence[float] | None) -> str:
+    return f"{sum(values) / len(values):.3f}" if values else ""
+
+
 def show_inspection(inspection: Inspection, console: Console) -> None:
     """What a file holds, as a table."""
     from rich.table import Table
@@ -143,4 +246,3 @@ def _coverage(coverage: dict[str, Any]) -> str:
     counts = [f"{coverage[f'{kind}_quantized']} of {coverage[kind]} {kind}" for kind in ("parameters", "activations")]
     sizes = f"weights {decimal(coverage['weight_bytes'])}, in float32 {decimal(coverage['weight_bytes_float'])}"
     return f"quantised: {', '.join(counts)}; {sizes}"
-

@@ -41,7 +41,9 @@ class Camera:
         forward = np.asarray(target, np.float64) - start
         right = np.cross(forward, [0.0, 0.0, 1.0])
         if np.linalg.norm(right) < 1e-9:
-            raise refuse("Camera.looking", "target must lie to the side of eye", f"eye {eye}, target {target}")
+            raise refuse(
+                "Camera.looking", "target must lie to the side of eye", f"eye {start}, target {np.asarray(target)}"
+            )
         forward /= np.linalg.norm(forward)
         right /= np.linalg.norm(right)
         down = np.cross(forward, right)
@@ -58,11 +60,11 @@ class Camera:
     @property
     def extrinsics(self) -> Matrix:
         """(4, 4) world to camera."""
-        return np.linalg.inv(self.pose)
+        return np.asarray(np.linalg.inv(self.pose), np.float64)
 
     def directions(self) -> Matrix:
         """(3, 3) matrix D: a pixel (u, v) sees along D @ (u, v, 1) in the world, scaled so that depth is the factor."""
-        return self.pose[:3, :3] @ np.linalg.inv(self.intrinsics)
+        return np.asarray(self.pose[:3, :3] @ np.linalg.inv(self.intrinsics), np.float64)
 
     def project(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """(..., 3) world points, or (..., 4) homogeneous ones, as (..., 3): u, v in pixels and depth in metres."""

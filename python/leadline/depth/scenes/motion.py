@@ -65,7 +65,8 @@ def clip(
 def pair(seed: int, size: tuple[int, int] = SIZE, antialias: int = 1) -> FloatArray:
     """Two neighbouring views as multi-view networks take them: (1, 2, 3, height, width) float32 in 0..1."""
     frames = clip(seed, 2, size, antialias, speed=0.6 if seed % 2 else 0.15)
-    return np.stack([frame.rgb.transpose(2, 0, 1) for frame in frames])[None].astype(np.float32) / 255
+    pixels: FloatArray = np.stack([frame.rgb.transpose(2, 0, 1) for frame in frames])[None].astype(np.float32)
+    return pixels / np.float32(255)
 
 
 def flow(first: Frame, second: Frame) -> tuple[FloatArray, NDArray[np.bool_]]:
@@ -150,8 +151,6 @@ def _stand(rng: np.random.Generator, seed: int, size: tuple[int, int], moves: ND
 
 def _sees(place: World, camera: Camera) -> bool:
     """Whether there is something to see: not a wall in front of the lens."""
-    small = Camera.looking(
-        camera.pose[:3, 3], camera.pose[:3, 3] + camera.pose[:3, 2], (18, 24), FIELD_OF_VIEW
-    )
+    small = Camera.looking(camera.pose[:3, 3], camera.pose[:3, 3] + camera.pose[:3, 2], (18, 24), FIELD_OF_VIEW)
     depth = place.depth(small)
     return bool(np.median(depth) > 1.0 and (depth < 0.5).mean() < 0.1)

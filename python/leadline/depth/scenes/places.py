@@ -104,19 +104,21 @@ def _shell(solids: Solids, rng: Random, w: float, d: float, h: float) -> None:
     for x, y, along, across in walls:
         centre = np.array([x, y, 0.0]) * (across + thick)
         half = (along, thick) if x == 0 else (thick, along)
-        solids.box(centre + (0, 0, h / 2), (*half, h / 2), paper, shell=True)
+        solids.box(centre + np.array([0, 0, h / 2]), (*half, h / 2), paper, shell=True)
         edge = (along, 0.012) if x == 0 else (0.012, along)
-        solids.box(np.array([x, y, 0.0]) * (across - 0.012) + (0, 0, 0.05), (*edge, 0.05), skirting)
+        solids.box(np.array([x, y, 0.0]) * (across - 0.012) + np.array([0, 0, 0.05]), (*edge, 0.05), skirting)
         for _ in range(int(rng.integers(0, 4))):
             place, up = rng.uniform(-0.8, 0.8) * along, rng.uniform(1.2, 1.8)
             wide, high = rng.uniform(0.15, 0.5), rng.uniform(0.15, 0.4)
-            spot = Spot(solids, *(np.array([x, y]) * across), yaw=np.arctan2(y, x) + np.pi / 2)
+            spot = Spot(solids, x * across, y * across, np.arctan2(y, x) + np.pi / 2)
             spot.box((place, 0.01, up), (wide, 0.02, high), things.any_look(rng))
             art = Look(int(rng.integers(textures.KINDS)), things.colour(rng), things.colour(rng), rng.uniform(0.1, 0.6))
             glow = rng.uniform(0.5, 1.2) if rng.random() < 0.3 else 0.0
             spot.box((place, 0.014, up), (wide * 0.9, 0.02, high * 0.88), art._replace(glow=glow))
     if rng.random() < 0.5:
-        solids.box((rng.uniform(-w, w) / 3, rng.uniform(-d, d) / 3, 0.004), (w * 0.4, d * 0.4, 0.004), things.cloth(rng))
+        solids.box(
+            (rng.uniform(-w, w) / 3, rng.uniform(-d, d) / 3, 0.004), (w * 0.4, d * 0.4, 0.004), things.cloth(rng)
+        )
 
 
 def street(rng: Random) -> tuple[World, Box]:
@@ -126,7 +128,12 @@ def street(rng: Random) -> tuple[World, Box]:
     asphalt = Look(textures.BLOTCHES, things.colour(rng, 0.12, 0.3, 0.1), things.colour(rng, 0.1, 0.25, 0.1), 1.5)
     solids.box((0, 0, -0.6), (300, 300, 0.5), things.leaves(rng)._replace(size=3.0))
     solids.box((0, 0, -0.05), (long * 2, road, 0.05), asphalt)
-    slabs = Look(int(rng.choice([textures.TILES, textures.BRICKS, textures.PLAIN])), things.colour(rng, 0.3, 0.6, 0.1), things.colour(rng, 0.25, 0.5, 0.1), rng.uniform(0.4, 1.0))  # fmt: skip
+    slabs = Look(
+        int(rng.choice([textures.TILES, textures.BRICKS, textures.PLAIN])),
+        things.colour(rng, 0.3, 0.6, 0.1),
+        things.colour(rng, 0.25, 0.5, 0.1),
+        rng.uniform(0.4, 1.0),
+    )
     white = Look(textures.PLAIN, (0.8, 0.8, 0.78), (0.7, 0.7, 0.68), 0.5)
     for x in np.arange(-long, long, 4.0):
         solids.box((float(x), 0, 0.002), (0.9, 0.06, 0.003), white)
@@ -193,7 +200,11 @@ def _pavement(solids: Solids, rng: Random, side: int, road: float, walk: float, 
         thing = _PAVEMENT[rng.choice(len(_PAVEMENT), p=weights / weights.sum())][0]
         near = thing in (things.tree, things.street_lamp, things.sign, things.bollards, things.fence)
         y = road + (0.4 if near else rng.uniform(0.5, 2 * walk - 0.4))
-        yaw = {things.person: rng.uniform(0, 2 * np.pi), things.street_lamp: -side * np.pi / 2}.get(thing, side * np.pi)
+        turned: dict[Thing, float] = {
+            things.person: rng.uniform(0, 2 * np.pi),
+            things.street_lamp: -side * np.pi / 2,
+        }
+        yaw = turned.get(thing, side * np.pi)
         thing(Spot(solids, x, side * y, yaw, floor=0.13), rng)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,9 +62,7 @@ class _Rectangles(NamedTuple):
     def rows(self, which: NDArray[np.bool_]) -> Iterator[tuple[int, int, int, int, int, float]]:
         return zip(*(column[which].tolist() for column in self), strict=True)
 
-    def pixels(
-        self, which: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp], FloatArray]:
+    def pixels(self, which: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp], Matrix]:
         """Solid, row, column and least depth of every pixel of every rectangle."""
         area = self.area[which]
         index = np.repeat(np.flatnonzero(which), area)
@@ -91,7 +89,7 @@ class World:
         self._to_local = np.concatenate([inverse, shift], 2)
 
     def render(self, camera: Camera, antialias: int = 1) -> Frame:
-        """The picture; `antialias` (odd) rays a side for each pixel's colour. Depth is always that of the centre ray."""
+        """The picture; `antialias` (odd) rays a side for each pixel's colour. Depth is that of the centre ray alone."""
         height, width = camera.size
         if antialias > 1:
             scale = np.diag([antialias, antialias, 1.0])
@@ -123,15 +121,15 @@ class World:
         rectangles = self._rectangles(camera)
         large = rectangles.area > _LARGE
         # Large ones one by one, nearest first; small ones all together, since a loop would cost more than their rays.
-        for one, left, top, right, bottom, closest in rectangles.rows(large):
+        for one, left, top, right, bottom, least in rectangles.rows(large):
             part = slice(top, bottom), slice(left, right)
-            if closest < depth[part].max():
+            if least < depth[part].max():
                 u, v = np.arange(left, right, dtype=np.float32), np.arange(top, bottom, dtype=np.float32)[:, None]
                 direction = tuple(m[0] * u + (m[1] * v + m[2]) for m in maps[one])
                 _nearer(one, shapes.enter(self._kinds[one], tuple(eyes[one]), direction), depth[part], owner[part])
         who, row, column, closest = rectangles.pixels(~large)
-        open_ = closest < depth[row, column]
-        who, row, column = who[open_], row[open_], column[open_]
+        hidden = closest >= depth[row, column]
+        who, row, column = who[~hidden], row[~hidden], column[~hidden]
         pixel = row * camera.size[1] + column
         for kind in range(shapes.KINDS):
             here = self._kinds[who] == kind
@@ -149,14 +147,15 @@ class World:
         height, width = camera.size
         corners = camera.project(_CORNERS @ self._to_world.transpose(0, 2, 1))
         ahead = corners[..., 2] > _NEAR
-        whole = ahead.all(1)[:, None]
+        whole = np.expand_dims(ahead.all(1), 1)
         low = np.where(whole, np.maximum(np.floor(corners[..., :2].min(1)), 0), 0).astype(int)
         high = np.minimum(np.ceil(corners[..., :2].max(1)) + 1, (width, height))
         high = np.where(whole, high, (width, height)).astype(int)
         closest = corners[..., 2].min(1)
         seen = np.flatnonzero(ahead.any(1) & (low < high).all(1))
         seen = seen[np.argsort(closest[seen])]
-        return _Rectangles(seen, *low[seen].T, *high[seen].T, closest[seen])
+        (left, top), (right, bottom) = low[seen].T, high[seen].T
+        return _Rectangles(seen, left, top, right, bottom, closest[seen])
 
     def _shaded(self, camera: Camera, depth: FloatArray, owner: NDArray[np.int32]) -> NDArray[np.uint8]:
         solid = owner >= 0
@@ -171,9 +170,9 @@ class World:
         footprint = depth[solid] / np.float32(camera.intrinsics[0, 0])
         albedo, glow = self._surface(who, local, faces, footprint)
         light = self.light
-        lit = np.clip(normals @ np.float32(light.towards), 0, 1) * self._lit(points, normals)
+        lit = np.clip(normals @ np.asarray(light.towards, np.float32), 0, 1) * self._lit(points, normals)
         up = (np.float32(0.75) + np.float32(0.25) * normals[:, 2])[:, None]
-        shine = lit[:, None] * np.float32(light.colour) + up * np.float32(light.ambient)
+        shine = lit[:, None] * np.asarray(light.colour, np.float32) + up * np.asarray(light.ambient, np.float32)
         picture = np.empty((*camera.size, 3), np.float32)
         picture[solid] = albedo * (shine + glow[:, None])
         if not solid.all():
@@ -202,7 +201,7 @@ class World:
         return albedo, looks["glow"][who]
 
     @cached_property
-    def _looks(self) -> dict[str, NDArray[np.generic]]:
+    def _looks(self) -> dict[str, NDArray[Any]]:
         looks = self.solids.looks
         return {
             "kind": np.array([look.texture for look in looks], np.int8),
@@ -214,12 +213,12 @@ class World:
 
     def _sky(self, rays: FloatArray) -> FloatArray:
         rays = rays / np.linalg.norm(rays, axis=1, keepdims=True)
-        high = np.maximum(rays[:, 2], 0.02)
+        high: FloatArray = np.maximum(rays[:, 2], np.float32(0.02))
         cloud = textures.noise(rays[:, 0] / high, rays[:, 1] / high, 9.0)
         white = np.clip(2.4 * cloud - 1, 0, 1) * np.clip(4 * rays[:, 2], 0, 1)
         haze = np.exp(-4 * np.maximum(rays[:, 2], 0))
         blend = np.maximum(white, 0.8 * haze)[:, None]
-        sky: FloatArray = np.float32(self.light.sky) * (1 - blend) + np.float32(0.85) * blend
+        sky: FloatArray = np.asarray(self.light.sky, np.float32) * (1 - blend) + np.float32(0.85) * blend
         return sky
 
     def _lit(self, points: FloatArray, normals: FloatArray) -> FloatArray:
@@ -233,7 +232,8 @@ class World:
             column = np.clip(np.rint(seen[:, 0] + np.float32(shift[0])), 0, _SHADOW - 1).astype(np.int32)
             row = np.clip(np.rint(seen[:, 1] + np.float32(shift[1])), 0, _SHADOW - 1).astype(np.int32)
             total += seen[:, 2] < depth.ravel()[row * _SHADOW + column] + np.float32(0.03)
-        return total / 4
+        share: FloatArray = total / np.float32(4)
+        return share
 
     @cached_property
     def _shadow(self) -> tuple[FloatArray, Matrix]:

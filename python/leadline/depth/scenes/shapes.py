@@ -35,11 +35,12 @@ def enter(kind: int, origin: Rays, direction: Rays) -> FloatArray:
     first, last = spans[0]
     for near, far in spans[1:]:
         first, last = np.maximum(first, near), np.minimum(last, far)
-    return np.where((first <= last) & (first >= 0), first, np.float32(np.inf))
+    entrance: FloatArray = np.where((first <= last) & (first >= 0), first, np.float32(np.inf))
+    return entrance
 
 
 def _slab(origin: FloatArray, direction: FloatArray) -> tuple[FloatArray, FloatArray]:
-    inverse = np.float32(1) / np.where(np.abs(direction) < _TINY, _TINY, direction)
+    inverse: FloatArray = np.reciprocal(np.where(np.abs(direction) < _TINY, _TINY, direction))
     middle, half = -origin * inverse, np.abs(inverse)
     return middle - half, middle + half
 

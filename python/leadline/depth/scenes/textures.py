@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline.types import FloatArray
+Values: TypeAlias = NDArray[Any]
+"""Of float32."""
 
 PLAIN, TILES, STRIPES, BRICKS, BLOTCHES, WINDOWS, DOTS, GRAIN = range(8)
 KINDS = 8
@@ -16,7 +18,7 @@ _SIDE = 256
 
 
 @cache
-def _noise() -> FloatArray:
+def _noise() -> Values:
     """(256, 256), tileable, mean 0.5: six octaves of smoothed random lattices."""
     rng = np.random.default_rng(20240)
     total = np.zeros((_SIDE, _SIDE), np.float32)
@@ -25,10 +27,11 @@ def _noise() -> FloatArray:
         lattice = rng.random((side, side), np.float32)
         total += np.float32(0.62**octave) * _stretched(lattice, _SIDE // side)
     total -= total.min()
-    return total / total.max()
+    total /= total.max()
+    return total
 
 
-def _stretched(lattice: FloatArray, factor: int) -> FloatArray:
+def _stretched(lattice: Values, factor: int) -> Values:
     """Periodic smooth interpolation to `factor` times the size along both axes."""
     for axis in (0, 1):
         t = np.arange(factor, dtype=np.float32) / factor
@@ -37,11 +40,13 @@ def _stretched(lattice: FloatArray, factor: int) -> FloatArray:
         shape[axis + 1] = factor
         t = t.reshape(shape)
         near, far = np.expand_dims(lattice, axis + 1), np.expand_dims(np.roll(lattice, -1, axis), axis + 1)
-        lattice = (near * (1 - t) + far * t).reshape([s * (factor if a == axis else 1) for a, s in enumerate(lattice.shape)])
+        lattice = (near * (1 - t) + far * t).reshape(
+            [s * (factor if a == axis else 1) for a, s in enumerate(lattice.shape)]
+        )
     return lattice
 
 
-def noise(u: FloatArray, v: FloatArray, period: float) -> FloatArray:
+def noise(u: Values, v: Values, period: float) -> Values:
     """Noise in 0..1 that repeats after `period` metres."""
     scale = np.float32(_SIDE / period)
     column = np.floor(u * scale).astype(np.int32) & (_SIDE - 1)
@@ -49,7 +54,7 @@ def noise(u: FloatArray, v: FloatArray, period: float) -> FloatArray:
     return _noise().ravel()[row * _SIDE + column]
 
 
-def pattern(kind: NDArray[np.int8], u: FloatArray, v: FloatArray, size: FloatArray, footprint: FloatArray) -> FloatArray:
+def pattern(kind: NDArray[np.int8], u: Values, v: Values, size: Values, footprint: Values) -> Values:
     """How much of the second colour, 0..1, at (u, v) in metres.
 
     `size` is the pattern's period in metres. `footprint` is what a pixel covers, in metres: a pattern finer than that
@@ -61,39 +66,40 @@ def pattern(kind: NDArray[np.int8], u: FloatArray, v: FloatArray, size: FloatArr
         here = kind == one
         out[here] = _PATTERNS[one](a[here], b[here])
     sharp = np.clip(2 - _DETAIL[kind] * footprint / size, 0, 1)
-    return np.float32(0.35) + (out - np.float32(0.35)) * sharp
+    faded: Values = np.float32(0.35) + (out - np.float32(0.35)) * sharp
+    return faded
 
 
-def _plain(a: FloatArray, b: FloatArray) -> FloatArray:
+def _plain(a: Values, b: Values) -> Values:
     return noise(a, b, 7.0)
 
 
-def _tiles(a: FloatArray, b: FloatArray) -> FloatArray:
-    return ((np.floor(a) + np.floor(b)) % 2).astype(np.float32)
+def _tiles(a: Values, b: Values) -> Values:
+    return np.asarray((np.floor(a) + np.floor(b)) % 2, np.float32)
 
 
-def _stripes(a: FloatArray, b: FloatArray) -> FloatArray:
+def _stripes(a: Values, b: Values) -> Values:
     return (a % 1 < 0.4).astype(np.float32)
 
 
-def _bricks(a: FloatArray, b: FloatArray) -> FloatArray:
+def _bricks(a: Values, b: Values) -> Values:
     row = np.floor(3 * b)
     return ((3 * b % 1 < 0.16) | ((a + row / 2) % 1 < 0.06)).astype(np.float32)
 
 
-def _blotches(a: FloatArray, b: FloatArray) -> FloatArray:
+def _blotches(a: Values, b: Values) -> Values:
     return np.clip(4 * noise(a, b, 4.0) - 1.5, 0, 1)
 
 
-def _windows(a: FloatArray, b: FloatArray) -> FloatArray:
+def _windows(a: Values, b: Values) -> Values:
     return (np.abs(a % 1 - 0.5) < 0.28) & (np.abs(b % 1 - 0.5) < 0.33)
 
 
-def _dots(a: FloatArray, b: FloatArray) -> FloatArray:
+def _dots(a: Values, b: Values) -> Values:
     return (np.hypot(a % 1 - 0.5, b % 1 - 0.5) < 0.3).astype(np.float32)
 
 
-def _grain(a: FloatArray, b: FloatArray) -> FloatArray:
+def _grain(a: Values, b: Values) -> Values:
     return noise(a * 6, b * 0.5, 4.0) * 0.6 + (a % 1 < 0.05) * np.float32(0.4)
 
 

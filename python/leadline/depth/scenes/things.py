@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from leadline.depth.scenes import textures
 from leadline.depth.scenes.solids import Look, Solids
@@ -21,16 +22,21 @@ class Spot:
         c, s = np.cos(yaw), np.sin(yaw)
         self._turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
 
-    def at(self, *point: float) -> np.ndarray:
-        return self._origin + self._turn @ np.array(point, np.float64)
+    def at(self, *point: float) -> NDArray[np.float64]:
+        place: NDArray[np.float64] = self._origin + self._turn @ np.array(point, np.float64)
+        return place
 
     def box(self, centre: tuple[float, float, float], half: tuple[float, float, float], look: Look) -> None:
         self.solids.box(self.at(*centre), half, look, self.yaw)
 
-    def ball(self, centre: tuple[float, float, float], radii: object, look: Look, yaw: float = 0, tilt: float = 0) -> None:
-        self.solids.ellipsoid(self.at(*centre), radii, look, self.yaw + yaw, tilt)  # type: ignore[arg-type]
+    def ball(
+        self, centre: tuple[float, float, float], radii: ArrayLike, look: Look, yaw: float = 0, tilt: float = 0
+    ) -> None:
+        self.solids.ellipsoid(self.at(*centre), radii, look, self.yaw + yaw, tilt)
 
-    def rod(self, start: tuple[float, float, float], end: tuple[float, float, float], radius: float, look: Look) -> None:
+    def rod(
+        self, start: tuple[float, float, float], end: tuple[float, float, float], radius: float, look: Look
+    ) -> None:
         self.solids.rod(self.at(*start), self.at(*end), radius, look)
 
 
@@ -77,7 +83,7 @@ def table(spot: Spot, rng: Random) -> None:
     w, d, h = rng.uniform(0.35, 0.9), rng.uniform(0.3, 0.5), rng.uniform(0.4, 0.78)
     top, leg = wood(rng), any_look(rng)
     spot.box((0, 0, h), (w, d, 0.02), top)
-    for x in (-1, 1):
+    for x in (-1.0, 1.0):
         for y in (-1, 1):
             spot.rod((x * (w - 0.05), y * (d - 0.05), 0), (x * (w - 0.05), y * (d - 0.05), h), 0.022, leg)
     clutter(spot, rng, h + 0.02, w * 0.8, d * 0.7, int(rng.integers(1, 6)))
@@ -90,7 +96,9 @@ def clutter(spot: Spot, rng: Random, height: float, w: float, d: float, count: i
         size = rng.uniform(0.03, 0.1)
         kind = rng.integers(4)
         if kind == 0:
-            spot.box((x, y, height + size / 2), (rng.uniform(0.05, 0.16), rng.uniform(0.05, 0.12), size / 2), any_look(rng))
+            spot.box(
+                (x, y, height + size / 2), (rng.uniform(0.05, 0.16), rng.uniform(0.05, 0.12), size / 2), any_look(rng)
+            )
         elif kind == 1:
             spot.ball((x, y, height + size), size, any_look(rng))
         elif kind == 2:
@@ -103,7 +111,7 @@ def chair(spot: Spot, rng: Random) -> None:
     w, seat, back = rng.uniform(0.19, 0.25), rng.uniform(0.42, 0.5), rng.uniform(0.35, 0.55)
     frame, soft = any_look(rng), cloth(rng)
     spot.box((0, 0, seat), (w, w, 0.025), soft)
-    for x in (-1, 1):
+    for x in (-1.0, 1.0):
         for y in (-1, 1):
             top = seat + back if y < 0 else seat
             spot.rod((x * (w - 0.02), y * (w - 0.02), 0), (x * (w - 0.02), y * (w - 0.02), top), 0.016, frame)
@@ -115,7 +123,7 @@ def sofa(spot: Spot, rng: Random) -> None:
     w, soft = rng.uniform(0.45, 1.1), cloth(rng)
     spot.box((0, 0, 0.22), (w, 0.4, 0.2), soft)
     spot.box((0, -0.33, 0.55), (w, 0.1, 0.3), soft)
-    for x in (-1, 1):
+    for x in (-1.0, 1.0):
         spot.box((x * (w - 0.07), 0, 0.42), (0.09, 0.4, 0.2), soft)
     for x in np.linspace(-w * 0.6, w * 0.6, int(rng.integers(1, 4))):
         spot.ball((float(x), -0.15, 0.56), (0.2, 0.09, 0.17), cloth(rng), yaw=rng.uniform(-0.4, 0.4))
@@ -123,23 +131,23 @@ def sofa(spot: Spot, rng: Random) -> None:
 
 def shelf(spot: Spot, rng: Random) -> None:
     w, d, h, look = rng.uniform(0.35, 0.7), rng.uniform(0.13, 0.2), rng.uniform(1.0, 2.1), wood(rng)
-    for x in (-1, 1):
+    for x in (-1.0, 1.0):
         spot.box((x * w, 0, h / 2), (0.015, d, h / 2), look)
     spot.box((0, -d, h / 2), (w, 0.008, h / 2), look)
     boards = np.arange(0.08, h, rng.uniform(0.28, 0.4))
     for level in boards:
         spot.box((0, 0, float(level)), (w, d, 0.012), look)
-        x = -w + 0.03
-        while x < w * rng.uniform(0.2, 1.0):
+        place = 0.03 - w
+        while place < w * rng.uniform(0.2, 1.0):
             thick, tall = rng.uniform(0.03, 0.11), rng.uniform(0.12, 0.25)
-            spot.box((x + thick / 2, 0, level + tall / 2), (thick / 2 - 0.002, d * 0.75, tall / 2), paint(rng))
-            x += thick + (rng.uniform(0.05, 0.3) if rng.random() < 0.2 else 0)
+            spot.box((place + thick / 2, 0, level + tall / 2), (thick / 2 - 0.002, d * 0.75, tall / 2), paint(rng))
+            place += thick + (rng.uniform(0.05, 0.3) if rng.random() < 0.2 else 0)
 
 
 def cupboard(spot: Spot, rng: Random) -> None:
     w, d, h, look = rng.uniform(0.3, 0.8), rng.uniform(0.2, 0.3), rng.uniform(0.5, 2.0), any_look(rng)
     spot.box((0, 0, h / 2), (w, d, h / 2), look)
-    for x in (-1, 1):
+    for x in (-1.0, 1.0):
         spot.box((x * w / 2, d, h / 2), (w * 0.47, 0.01, h * 0.46), look._replace(first=look.second, second=look.first))
         spot.rod((x * 0.05, d + 0.03, h * 0.45), (x * 0.05, d + 0.03, h * 0.6), 0.01, metal(rng))
     if h < 1.2:
@@ -152,7 +160,7 @@ def bed(spot: Spot, rng: Random) -> None:
     spot.box((0, 0, 0.38), (w - 0.02, 0.98, 0.1), cloth(rng))
     spot.box((0, 0.2, 0.47), (w, 0.75, 0.03), cloth(rng))
     spot.box((0, -1.0, 0.5), (w, 0.03, 0.5), frame)
-    for x in (-1, 1) if w > 0.6 else (0,):
+    for x in (-1.0, 1.0) if w > 0.6 else (0.0,):
         spot.ball((x * w / 2, -0.75, 0.53), (0.3, 0.18, 0.09), cloth(rng))
 
 
@@ -284,5 +292,5 @@ def car(spot: Spot, rng: Random) -> None:
         for y in (-1, 1):
             spot.rod((x * long, y * (wide - 0.18), 0.33), (x * long, y * (wide + 0.02), 0.33), 0.33, tyre)
             spot.rod((x * long, y * (wide + 0.02), 0.33), (x * long, y * (wide + 0.03), 0.33), 0.2, metal(rng))
-    for y in (-0.6, 0.6):
-        spot.ball((long * 1.05, y, 0.65), 0.11, Look(textures.PLAIN, (0.9, 0.9, 0.85), (0.9, 0.9, 0.8), 1, glow=0.3))
+    for lamp in (-0.6, 0.6):
+        spot.ball((long * 1.05, lamp, 0.65), 0.11, Look(textures.PLAIN, (0.9, 0.9, 0.85), (0.9, 0.9, 0.8), 1, glow=0.3))

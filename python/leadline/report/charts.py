@@ -1,0 +1,179 @@
+"""Charts of the report, as Vega-Lite through altair: they answer to the pointer and to menus, and need no network."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from leadline.types import refuse
+
+if TYPE_CHECKING:
+    import altair
+
+DEEP, WARN, SOFT = "#0b4f6c", "#d1495b", "#5d6b7a"
+FLOAT = "#8a97a5"
+RUNS = ("#d1495b", "#0b4f6c", "#edae49", "#5b8e7d", "#7b4b94", "#30638e")
+"""Colours of recipes, in their order."""
+
+
+def available() -> bool:
+    """Whether the report extra is installed."""
+    try:
+        import altair  # noqa: F401
+        import vl_convert  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def script() -> str:
+    """Vega, Vega-Lite and vega-embed as one script to be put into a page."""
+    import vl_convert
+
+    bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]
+    return bundle.replace("</script", "<\\/script")
+
+
+def layers(tensors: list[dict[str, Any]]) -> str:
+    """SQNR of every tensor in the order of computation."""
+    alt = _altair()
+    rows = [
+        {"order": t["order"], "tensor": t["name"], "operator": t["op"], "dB": round(min(t["sqnr"], 80.0), 2)}
+        for t in tensors
+    ]
+    chart = (
+        alt.Chart(alt.Data(values=rows))
+        .mark_bar(color=DEEP)
+        .encode(
+            x=alt.X("order:O", title="tensors, in the order of computation", axis=alt.Axis(labels=False, ticks=False)),
+            y=alt.Y("dB:Q", title="SQNR, dB"),
+            color=alt.condition("datum.dB < 10", alt.value(WARN), alt.value(DEEP)),
+            tooltip=["tensor:N", "operator:N", "dB:Q"],
+        )
+    )
+    return _spec(chart, 220)
+
+
+def histograms(rows: list[dict[str, Any]], densities: dict[str, list[float]], first: str) -> str:
+    """One tensor's values and the range chosen for it, picked from a menu."""
+    alt = _altair()
+    data = []
+    for row in rows:
+        if row["name"] not in densities:
+            continue
+        shares = densities[row["name"]]
+        lo, hi = row["seen"]
+        step = (hi - lo) / len(shares)
+        data += [
+            {"tensor": row["name"], "from": _short(lo + i * step), "to": _short(lo + (i + 1) * step), "share": share}
+            for i, share in enumerate(shares)
+            if share
+        ]
+    marks = [
+        {"tensor": row["name"], "limit": _short(limit), "clipped": round(100 * row["clipped"], 4)}
+        for row in rows
+        if row["name"] in densities
+        for limit in row["chosen"]
+    ]
+    names = [row["name"] for row in rows if row["name"] in densities]
+    menu = alt.param(
+        name="tensor",
+        value=first if first in names else names[0],
+        bind=alt.binding_select(options=names, name="tensor "),
+    )
+    chosen = "datum.tensor == tensor"
+    bars = (
+        alt.Chart(alt.Data(values=data))
+        .transform_filter(chosen)
+        .mark_bar(color=DEEP)
+        .encode(
+            x=alt.X("from:Q", title="value", scale=alt.Scale(zero=False, nice=False)),
+            x2="to:Q",
+            y=alt.Y("share:Q", title="share of values, % (root scale)", scale=alt.Scale(type="sqrt")),
+            y2=alt.datum(0),
+            tooltip=["from:Q", "to:Q", "share:Q"],
+        )
+    )
+    limits = (
+        alt.Chart(alt.Data(values=marks))
+        .transform_filter(chosen)
+        .mark_rule(color=WARN, strokeWidth=2)
+        .encode(
+            x="limit:Q",
+            tooltip=[alt.Tooltip("limit:Q", title="end of the grid"), alt.Tooltip("clipped:Q", title="clipped, %")],
+        )
+    )
+    return _spec((bars + limits).add_params(menu), 220)
+
+
+def rounding(rows: list[dict[str, Any]]) -> str:
+    """SQNR of every quantised weight and bias, and how much of its grid it uses."""
+    alt = _altair()
+    data = [
+        {
+            "order": order,
+            "weight": row["name"],
+            "bits": row["bits"],
+            "dB": round(min(row["sqnr"], 80.0), 2),
+            "codes in use, %": round(100 * row["used"], 2),
+            "at the ends, %": round(100 * row["at_ends"], 3),
+            "not the nearest, %": round(100 * row["not_nearest"], 3),
+            "values": row["size"],
+        }
+        for order, row in enumerate(rows)
+    ]
+    chart = (
+        alt.Chart(alt.Data(values=data))
+        .mark_bar()
+        .encode(
+            x=alt.X("order:O", title="weights, in the order of the network", axis=alt.Axis(labels=False, ticks=False)),
+            y=alt.Y("dB:Q", title="SQNR of the weight, dB"),
+            color=alt.Color("codes in use, %:Q", scale=alt.Scale(domain=[0, 100], range=["#b9c7d3", DEEP])),
+            tooltip=["weight:N", *(f"{key}:Q" for key in data[0] if key not in ("order", "weight"))],
+        )
+    )
+    return _spec(chart, 220)
+
+
+def profile(series: dict[str, list[float]], unit: str) -> str:
+    """Figures over a video's frames, a line for each network."""
+    alt = _altair()
+    data = [
+        {"frame": i + 1, "network": name, "value": round(value, 4)}
+        for name, values in series.items()
+        for i, value in enumerate(values)
+    ]
+    names = list(series)
+    runs = [name for name in names if name != "float"]
+    colours = [FLOAT if name == "float" else RUNS[runs.index(name) % len(RUNS)] for name in names]
+    chart = (
+        alt.Chart(alt.Data(values=data))
+        .mark_line(point=True)
+        .encode(
+            x=alt.X("frame:Q", title="frame"),
+            y=alt.Y("value:Q", title=unit, scale=alt.Scale(zero=False)),
+            color=alt.Color(
+                "network:N", scale=alt.Scale(domain=names, range=colours), legend=alt.Legend(orient="top", title=None)
+            ),
+            tooltip=["network:N", "frame:Q", "value:Q"],
+        )
+    )
+    return _spec(chart, 200)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def _spec(chart: altair.TopLevelMixin, height: int) -> str:
+    """JSON that may stand inside a script element."""
+    spec = chart.properties(width="container", height=height).configure(font="system-ui, sans-serif").to_dict()
+    return json.dumps(spec, separators=(",", ":")).replace("</", "<\\/")
+
+
+def _altair() -> Any:
+    try:
+        import altair
+    except ImportError:
+        raise refuse("report", "charts need pip install 'leadline[report]'", "no altair") from None
+    return altair
