@@ -28,8 +28,7 @@ def world(seed: int) -> tuple[World, places.Box]:
 
     Raises InputError for a seed that is not a whole number of at least 0.
     """
-    if not isinstance(seed, int | np.integer) or seed < 0:
-        raise refuse("scenes.world", "seed must be a whole number of at least 0", repr(seed))
+    _check_seed(seed)
     build = places.street if seed % 2 else places.room
     return build(np.random.default_rng([11, seed]))
 
@@ -45,7 +44,7 @@ def views(seed: int, count: int = 1, size: tuple[int, int] = SIZE, antialias: in
     antialias : int
         Odd number of rays a side for each pixel's colour; 3 costs 9 times as much.
     """
-    _check(count, size, antialias)
+    _check(seed, count, size, antialias)
     return [world(seed)[0].render(camera, antialias) for camera in _cameras(seed, count, size)]
 
 
@@ -56,7 +55,7 @@ def clip(
 
     `speed` in metres for each frame; default 0.03 in rooms and 0.12 in streets.
     """
-    _check(frames, size, antialias)
+    _check(seed, frames, size, antialias)
     place, _ = world(seed)
     step = speed if speed is not None else (0.12 if seed % 2 else 0.03)
     return [place.render(camera, antialias) for camera in _path(seed, frames, size, step)]
@@ -94,7 +93,13 @@ def flow(first: Frame, second: Frame) -> tuple[FloatArray, NDArray[np.bool_]]:
     return moved, visible & same
 
 
-def _check(count: int, size: tuple[int, int], antialias: int) -> None:
+def _check_seed(seed: int) -> None:
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise refuse("scenes", "seed must be a whole number of at least 0", repr(seed))
+
+
+def _check(seed: int, count: int, size: tuple[int, int], antialias: int) -> None:
+    _check_seed(seed)
     if count < 1:
         raise refuse("scenes", "the number of pictures must be at least 1", count)
     if len(size) != 2 or min(size) < 8:
