@@ -190,13 +190,14 @@ class TinyDepthConv(nn.Module):
 
 
 class SmallDepthHead(nn.Module):
-    """On (N, 256, 384) tokens of four blocks of DINOv2 ViT-S/14 at 224x224, without the class token."""
+    """On (N, 257, 384) tokens of four blocks of DINOv2 ViT-S/14 at 224x224, the class token first."""
 
     size = (224, 224)
 
     def __init__(self, features: int = 64) -> None:
         super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(384, eps=1e-6) for _ in range(4))
         self.decoder = Decoder(384, (48, 96, 192, 384), features, (16, 16), self.size)
 
     def forward(self, *tokens: Tensor) -> Tensor:
-        return self.decoder(list(tokens))
+        return self.decoder([norm(t[:, 1:]) for norm, t in zip(self.norms, tokens, strict=True)])

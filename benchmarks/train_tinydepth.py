@@ -1,11 +1,13 @@
 """Train the depth networks on rendered scenes, in the open, on a CPU.
 
     pip install torch onnxscript
-    python benchmarks/train_tinydepth.py vit     # TinyDepth: two cores, about an hour
-    python benchmarks/train_tinydepth.py conv    # its convolutional variant: half an hour
+    python benchmarks/train_tinydepth.py vit      # TinyDepth: two cores, hours
+    python benchmarks/train_tinydepth.py conv     # its convolutional variant: half an hour
+    python benchmarks/train_tinydepth.py small    # SmallDepth's head on cached features of network A: half an hour
 
 Scenes are rendered once into $LEADLINE_CACHE/scenes. Training can be interrupted: it goes on from the last epoch. At
-the end the network is evaluated on places that it never saw and written as ONNX to python/leadline/depth/networks/.
+the end the network is evaluated on places that it never saw and written as ONNX: the first two to
+python/leadline/depth/networks/, the head to benchmarks/smalldepth_head.onnx.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import json
 import multiprocessing
 import os
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +27,8 @@ from rich.progress import track
 from torch import Tensor
 
 import depth_networks
-from leadline.depth import scenes
+import smalldepth
+from leadline.depth import scenes, score
 
 HERE = Path(__file__).parent
 NETWORKS = HERE.parent / "python" / "leadline" / "depth" / "networks"
@@ -35,23 +40,28 @@ VIEWS = 10
 
 # Inverse depth is learned through its logarithm, so that near and far count alike; far beyond 1 / FLOOR does not.
 FLOOR = 0.02
+
+Batch = tuple[tuple[Tensor, ...], Tensor]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`cycles` of `epochs` each: the rate falls to nothing in a cycle, the next one starts lower ("SGDR", Loshchilov
+    and Hutter, 2017)."""
+
+    module: Callable[[], torch.nn.Module]
+    file: Path
+    epochs: int
+    rate: float
+    seed: int
+    cycles: int = 1
+    batch: int = 16
+
+
 PLANS = {
-    "vit": {
-        "module": depth_networks.TinyDepth,
-        "epochs": 8,
-        "rate": 1.2e-3,
-        "batch": 16,
-        "seed": 1,
-        "file": "tinydepth",
-    },
-    "conv": {
-        "module": depth_networks.TinyDepthConv,
-        "epochs": 9,
-        "rate": 3e-3,
-        "batch": 16,
-        "seed": 2,
-        "file": "tinydepth_conv",
-    },
+    "vit": Plan(depth_networks.TinyDepth, NETWORKS / "tinydepth.onnx", 8, 1.2e-3, seed=1, cycles=1),
+    "conv": Plan(depth_networks.TinyDepthConv, NETWORKS / "tinydepth_conv.onnx", 6, 3e-3, seed=2),
+    "small": Plan(depth_networks.SmallDepthHead, HERE / "smalldepth_head.onnx", 8, 1e-3, seed=3),
 }
 
 
@@ -68,7 +78,7 @@ def rendered(seeds: range, size: tuple[int, int] = scenes.SIZE, views: int = VIE
             with open(partial := file.with_suffix(".part"), "wb") as stream:
                 np.save(stream, np.concatenate(arrays))
             partial.rename(file)
-    return np.load(files[0]), np.load(files[1])
+    return np.load(files[0], mmap_mode="r"), np.load(files[1], mmap_mode="r")
 
 
 def _render(job: tuple[int, int, tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -77,12 +87,11 @@ def _render(job: tuple[int, int, tuple[int, int]]) -> tuple[np.ndarray, np.ndarr
     return np.stack([f.rgb for f in frames]), np.stack([1 / f.depth for f in frames]).astype(np.float16)
 
 
-def batches(rgb: np.ndarray, inverse: np.ndarray, batch: int, rng: np.random.Generator):
+def pictures(rgb: np.ndarray, inverse: np.ndarray, batch: int, rng: np.random.Generator) -> Iterator[Batch]:
     """Batches of one epoch: mirrored, other light and colours, blur and noise. Never zoomed: scale is learned."""
-    order = rng.permutation(len(rgb))
-    for start in range(0, len(order) - batch + 1, batch):
-        pick = np.sort(order[start : start + batch])
-        x = torch.from_numpy(rgb[pick]).permute(0, 3, 1, 2).float() / 255  # channels last, as the networks
+    for pick in _shuffled(len(rgb), batch, rng):
+        # A view of channels-last memory, as the networks are.
+        x = torch.from_numpy(rgb[pick]).permute(0, 3, 1, 2).float() / 255
         d = torch.from_numpy(inverse[pick].astype(np.float32))[:, None]
         n = len(x)
 
@@ -98,7 +107,20 @@ def batches(rgb: np.ndarray, inverse: np.ndarray, batch: int, rng: np.random.Gen
         x = x + torch.from_numpy(rng.standard_normal(x.shape, np.float32)) * draw(0, 0.03)
         mirrored = draw(0, 1) < 0.5
         x, d = (torch.where(mirrored, v.flip(3), v) for v in (x, d))
-        yield normalised(x.clamp(0, 1)), d
+        yield (normalised(x.clamp(0, 1)),), d
+
+
+def tokens(features: np.ndarray, inverse: np.ndarray, batch: int, rng: np.random.Generator) -> Iterator[Batch]:
+    """Batches of one epoch of cached (N, 4, 257, 384) features."""
+    for pick in _shuffled(len(features), batch, rng):
+        x = torch.from_numpy(features[pick].astype(np.float32))
+        yield tuple(x.unbind(1)), torch.from_numpy(inverse[pick].astype(np.float32))[:, None]
+
+
+def _shuffled(count: int, batch: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    order = rng.permutation(count)
+    for start in range(0, count - batch + 1, batch):
+        yield np.sort(order[start : start + batch])
 
 
 def normalised(x: Tensor) -> Tensor:
@@ -112,103 +134,131 @@ def loss(predicted: Tensor, truth: Tensor) -> Tensor:
     total = error.abs().mean()
     for scale in range(4):
         part = error[:, :, :: 2**scale, :: 2**scale]
-        total = total + 0.5 * (
-            (part[..., 1:] - part[..., :-1]).abs().mean() + (part[..., 1:, :] - part[..., :-1, :]).abs().mean()
-        )
+        across, down = part[..., 1:] - part[..., :-1], part[..., 1:, :] - part[..., :-1, :]
+        total = total + 0.5 * (across.abs().mean() + down.abs().mean())
     return total
 
 
 def train(
-    name: str,
-    module: torch.nn.Module,
-    data: tuple[np.ndarray, np.ndarray],
-    epochs: int,
-    rate: float,
-    batch: int,
-    seed: int,
+    plan: Plan,
+    epoch_batches: Callable[[int, np.random.Generator], Iterator[Batch]],
+    count: int,
+    evaluate: Callable[[torch.nn.Module], dict[str, float]],
 ) -> torch.nn.Module:
     """AdamW with warm-up and cosine decay; returns the exponential average of the weights."""
-    rgb, inverse = data
-    steps = epochs * (len(rgb) // batch)
-    decay = [p for p in module.parameters() if p.ndim > 1]
-    plain = [p for p in module.parameters() if p.ndim <= 1]
-    optimiser = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0}], lr=rate
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, rate, steps, pct_start=0.06, div_factor=20, final_div_factor=100
-    )
-    average = torch.optim.swa_utils.AveragedModel(
-        module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
-    )
+    name = plan.file.stem
+    torch.manual_seed(plan.seed)
+    module = plan.module().to(memory_format=torch.channels_last)
+    print(name, sum(p.numel() for p in module.parameters()), "parameters")
+    mean = torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)
+    average = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=mean, use_buffers=True)
     checkpoint, first = CACHE / f"{name}.checkpoint", 0
-    parts = {"module": module, "optimiser": optimiser, "schedule": schedule, "average": average}
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+    state = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else None
+    if state is not None:
         first = state["epoch"]
-        for key, part in parts.items():
-            part.load_state_dict(state[key])
-    for epoch in range(first, epochs):
+        module.load_state_dict(state["module"])
+        average.load_state_dict(state["average"])
+    optimiser, schedule = _optimiser(module, plan, 0, count)
+    for epoch in range(first, plan.epochs * plan.cycles):
+        if epoch % plan.epochs == 0:
+            optimiser, schedule = _optimiser(module, plan, epoch // plan.epochs, count)
+        elif epoch == first and state is not None:
+            optimiser, schedule = _optimiser(module, plan, epoch // plan.epochs, count)
+            optimiser.load_state_dict(state["optimiser"])
+            schedule.load_state_dict(state["schedule"])
         module.train()
-        start, total, count = time.monotonic(), 0.0, 0
-        for x, d in batches(rgb, inverse, batch, np.random.default_rng([seed, epoch])):
+        start, total, done = time.monotonic(), 0.0, 0
+        for inputs, d in epoch_batches(plan.batch, np.random.default_rng([plan.seed, epoch])):
             optimiser.zero_grad(set_to_none=True)
-            value = loss(module(x), d)
+            value = loss(module(*inputs), d)
             value.backward()
             torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             optimiser.step()
             schedule.step()
             average.update_parameters(module)
-            total, count = total + value.item(), count + 1
-            if count % 50 == 0:
-                pace = count * batch / (time.monotonic() - start)
-                print(f"{name} {epoch + 1}/{epochs} step {count} loss {total / count:.4f} {pace:.1f}/s", flush=True)
-        torch.save({"epoch": epoch + 1} | {key: part.state_dict() for key, part in parts.items()}, checkpoint)
-        print(f"{name} epoch {epoch + 1}/{epochs} loss {total / count:.4f} {evaluate(average.module)}", flush=True)
+            total, done = total + value.item(), done + 1
+            if done % 50 == 0:
+                pace = done * plan.batch / (time.monotonic() - start)
+                print(f"{name} epoch {epoch + 1} step {done} loss {total / done:.4f} {pace:.1f}/s", flush=True)
+        parts = {"module": module, "optimiser": optimiser, "schedule": schedule, "average": average}
+        partial = checkpoint.with_suffix(".part")
+        torch.save({"epoch": epoch + 1} | {key: part.state_dict() for key, part in parts.items()}, partial)
+        partial.rename(checkpoint)
+        print(f"{name} epoch {epoch + 1} loss {total / done:.4f} {evaluate(average.module)}", flush=True)
     return average.module.eval()
 
 
-def evaluate(module: torch.nn.Module) -> dict[str, float]:
-    rgb, inverse = rendered(HELD_OUT)
-    module.eval()
-    scores = []
-    with torch.inference_mode():
-        for start in range(0, len(rgb), 20):
-            x = torch.from_numpy(rgb[start : start + 20]).permute(0, 3, 1, 2).float() / 255
-            d = inverse[start : start + 20].astype(np.float32)
-            y = module(normalised(x))[:, 0].numpy()
-            for truth, guess in zip(d, y, strict=True):
-                valid = truth > 1 / 80
-                t, g = 1 / truth[valid], 1 / np.maximum(guess[valid], 1 / 80)
-                scores.append([np.mean(np.maximum(t / g, g / t) < 1.25), np.mean(np.abs(t - g) / t)])
-    delta, absrel = np.mean(scores, 0)
-    return {"delta1": round(float(delta), 4), "AbsRel": round(float(absrel), 4)}
-
-
-def export(module: torch.nn.Module, file: Path) -> None:
-    torch.onnx.export(
-        module,
-        (torch.zeros(1, 3, *module.size),),
-        str(file),
-        input_names=["image"],
-        output_names=["inverse_depth"],
-        dynamo=True,
-        opset_version=21,
-        external_data=False,
+def _optimiser(
+    module: torch.nn.Module, plan: Plan, cycle: int, count: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    rate = plan.rate * 0.6**cycle
+    groups = [
+        {"params": [p for p in module.parameters() if p.ndim > 1], "weight_decay": 0.05},
+        {"params": [p for p in module.parameters() if p.ndim <= 1], "weight_decay": 0},
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, rate, plan.epochs * (count // plan.batch), pct_start=0.06, div_factor=20, final_div_factor=100
     )
+    return optimiser, schedule
+
+
+def scores(outputs: np.ndarray, inverse: np.ndarray) -> dict[str, float]:
+    """Held-out figures: rooms and streets apart, in metres as they come and after scale-shift alignment."""
+    with np.errstate(divide="ignore"):
+        truth = 1 / np.asarray(inverse, np.float32)
+    place = np.arange(len(truth)) // VIEWS % 2
+    found = {}
+    for kind, which in (("all", place >= 0), ("rooms", place == 0), ("streets", place == 1)):
+        for alignment in ("none", "scale-shift"):
+            one = score(outputs[which], truth[which], alignment, inverse=True)
+            found[f"{kind} {alignment}"] = {"delta1": round(one.delta1, 4), "AbsRel": round(one.abs_rel, 4)}
+    return found
+
+
+def outputs(module: torch.nn.Module, batches: Iterator[tuple[Tensor, ...]]) -> np.ndarray:
+    module.eval()
+    with torch.inference_mode():
+        return np.concatenate([module(*inputs)[:, 0].numpy() for inputs in batches])
+
+
+def export(module: torch.nn.Module, examples: tuple[Tensor, ...], names: list[str], file: Path) -> None:
+    file.parent.mkdir(exist_ok=True)
+    torch.onnx.export(
+        module, examples, str(file), input_names=names, output_names=["inverse_depth"],
+        dynamo=True, opset_version=21, external_data=False, verbose=False,
+    )  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=PLANS)
-    plan = PLANS[parser.parse_args().network]
-    torch.manual_seed(plan["seed"])
-    module = plan["module"]().to(memory_format=torch.channels_last)
-    print(sum(p.numel() for p in module.parameters()), "parameters")
-    module = train(plan["file"], module, rendered(TRAINING), plan["epochs"], plan["rate"], plan["batch"], plan["seed"])
-    NETWORKS.mkdir(exist_ok=True)
-    export(module, NETWORKS / f"{plan['file']}.onnx")
-    print(json.dumps(evaluate(module)))
+    name = parser.parse_args().network
+    plan = PLANS[name]
+    if name == "small":
+        x, d = smalldepth.features(rendered(range(0, 300), (224, 224), 4), CACHE / "features-0-300-4.npy")
+        held_x, held_d = smalldepth.features(rendered(HELD_OUT, (224, 224)), CACHE / "features-held-out.npy")
+        batches = tokens
+        examples, names = tuple(torch.zeros(1, 257, 384) for _ in range(4)), list(smalldepth.INPUTS)
+
+        def held_out() -> Iterator[tuple[Tensor, ...]]:
+            for start in range(0, len(held_x), 10):
+                yield tuple(torch.from_numpy(held_x[start : start + 10].astype(np.float32)).unbind(1))
+    else:
+        (x, d), (held_x, held_d) = rendered(TRAINING), rendered(HELD_OUT)
+        batches = pictures
+        examples, names = (torch.zeros(1, 3, *scenes.SIZE),), ["image"]
+
+        def held_out() -> Iterator[tuple[Tensor, ...]]:
+            for start in range(0, len(held_x), 20):
+                yield (normalised(torch.from_numpy(held_x[start : start + 20]).permute(0, 3, 1, 2).float() / 255),)
+
+    def evaluate(module: torch.nn.Module) -> dict[str, float]:
+        return scores(outputs(module, held_out()), held_d)
+
+    module = train(plan, lambda batch, rng: batches(x, d, batch, rng), len(x), evaluate)
+    export(module, examples, names, plan.file)
+    print(json.dumps(evaluate(module), indent=1))
 
 
 if __name__ == "__main__":

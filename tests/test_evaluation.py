@@ -1,0 +1,139 @@
+"""Depth networks judged on frames: the float network, artefacts, collapse and the layer that caused it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import leadline
+from data_samples import refused
+from graph_models import model, node
+from leadline.comparison import compare
+from leadline.data import Preprocess
+from leadline.depth import collapsed, networks, scenes, score
+from leadline.evaluation import Footage, feeds, judge, predict
+from leadline.graph import Graph
+from leadline.types import Grid
+
+PLAIN = Preprocess(**networks.PREPROCESS)
+
+
+@pytest.fixture(scope="module")
+def stills():
+    return Footage([scenes.views(seed)[0] for seed in (500_000, 500_001, 500_002)])
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return Graph.load(networks.path("tinydepth-conv"))
+
+
+@pytest.fixture(scope="module")
+def quantized(tiny):
+    frames = [scenes.views(seed)[0] for seed in range(600_000, 600_008)]
+    return leadline.quantize(tiny, "minmax-w8a8", feeds(frames, PLAIN))
+
+
+def test_the_truth_itself_is_perfect(stills):
+    judged = judge(1 / stills.truth, stills)
+    assert judged.scores.abs_rel == pytest.approx(0, abs=1e-6) and judged.scores.delta1 == 1
+    assert judged.sharpness > 0.9 and judged.collapse == [] and judged.agreement is None
+
+
+def test_depth_may_be_given_instead_of_its_inverse(stills):
+    depth = np.where(np.isfinite(stills.truth), stills.truth, 80)
+    judged = judge(depth * 3, replace(stills, inverse=False, alignment="median"))
+    assert judged.scores.abs_rel == pytest.approx(0, abs=1e-6)
+    assert judge(depth * 3, replace(stills, inverse=False)).scores.abs_rel > 1
+
+
+def test_a_network_is_better_than_chance_and_its_artefact_close_to_it(stills, tiny, quantized):
+    own = judge(predict(tiny, stills.frames, PLAIN), stills)
+    mean = np.broadcast_to(own.output.mean((1, 2), keepdims=True), own.output.shape)
+    assert own.scores.abs_rel < 0.8 * judge(mean, stills).scores.abs_rel
+    artefact = judge(predict(quantized.to_qdq(), stills.frames, PLAIN), stills, own)
+    assert artefact.agreement.pearson > 0.9 and artefact.collapse == []
+    assert artefact.output.shape == artefact.depth.shape == (3, *scenes.SIZE)
+
+
+def test_a_video_has_temporal_figures(tiny, quantized):
+    video = Footage(scenes.clip(500_003, 4), video=True)
+    own = judge(predict(tiny, video.frames, PLAIN), video)
+    assert set(own.temporal) == {"alignment_error", "warped_change"}
+    artefact = judge(predict(quantized.to_qdq(), video.frames, PLAIN), video, own)
+    assert {name: len(values) for name, values in artefact.temporal.items()} == {
+        "alignment_error": 3, "warped_change": 3, "flicker": 3,
+    }  # fmt: skip
+    assert 0 < artefact.temporal["flicker"].mean() < 20
+
+
+@pytest.mark.parametrize("layer", ["head1", "down.2.0.depthwise"])
+def test_the_layer_that_collapses_the_depth_is_named(layer, stills, tiny, quantized):
+    """A range chosen a thousand times too small at one layer."""
+    (name,) = (n for n in quantized.grids if n.startswith(layer) and n not in quantized.graph.weights)
+    grid = quantized.grids[name]
+    broken = replace(quantized, grids=quantized.grids | {name: Grid(grid.scale / 1000, grid.zero_point, grid.scheme)})
+    own = judge(predict(tiny, stills.frames, PLAIN), stills)
+    judged = judge(predict(broken.to_qdq(), stills.frames, PLAIN), stills, own)
+    assert judged.collapse
+    assert broken.verify().origin == name
+    assert quantized.verify().origin is None
+
+
+def test_the_signs_of_collapse():
+    rng = np.random.default_rng(0)
+    reference = rng.uniform(1, 5, (2, 20, 30))
+    truth = 1 / reference
+    good, bad = score(reference, truth, inverse=True), score(reference / 3, truth, inverse=True)
+    assert collapsed(reference, reference, good, good) == []
+    assert collapsed(reference / 3, reference, bad, good) == [f"AbsRel {bad.abs_rel:.2f} is above 0.4"]
+    assert collapsed(reference, reference, bad, bad) == []  # the float network is no better
+    assert collapsed(np.full_like(reference, 2.5), reference) == ["the output is constant, 2.5"]
+    assert collapsed(np.full_like(reference, 2.5), np.full_like(reference, 1)) == []
+    (dead,) = collapsed(0.05 * reference, reference)
+    assert dead.startswith("the range is dead: 0.19")
+    assert (
+        "12 values are NaN or infinite"
+        in collapsed(np.where(reference > np.sort(reference.ravel())[-13], np.nan, reference), reference)[0]
+    )
+    with refused("[depth.collapsed]", "shape"):
+        collapsed(reference, reference[0])
+
+
+def test_networks_must_fit(stills):
+    two = model(
+        [node("Add", ["a", "b"], ["y"])], {"a": [1, 3, 128, 160], "b": [1, 3, 128, 160]}, {"y": [1, 3, 128, 160]}
+    )
+    with refused("a depth network must have one input and one output", "2 inputs and 1 outputs"):
+        predict(two, stills.frames, PLAIN)
+    colours = model([node("Relu", ["x"], ["y"])], {"x": [1, 3, 128, 160]}, {"y": [1, 3, 128, 160]})
+    with refused("the output must be one plane of (128, 160), as the frames", "(3, 128, 160)"):
+        predict(colours, stills.frames, PLAIN)
+
+
+def test_recipes_are_compared(tmp_path, stills):
+    frames = [scenes.views(seed)[0] for seed in range(600_000, 600_006)]
+    recipes = ["minmax-w8a8", "weight-only-int8"]
+    done = compare(networks.path("tinydepth-conv"), recipes, frames, [stills], tmp_path, preprocess=PLAIN)
+    assert [run.name for run in done.runs] == recipes and done.calibration == 6
+    for run in done.runs:
+        assert run.judgements[0].agreement.pearson > 0.9 and run.collapse == []
+        assert {p.name for p in (tmp_path / run.name).iterdir()} == {
+            "model.fp32.onnx", "model.qdq.onnx", "model.encodings", "model.encodings.onnx",
+        }  # fmt: skip
+    assert done.runs[1].judgements[0].agreement.mse < done.runs[0].judgements[0].agreement.mse
+    page = done._repr_html_()
+    assert "minmax-w8a8" in page and "3 pictures" in page
+
+
+@pytest.mark.parametrize("recipes", [[], ["w8a8", "w8a8"]])
+def test_recipes_need_names_of_their_own(recipes, tmp_path, stills):
+    with refused("[compare] recipes must be at least one, of different names."):
+        compare(networks.path(), recipes, stills.frames, [stills], tmp_path, preprocess=PLAIN)
+
+
+def test_unknown_networks_are_refused():
+    with refused("[depth.networks] name must be one of tinydepth, tinydepth-conv. Received 'huge'."):
+        networks.path("huge")
