@@ -1,4 +1,4 @@
-# make demo        a real network (a 24-million-parameter ViT-S) from photographs to INT8, with a report in demo/
+# make demo        a small depth network on rendered scenes: recipes compared, with a report in demo/; no download
 # make test        the tests                      make check     ruff, mypy, import-linter
 # make test-cpp    the C++ tests under ASan/UBSan  make notebooks  execute them
 # make test-full   the tests that compare with aimet-onnx and torch (a second environment, 2 GB)
@@ -28,7 +28,7 @@ $(BIN)/python:
 # The stamps: leadline as a user has it, and with what the tests need. Not editable, so that what is tested is what ships.
 $(VENV)/.installed: $(BIN)/python $(SOURCES)
 	@echo "building and installing leadline"
-	@$(PIP) install .
+	@$(PIP) install '.[report]'
 	@touch $@
 
 $(VENV)/.tests: $(BIN)/python $(SOURCES)
@@ -48,11 +48,7 @@ $(FULL)/.tests: $(SOURCES)
 	@touch $@
 
 demo: $(VENV)/.installed
-	@echo "fetching network A and photographs (0.15 GB, once)"
-	@PYTHONPATH=tests $(BIN)/python -c "import testbed; testbed.network('A'); testbed.pictures()"
-	@pictures=$$($(BIN)/python tests/testbed.py where); set -x; \
-	$(BIN)/leadline quantize $$pictures/networks/A.onnx --data $$pictures/pictures/calibration --recipe w8a8 --out demo \
-		--resize 224x224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+	$(BIN)/leadline demo --out demo
 	@echo "open demo/report.html"
 
 test: $(VENV)/.tests
@@ -78,7 +74,7 @@ test-full: $(FULL)/.tests
 	@$(FULL)/bin/python -m pytest -m "full or torch" $(PYTEST)
 
 bench: $(VENV)/.installed
-	@for script in benchmarks/bench_*.py benchmarks/accuracy.py benchmarks/memory.py; do \
+	@for script in benchmarks/bench_*.py benchmarks/accuracy.py benchmarks/depth_recipes.py benchmarks/memory.py; do \
 		echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:

@@ -30,7 +30,7 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.links, self.images, self.words, self.headings = [], [], [], [], []
+        self.open, self.links, self.images, self.words, self.headings, self.charts = [], [], [], [], [], []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -43,12 +43,18 @@ class Page(HTMLParser):
         if tag == "img":
             assert given.get("alt")
             self.images.append(given["src"])
-        assert tag != "script"
+        if tag == "script":
+            assert "src" not in given
+            self.chart = given.get("type") == "application/json"
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, text):
+        if self.open and self.open[-1] == "script":
+            if self.chart:
+                self.charts.append(json.loads(text))
+            return
         self.words.append(text)
         if self.open and self.open[-1] in ("h1", "h2"):
             self.headings.append(text)
@@ -62,7 +68,7 @@ def made(q, folder, name="net.onnx"):
     q.save(folder)
     verification = q.verify(threads=1)
     document = report.document(name, q, verification, folder, 1.25)
-    report.write(document, verification.pictures, folder)
+    report.write(document, verification.pictures, folder, q)
     return document, verification
 
 
@@ -112,7 +118,8 @@ def test_the_page_stands_alone(dense):
     text = (dense[1] / "report.html").read_text("utf-8")
     page = Page(text)
     assert all(link.startswith(("data:", "#")) for link in page.links)
-    assert "@import" not in text and not re.search(r"url\((?!['\"]?data:)", text)
+    style = text[: text.index("<body>")]
+    assert "@import" not in style and not re.search(r"url\((?!['\"]?data:)", style)
 
 
 def test_the_page_says_what_the_json_says(dense):
@@ -122,6 +129,45 @@ def test_the_page_says_what_the_json_says(dense):
     assert document["verification"]["tensors"][0]["name"] in page.text
     assert "broken.png" in page.text
     assert {"Outputs", "Worst tensors", "Coverage"} <= set(page.headings)
+
+
+def test_every_tensor_range_and_weight_has_its_place_in_the_charts(dense):
+    document, page = dense[2], Page((dense[1] / "report.html").read_text("utf-8"))
+    layers, ranges, weights = page.charts
+    names = {row["tensor"] for row in layers["data"]["values"]}
+    assert names == {tensor["name"] for tensor in document["verification"]["tensors"]}
+    (menu,) = ranges["params"]
+    assert set(menu["bind"]["options"]) == {row["name"] for row in document["ranges"]}
+    assert menu["value"] in menu["bind"]["options"]
+    assert [row["weight"] for row in weights["data"]["values"]] == [row["name"] for row in document["rounding"]]
+
+
+def test_ranges_say_what_was_seen_chosen_and_clipped(dense):
+    q, document = dense[0], dense[2]
+    assert {row["name"] for row in document["ranges"]} == set(q.histograms) & set(q.grids)
+    for row in document["ranges"]:
+        assert row["seen"] == [float(q.histograms[row["name"]].lo), float(q.histograms[row["name"]].hi)]
+        assert row["chosen"] == [float(q.grids[row["name"]].lo), float(q.grids[row["name"]].hi)]
+        covered = row["chosen"][0] <= row["seen"][0] and row["seen"][1] <= row["chosen"][1]
+        assert row["clipped"] < 1e-3 if covered else 0 <= row["clipped"] < 0.2
+
+
+def test_rounding_is_counted(dense):
+    q, document = dense[0], dense[2]
+    rows = {row["name"]: row for row in document["rounding"]}
+    assert set(rows) == {name for name in q.codes if q.grids[name].scheme.bits <= 16} and rows
+    for name, row in rows.items():
+        codes, grid = q.codes[name], q.grids[name]
+        scheme = grid.scheme
+        assert row["used"] == len(np.unique(codes)) / (scheme.qmax - scheme.qmin + 1)
+        assert row["not_nearest"] == 0 and 0 <= row["at_ends"] <= 1 and row["sqnr"] > 20
+
+
+def test_without_the_extra_the_page_says_how_to_get_charts(dense, tmp_path, monkeypatch):
+    monkeypatch.setattr(report.charts, "available", lambda: False)
+    report.write(dense[2], dense[3].pictures, tmp_path, dense[0])
+    page = Page((tmp_path / "report.html").read_text("utf-8"))
+    assert page.charts == [] and "pip install 'leadline[report]'" in page.text
 
 
 def test_names_are_escaped_in_the_page(dense):

@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 
 
 def check(fault, good):
@@ -44,6 +45,19 @@ def cores():
         check("the message lost its form", str(error).startswith("[range_of] axis must lie"))
 
 
+def demo():
+    """The demo needs no download and no extra: a recipe on the smaller network that comes with the wheel."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "leadline.cli", "demo", "--network", "tinydepth-conv", "--out", folder]
+        done = subprocess.run([*command, "--recipe", "minmax-w8a8"], capture_output=True, text=True)
+        check(f"the demo fails: {done.stderr[-500:]}", done.returncode == 0)
+        written = {"report.html", "report.json", "minmax-w8a8/model.qdq.onnx"}
+        check("the demo wrote too little", all(os.path.exists(os.path.join(folder, file)) for file in written))
+    networks = os.path.join(os.path.dirname(importlib.import_module("leadline.depth.networks").__file__))
+    size = sum(os.path.getsize(os.path.join(networks, f)) for f in os.listdir(networks) if f.endswith(".onnx"))
+    check(f"the shipped networks have {size} bytes", 0 < size < 8e6)
+
+
 def main():
     import leadline
 
@@ -59,6 +73,7 @@ def main():
             code = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import wheel_smoke as w; w.cores()"
             done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "LEADLINE_ISA": level})
             check(f"module {level} fails", done.returncode == 0)
+    demo()
     print("ok")
 
 

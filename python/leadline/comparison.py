@@ -74,6 +74,15 @@ class Comparison:
         return "".join(tables)
 
 
+def load_recipes(recipes: Sequence[str | Recipe]) -> list[Recipe]:
+    """Recipes by name or path. Raises InputError for none of them, or two of one name."""
+    plans = [Recipe.load(recipe) for recipe in recipes]
+    names = [plan.name for plan in plans]
+    if len(set(names)) < len(names) or not names:
+        raise refuse("compare", "recipes must be at least one, of different names", ", ".join(names) or "none")
+    return plans
+
+
 def compare(
     network: str | os.PathLike[str],
     recipes: Sequence[str | Recipe],
@@ -107,10 +116,7 @@ def compare(
         Two recipes have one name, or whatever is wrong with the network, a recipe or the frames.
     """
     progress = progress or Quiet()
-    plans = [Recipe.load(recipe) for recipe in recipes]
-    names = [plan.name for plan in plans]
-    if len(set(names)) < len(names) or not names:
-        raise refuse("compare", "recipes must be at least one, of different names", ", ".join(names) or "none")
+    plans = load_recipes(recipes)
     graph, samples = pipeline.load_pair(network, feeds(calibration, preprocess), None, None, 0, True)
     floats = [judge(predict(graph, f.frames, preprocess, threads=threads), f) for f in footage]
     runs = []
