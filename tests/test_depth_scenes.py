@@ -223,3 +223,21 @@ def test_mistakes_are_named(call, message):
 def test_a_camera_cannot_look_straight_up():
     with refused("target must lie to the side of eye"):
         Camera.looking((0, 0, 1), (0, 0, 5), SMALL)
+
+
+@pytest.mark.parametrize(
+    ("seed", "colour", "spread", "depth"),
+    [
+        (0, (189.69, 179.64, 179.52), 45.92, 2.5858),
+        (1, (117.64, 133.41, 129.32), 59.84, 7.0224),
+        (2, (136.30, 118.22, 101.66), 42.87, 3.1727),
+        (3, (143.78, 147.95, 150.96), 55.23, 5.5865),
+        (100_001, (106.32, 126.78, 123.29), 63.83, 5.2764),
+    ],
+)
+def test_places_look_as_they_did_when_the_networks_learned_them(seed, colour, spread, depth):
+    """Mean colour, its spread, and harmonic mean depth: a change here asks for networks trained anew."""
+    frame = scenes.views(seed)[0]
+    np.testing.assert_allclose(frame.rgb.reshape(-1, 3).mean(0), colour, atol=0.05)
+    assert frame.rgb.std() == pytest.approx(spread, abs=0.05)
+    assert 1 / np.mean(1 / frame.depth) == pytest.approx(depth, rel=1e-3)

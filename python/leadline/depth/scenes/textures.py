@@ -84,7 +84,7 @@ def _stripes(a: Values, b: Values) -> Values:
 
 def _bricks(a: Values, b: Values) -> Values:
     row = np.floor(3 * b)
-    return np.asarray(a % 1 < 0.4, np.float32)
+    return np.asarray((3 * b % 1 < 0.16) | ((a + row / 2) % 1 < 0.06), np.float32)
 
 
 def _blotches(a: Values, b: Values) -> Values:
