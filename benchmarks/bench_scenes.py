@@ -1,6 +1,6 @@
 """Rendering speed: pictures of 128x160 a second, in one process and in one for each core. The mark is 32 a second.
 
-    python benchmarks/bench_scenes.py
+python benchmarks/bench_scenes.py
 """
 
 from __future__ import annotations

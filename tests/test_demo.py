@@ -34,7 +34,7 @@ def test_it_needs_no_network_and_says_what_it_made(done):
     folder, run = done
     assert run.returncode == 0, run.stderr
     assert "wrote" in run.stderr and "report.html" in run.stderr and "render" in run.stderr
-    for word in ("16 pictures", "24 video", "float", "minmax-w8a8", "weight-only-int8", "delta1"):
+    for word in ("16 pictures", "24 frames of video", "float", "minmax-w8a8", "weight-only-int8", "delta1"):
         assert word in run.stdout
     assert {path.name for path in (folder / "out").iterdir()} == {
         "minmax-w8a8", "weight-only-int8", "report.html", "report.json",

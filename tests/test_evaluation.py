@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import leadline
+import testbed
 from data_samples import refused
 from graph_models import model, node
 from leadline.comparison import compare
@@ -15,6 +16,7 @@ from leadline.data import Preprocess
 from leadline.depth import collapsed, networks, scenes, score
 from leadline.evaluation import Footage, feeds, judge, predict
 from leadline.graph import Graph
+from leadline.recipe import Recipe
 from leadline.types import Grid
 
 PLAIN = Preprocess(**networks.PREPROCESS)
@@ -129,6 +131,25 @@ def test_recipes_are_compared(tmp_path, stills):
 def test_recipes_need_names_of_their_own(recipes, tmp_path, stills):
     with refused("[compare] recipes must be at least one, of different names."):
         compare(networks.path(), recipes, stills.frames, [stills], tmp_path, preprocess=PLAIN)
+
+
+def test_a_recipe_s_name_must_be_a_folder_s(tmp_path, stills):
+    away = Recipe.load("minmax-w8a8").changed(name="../elsewhere")
+    with refused("a recipe's name must be fit for a folder. Received '../elsewhere'."):
+        compare(networks.path(), [away], stills.frames, [stills], tmp_path, preprocess=PLAIN)
+
+
+def test_the_motorcycle_is_judged_like_any_frame(tiny):
+    """A real photograph with measured depth: 2.1 to 5 m, known for nine tenths of the pixels."""
+    testbed.need("stereo")
+    frame = testbed.stereo_frame(scenes.SIZE)
+    known = frame.depth > 0
+    assert 0.9 < known.mean() < 0.97 and 2 < frame.depth[known].min() < 2.3 and 4.5 < frame.depth.max() < 5.2
+    footage = Footage([frame], alignment="scale-shift")
+    judged = judge(predict(tiny, [frame], PLAIN), footage)
+    assert judged.scores.pixels == known.sum() and judged.scores.abs_rel < 0.4
+    perfect = judge(1 / np.where(known, frame.depth, 1)[None], footage)
+    assert perfect.scores.abs_rel == pytest.approx(0, abs=1e-6)
 
 
 def test_unknown_networks_are_refused():

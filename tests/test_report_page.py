@@ -75,7 +75,7 @@ def test_the_terminal_compares_recipes(made):
     console = Console(width=160, record=True, file=io.StringIO())
     report.show_compared(made[1], console)
     text = console.export_text()
-    for word in ("3 pictures", "4 video", "float", *RECIPES, "AbsRel", "TAE %"):
+    for word in ("3 pictures", "4 frames of video", "float", *RECIPES, "AbsRel", "flicker"):
         assert word in text
 
 

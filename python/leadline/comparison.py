@@ -75,9 +75,12 @@ class Comparison:
 
 
 def load_recipes(recipes: Sequence[str | Recipe]) -> list[Recipe]:
-    """Recipes by name or path. Raises InputError for none of them, or two of one name."""
+    """Recipes by name or path. Raises InputError for none of them, two of one name, or a name that is no folder's."""
     plans = [Recipe.load(recipe) for recipe in recipes]
     names = [plan.name for plan in plans]
+    for name in names:
+        if Path(name).name != name or name in (".", ".."):
+            raise refuse("compare", "a recipe's name must be fit for a folder", repr(name))
     if len(set(names)) < len(names) or not names:
         raise refuse("compare", "recipes must be at least one, of different names", ", ".join(names) or "none")
     return plans
@@ -116,7 +119,7 @@ def compare(
         Two recipes have one name, or whatever is wrong with the network, a recipe or the frames.
     """
     progress = progress or Quiet()
-    plans = load_recipes(recipes)
+    plans, footage = load_recipes(recipes), list(footage)
     graph, samples = pipeline.load_pair(network, feeds(calibration, preprocess), None, None, 0, True)
     floats = [judge(predict(graph, f.frames, preprocess, threads=threads), f) for f in footage]
     runs = []
@@ -132,4 +135,4 @@ def compare(
             for f, own in zip(footage, floats, strict=True)
         ]
         runs.append(Run(quantized, verification, folder, seconds, judgements))
-    return Comparison(Path(network), graph, list(footage), floats, runs, len(samples))
+    return Comparison(Path(network), graph, footage, floats, runs, len(samples))

@@ -38,8 +38,8 @@ __all__ = [
     "write_compared",
 ]
 
-COLUMNS = ("size", "AbsRel", "delta1", "RMSE m", "boundary F1", "correlation", "SSIM")
-TEMPORAL = ("TAE %", "flow change %", "flicker %")
+COLUMNS = ("AbsRel", "delta1", "RMSE m", "edge F1", "corr.", "SSIM")
+TEMPORAL = ("alignment error", "change along flow", "flicker")
 
 WORST = 15
 """Tensors that the terminal and the page list first."""
@@ -199,25 +199,25 @@ def show_compared(document: dict[str, Any], console: Console) -> None:
     """Size and metrics of each recipe beside the float network, as tables."""
     from rich.table import Table
 
+    runs = [("float", None, document["depth"]["float"])]
+    runs += [(run["recipe"]["name"], run["files"]["model.qdq.onnx"], run["depth"]) for run in document["runs"]]
     for i, footage in enumerate(document["depth"]["footage"]):
-        kind = "video" if footage["video"] else "pictures"
-        rows = [("float", None, document["depth"]["float"][i], None)]
-        rows += [
-            (run["recipe"]["name"], run["files"]["model.qdq.onnx"], run["depth"][i], run) for run in document["runs"]
-        ]
-        table = Table(f"{footage['frames']} {kind}", *COLUMNS, *(TEMPORAL if footage["video"] else ()), box=None)
-        for name, size, judged, _ in rows:
-            scores, agreement = judged["scores"], judged["agreement"]
-            cells = [
-                decimal(size) if size else "",
+        kind = "frames of video" if footage["video"] else "pictures"
+        table = Table(f"{footage['frames']} {kind}", "size", *COLUMNS, box=None)
+        for name, size, judged in runs:
+            scores, agreement = judged[i]["scores"], judged[i]["agreement"]
+            table.add_row(
+                name, decimal(size) if size else "",
                 f"{scores['abs_rel']:.4f}", f"{scores['delta1']:.4f}", f"{scores['rmse']:.3f}",
-                f"{judged['sharpness']:.3f}",
+                f"{judged[i]['sharpness']:.3f}",
                 f"{agreement['pearson']:.5f}" if agreement else "", f"{agreement['ssim']:.4f}" if agreement else "",
-            ]  # fmt: skip
-            if footage["video"]:
-                cells += [_mean(judged["temporal"].get(key)) for key in PROFILES]
-            table.add_row(name, *cells)
+            )  # fmt: skip
         console.print(table, markup=False)
+        if footage["video"]:
+            table = Table("over time, %", *TEMPORAL, box=None)
+            for name, _, judged in runs:
+                table.add_row(name, *(_mean(judged[i]["temporal"].get(key)) for key in PROFILES))
+            console.print(table, markup=False)
     for run in document["runs"]:
         for reason in run["collapse"]:
             console.print(f"{run['recipe']['name']} collapsed: {reason}", markup=False, highlight=False)
