@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leadline.report import charts
-from leadline.report.pictures import Pixels, depth_map, depth_scale, error_map, over_time, strip, uri
+from leadline.report.pictures import depth_map, depth_scale, error_map, over_time, strip, uri
 
 if TYPE_CHECKING:
     from leadline.comparison import Comparison
@@ -55,18 +55,19 @@ def _stills(footage: Footage, networks: dict[str, Judgement]) -> dict[str, Any]:
     for i in chosen:
         frame = footage.frames[i]
         scale = depth_scale(frame.depth, footage.far)
-        panels: list[tuple[str, Pixels, Pixels | None]] = [("truth", depth_map(frame.depth, scale), None)]
-        for name, judged in networks.items():
-            depth = judged.depth[i]
-            panels.append((name, depth_map(depth, scale), error_map(depth, frame.depth, footage.far)))
         rows.append(
             {
                 "picture": uri(frame.rgb, photograph=True),
+                "truth": uri(depth_map(frame.depth, scale)),
                 "near": 1 / scale[1],
                 "far": 1 / max(scale[0], 1 / footage.far),
                 "panels": [
-                    {"name": name, "depth": uri(depth), "error": uri(error) if error is not None else None}
-                    for name, depth, error in panels
+                    {
+                        "name": name,
+                        "depth": uri(depth_map(judged.depth[i], scale)),
+                        "error": uri(error_map(judged.depth[i], frame.depth, footage.far)),
+                    }
+                    for name, judged in networks.items()
                 ],
             }
         )
