@@ -38,5 +38,6 @@ auto released(Work&& work) {
 void bind_affine(py::module_& module);
 void bind_observers(py::module_& module);
 void bind_gram(py::module_& module);
+void bind_rounding(py::module_& module);
 
 }  // namespace leadline::bindings

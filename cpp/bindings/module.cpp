@@ -46,4 +46,5 @@ PYBIND11_MODULE(LEADLINE_MODULE, module) {
     bind_affine(module);
     bind_observers(module);
     bind_gram(module);
+    bind_rounding(module);
 }

@@ -1,0 +1,139 @@
+#include <cmath>
+#include <numbers>
+
+#include "rounding_tile.hpp"
+
+namespace leadline::rounding {
+namespace {
+
+// The rectified sigmoid of the paper: sigmoid stretched to [-0.1, 1.1] and clamped to [0, 1].
+constexpr float gamma = -0.1f, zeta = 1.1f;
+
+// Adam's constants.
+constexpr float keep_mean = 0.9f, keep_square = 0.999f, tiny = 1e-8f;
+
+using Plane = Eigen::Array<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+// The rows of a tile that are not settled, in the first `count` rows of each plane.
+struct Rows {
+    Plane v, h, mean, square, floor, scale, free;  // floor: dequantised lower neighbour minus wanted; free: 1 or 0
+    MatrixF difference, product;
+    std::vector<std::int64_t> row;
+    std::vector<float> weight;  // of the regulariser
+    std::int64_t count = 0;
+
+    void resize(std::int64_t rows, std::int64_t features) {
+        for (Plane* plane : {&v, &h, &mean, &square, &floor, &scale, &free}) plane->resize(rows, features);
+        row.resize(static_cast<std::size_t>(rows));
+        weight.resize(static_cast<std::size_t>(rows));
+        count = rows;
+    }
+    void drop(std::int64_t which) {
+        const std::int64_t last = --count;
+        if (which == last) return;
+        for (Plane* plane : {&v, &h, &mean, &square, &floor, &scale, &free}) plane->row(which) = plane->row(last);
+        std::swap(row[which], row[last]);
+        std::swap(weight[which], weight[last]);
+    }
+};
+
+// The published schedule with a cosine: beta falls from start to end after the warm start.
+double beta_at(const AdaRound& options, std::int64_t iteration) {
+    const double start = options.warm_start * static_cast<double>(options.iterations);
+    const double share = (static_cast<double>(iteration) - start) / std::max(static_cast<double>(options.iterations) - start, 1.0);
+    return options.beta_end + 0.5 * (options.beta_start - options.beta_end) * (1.0 + std::cos(share * std::numbers::pi));
+}
+
+}  // namespace
+
+void adaround(const Problem& p, const AdaRound& options, std::span<std::int32_t> codes, int threads) {
+    check(p, static_cast<std::int64_t>(codes.size()));
+    const Tiles tiles(p);
+    std::vector<MatrixF> grams(static_cast<std::size_t>(p.groups));
+    std::vector<std::int64_t> order(static_cast<std::size_t>(p.features));
+    for (std::int64_t i = 0; i < p.features; ++i) order[i] = i;
+    parallel_for(p.groups, threads, [&](std::int64_t group, int) { grams[group] = permuted(p, group, order); });
+    const auto warm = static_cast<std::int64_t>(options.warm_start * static_cast<double>(options.iterations));
+    parallel_for(tiles.count(), threads, [&](std::int64_t task, int) {
+        const auto tile = tiles.at(task);
+        const MatrixF& gram = grams[tile.group];
+        thread_local Rows rows;
+        rows.resize(tile.rows, p.features);
+        rows.mean.setZero(), rows.square.setZero();
+        rows.difference.resize(tile.rows, p.features);
+        for (std::int64_t r = 0; r < tile.rows; ++r) {
+            const std::int64_t row = rows.row[r] = tile.first + r;
+            for (std::int64_t j = 0; j < p.features; ++j) {
+                const std::int64_t i = row * p.features + j, at = cell(p, row, j);
+                const Bounds around = bounds(p, row, j, true);
+                const float scale = p.scale[at], lower = scale * static_cast<float>(around.low - p.zero_point[at]);
+                rows.floor(r, j) = lower - p.weight[i];
+                rows.scale(r, j) = scale;
+                rows.free(r, j) = around.high > around.low && gram(j, j) > 0.0f ? 1.0f : 0.0f;
+                // The start that dequantises to the weight itself, moved to the side that `codes` took.
+                float part = std::clamp(-rows.floor(r, j) / scale, 0.01f, 0.99f);
+                if (codes[i] == around.low) part = std::min(part, 0.45f);
+                if (codes[i] == around.high && rows.free(r, j) != 0.0f) part = std::max(part, 0.55f);
+                rows.v(r, j) = -std::log((zeta - gamma) / (part - gamma) - 1.0f);
+                const float nearest = std::round(std::clamp(-rows.floor(r, j) / scale, 0.0f, 1.0f)) * rows.free(r, j);
+                rows.difference(r, j) = rows.floor(r, j) + nearest * scale;
+            }
+        }
+        rows.product.noalias() = rows.difference * gram;
+        for (std::int64_t r = 0; r < tile.rows; ++r) {
+            const float error = std::max(rows.product.row(r).dot(rows.difference.row(r)), 0.0f);
+            rows.weight[r] = static_cast<float>(options.regularisation) * error / static_cast<float>(p.features);
+        }
+        const auto settle = [&](std::int64_t r) {
+            const std::int64_t row = rows.row[r];
+            for (std::int64_t j = 0; j < p.features; ++j) {
+                const Bounds around = bounds(p, row, j, true);
+                if (rows.free(r, j) != 0.0f)
+                    codes[row * p.features + j] = static_cast<std::int32_t>(rows.v(r, j) >= 0.0f ? around.high : around.low);
+                else if (gram(j, j) > 0.0f)
+                    codes[row * p.features + j] = static_cast<std::int32_t>(around.low);
+            }
+        };
+        float mean_left = 1.0f, square_left = 1.0f;
+        for (std::int64_t iteration = 0; iteration < options.iterations && rows.count > 0; ++iteration) {
+            const std::int64_t n = rows.count;
+            const auto beta = static_cast<float>(beta_at(options, iteration));
+            mean_left *= keep_mean, square_left *= keep_square;
+            auto v = rows.v.topRows(n);
+            auto h = rows.h.topRows(n);
+            // h now holds the plain sigmoid.
+            h = 1.0f / (1.0f + (-v).exp());
+            rows.difference.resize(n, p.features);
+            rows.difference.array() =
+                rows.floor.topRows(n) + rows.scale.topRows(n) * rows.free.topRows(n) * (h * (zeta - gamma) + gamma).max(0.0f).min(1.0f);
+            rows.product.noalias() = rows.difference * gram;
+            for (std::int64_t r = 0; r < n; ++r) {
+                const float regular = iteration < warm ? 0.0f : rows.weight[r];
+                for (std::int64_t j = 0; j < p.features; ++j) {
+                    const float sigmoid = rows.h(r, j), stretched = sigmoid * (zeta - gamma) + gamma;
+                    const bool open = stretched > 0.0f && stretched < 1.0f && rows.free(r, j) != 0.0f;
+                    float gradient = 2.0f * rows.product(r, j) * rows.scale(r, j);
+                    const float side = 2.0f * stretched - 1.0f, far = std::fabs(side);
+                    if (regular != 0.0f && far > 1e-3f && open)
+                        gradient -= regular * 2.0f * beta * std::exp((beta - 1.0f) * std::log(far)) * (side > 0.0f ? 1.0f : -1.0f);
+                    gradient *= open ? (zeta - gamma) * sigmoid * (1.0f - sigmoid) : 0.0f;
+                    float& mean = rows.mean(r, j);
+                    float& square = rows.square(r, j);
+                    mean = keep_mean * mean + (1.0f - keep_mean) * gradient;
+                    square = keep_square * square + (1.0f - keep_square) * gradient * gradient;
+                    const float step = mean / (1.0f - mean_left) / (std::sqrt(square / (1.0f - square_left)) + tiny);
+                    rows.v(r, j) -= static_cast<float>(options.rate) * step;
+                }
+            }
+            if (iteration > warm && iteration % 20 == 0)
+                for (std::int64_t r = n; r-- > 0;) {
+                    const auto sigmoid = 1.0f / (1.0f + (-rows.v.row(r)).exp());
+                    const auto stretched = (sigmoid * (zeta - gamma) + gamma).max(0.0f).min(1.0f);
+                    if (((stretched - 0.5f).abs() > 0.499f || rows.free.row(r) == 0.0f).all()) settle(r), rows.drop(r);
+                }
+        }
+        for (std::int64_t r = 0; r < rows.count; ++r) settle(r);
+    });
+}
+
+}  // namespace leadline::rounding

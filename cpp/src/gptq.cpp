@@ -1,0 +1,97 @@
+#include <Eigen/Cholesky>
+#include <cmath>
+#include <numeric>
+
+#include "rounding_tile.hpp"
+
+namespace leadline::rounding {
+namespace {
+
+constexpr std::int64_t block = 128;
+
+// Upper triangular U with U^T U = (G + damping)^-1, features in `order`. The factor of the order-reversed matrix,
+// inverted and reversed back, is U: one factorisation, and the inverse itself is never formed.
+struct Factor {
+    MatrixF upper;
+    double damping;
+};
+
+Factor factorise(const Problem& p, std::int64_t group, const std::vector<std::int64_t>& order, double damping) {
+    const std::int64_t n = p.features;
+    double mean = 0.0;
+    for (std::int64_t i = 0; i < n; ++i) mean += gram_at(p, group, i, i);
+    mean /= static_cast<double>(n);
+    if (!(mean > 0.0)) mean = 1.0;  // all inputs are zero: any rounding is as good
+    for (int attempt = 0;; ++attempt, damping = std::max(damping * 10.0, 1e-8)) {
+        Eigen::MatrixXd reversed(n, n);
+        for (std::int64_t i = 0; i < n; ++i)
+            for (std::int64_t j = 0; j < n; ++j)
+                reversed(n - 1 - i, n - 1 - j) = gram_at(p, group, order[i], order[j]);
+        for (std::int64_t i = 0; i < n; ++i) {
+            double& diagonal = reversed(i, i);
+            diagonal = diagonal > 0.0 ? diagonal + damping * mean : mean;  // a dead input takes no part
+        }
+        const Eigen::LLT<Eigen::MatrixXd> cholesky(reversed);
+        if (cholesky.info() == Eigen::Success) {
+            Eigen::MatrixXd inverse = Eigen::MatrixXd::Identity(n, n);
+            cholesky.matrixL().solveInPlace(inverse);
+            Factor factor{MatrixF(n, n), damping};
+            for (std::int64_t i = 0; i < n; ++i)
+                for (std::int64_t j = 0; j < n; ++j)
+                    factor.upper(i, j) = static_cast<float>(inverse(n - 1 - i, n - 1 - j));
+            return factor;
+        }
+        require(attempt < 12, "gptq", "the Gram must become positive definite by damping", std::to_string(damping));
+    }
+}
+
+}  // namespace
+
+double gptq(const Problem& p, const Gptq& options, std::span<std::int32_t> codes, int threads) {
+    check(p, static_cast<std::int64_t>(codes.size()));
+    const Tiles tiles(p);
+    std::vector<Factor> factors(static_cast<std::size_t>(p.groups));
+    std::vector<std::vector<std::int64_t>> orders(static_cast<std::size_t>(p.groups));
+    parallel_for(p.groups, threads, [&](std::int64_t group, int) {
+        orders[group] = by_diagonal(p, group);
+        if (!options.ordered) std::iota(orders[group].begin(), orders[group].end(), 0);
+        factors[group] = factorise(p, group, orders[group], options.damping);
+    });
+    parallel_for(tiles.count(), threads, [&](std::int64_t task, int) {
+        const auto tile = tiles.at(task);
+        const MatrixF& upper = factors[tile.group].upper;
+        const auto& order = orders[tile.group];
+        thread_local MatrixF work, errors;
+        work.resize(tile.rows, p.features);
+        for (std::int64_t r = 0; r < tile.rows; ++r)
+            for (std::int64_t j = 0; j < p.features; ++j)
+                work(r, j) = p.weight[(tile.first + r) * p.features + order[j]];
+        for (std::int64_t first = 0; first < p.features; first += block) {
+            const std::int64_t width = std::min(block, p.features - first);
+            errors.resize(tile.rows, width);
+            for (std::int64_t r = 0; r < tile.rows; ++r) {
+                const std::int64_t row = tile.first + r;
+                for (std::int64_t j = 0; j < width; ++j) {
+                    const std::int64_t feature = order[first + j], at = cell(p, row, feature);
+                    float* rest = &work(r, first);
+                    const float step = affine::nearest_step(rest[j], p.scale[at],
+                                                            static_cast<float>(p.qmin - p.zero_point[at]),
+                                                            static_cast<float>(p.qmax - p.zero_point[at]));
+                    codes[row * p.features + feature] = static_cast<std::int32_t>(step) + p.zero_point[at];
+                    const float error = (rest[j] - p.scale[at] * step) / upper(first + j, first + j);
+                    errors(r, j) = error;
+                    const float* influence = &upper(first + j, first);
+                    for (std::int64_t k = j + 1; k < width; ++k) rest[k] -= error * influence[k];
+                }
+            }
+            const std::int64_t later = p.features - first - width;
+            if (later > 0)
+                work.rightCols(later).noalias() -= errors * upper.block(first, first + width, width, later);
+        }
+    });
+    double damping = 0.0;
+    for (const Factor& factor : factors) damping = std::max(damping, factor.damping);
+    return damping;
+}
+
+}  // namespace leadline::rounding

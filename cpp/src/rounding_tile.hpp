@@ -1,0 +1,64 @@
+#pragma once
+#include <Eigen/Core>
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "leadline/affine.hpp"
+#include "leadline/error.hpp"
+#include "leadline/parallel.hpp"
+#include "leadline/rounding.hpp"
+
+// What the solvers share: tiles of rows of one group, and the Gram as they read it.
+namespace leadline::rounding {
+
+using MatrixF = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using MatrixD = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+// Rows of a task. Fixed, so that products have the same shape for any number of threads.
+inline constexpr std::int64_t tile_rows = 32;
+
+void check(const Problem& problem, std::int64_t codes);
+
+// The tiles of all groups: none crosses a group.
+struct Tiles {
+    explicit Tiles(const Problem& p) : per_group(chunk_count(p.group_rows(), tile_rows)), problem(&p) {}
+    std::int64_t count() const { return per_group * problem->groups; }
+    struct Tile {
+        std::int64_t group, first, rows;
+    };
+    Tile at(std::int64_t index) const {
+        const std::int64_t group = index / per_group, inside = index % per_group * tile_rows;
+        return {group, group * problem->group_rows() + inside, std::min(tile_rows, problem->group_rows() - inside)};
+    }
+    std::int64_t per_group;
+    const Problem* problem;
+};
+
+inline double gram_at(const Problem& p, std::int64_t group, std::int64_t i, std::int64_t j) {
+    return p.gram[(group * p.features + i) * p.features + j];
+}
+
+// The Gram of a group in float, rows and columns in `order`.
+MatrixF permuted(const Problem& problem, std::int64_t group, const std::vector<std::int64_t>& order);
+
+// Features of a group, of the largest diagonal first; ties keep their order.
+std::vector<std::int64_t> by_diagonal(const Problem& problem, std::int64_t group);
+
+inline std::int64_t cell(const Problem& p, std::int64_t row, std::int64_t feature) {
+    return row * p.blocks + feature / p.block_size();
+}
+
+// The lowest and highest code that a weight may take.
+struct Bounds {
+    std::int64_t low, high;
+};
+inline Bounds bounds(const Problem& p, std::int64_t row, std::int64_t feature, bool neighbours) {
+    if (!neighbours) return {p.qmin, p.qmax};
+    const std::int64_t at = cell(p, row, feature);
+    const double exact = static_cast<double>(p.weight[row * p.features + feature]) / p.scale[at] + p.zero_point[at];
+    const auto below = static_cast<std::int64_t>(std::floor(std::clamp(exact, -1e9, 1e9)));
+    return {std::clamp(below, p.qmin, p.qmax), std::clamp(below + 1, p.qmin, p.qmax)};
+}
+
+}  // namespace leadline::rounding

@@ -1,0 +1,328 @@
+"""Rounding weights against the Gram matrix of their inputs: AdaRound, GPTQ, coordinate descent, and the best of them.
+
+Every solver minimises (q - w) G (q - w)^T for each row w of a weight, with G = E[x x^T] over the layer's inputs: the
+squared error of the layer's output, without samples in the loop. Rows are independent and run in parallel; results do
+not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadline._native import core, thread_count
+from leadline.affine import quantize
+from leadline.arrays import as_array, as_float32, axis_of
+from leadline.types import FloatArray, Grid, refuse
+
+__all__ = ["METHODS", "adaround", "descend", "gptq", "layer_error", "refit", "round_best"]
+
+Codes = NDArray[Any]
+Doubles = NDArray[np.float64]
+Method = Literal["nearest", "descent", "gptq", "adaround", "best"]
+METHODS = get_args(Method)
+
+
+class _Problem:
+    """A weight as rows against its Gram, and codes on their way in and out.
+
+    The rows are the output channels (axis 0), or, for a transposed convolution whose weight is (inputs, outputs,
+    height, width), each output channel's taps.
+    """
+
+    def __init__(self, weight: Any, gram: Any, grid: Grid, transposed: bool, function: str) -> None:
+        if not isinstance(grid, Grid):
+            raise refuse(function, "grid must be a leadline.Grid", f"a {type(grid).__name__}")
+        if grid.scheme.bits > 16:
+            raise refuse(function, "the grid must have at most 16 bits", grid.scheme.bits)
+        self.function, self.grid, self.transposed = function, grid, transposed
+        array = as_float32(weight, "weight", function)
+        if array.ndim < 2 or array.size == 0:
+            raise refuse(function, "weight must have at least two axes and one element", array.shape)
+        if not np.isfinite(array).all():
+            raise refuse(function, "weight must be finite", f"{np.count_nonzero(~np.isfinite(array))} NaN or infinite values")
+        self.shape = array.shape
+        self.weight = self.rows(array)
+        moments = np.asarray(as_array(gram, "gram", function), np.float64)
+        moments = np.ascontiguousarray(moments if moments.ndim == 3 else moments[None])
+        groups, features = moments.shape[0], self.weight.shape[1]
+        if moments.ndim != 3 or moments.shape[1:] != (features, features) or self.weight.shape[0] % groups:
+            rule = f"gram must be ({features}, {features}), or one such for each group of the {len(self.weight)} rows"
+            raise refuse(function, rule, np.shape(gram))
+        if not np.isfinite(moments).all():
+            raise refuse(function, "gram must be finite", "NaN or infinite values")
+        self.gram, self.groups = moments, groups
+        self.scale, self.zero_point = self._cells(grid.scale), self._cells(grid.zero_point)
+        scheme = grid.scheme
+        self.native = core.RoundingProblem(
+            self.weight, self.gram, self.scale, self.zero_point,
+            *self.weight.shape, groups, self.scale.shape[1], scheme.qmin, scheme.qmax,
+        )  # fmt: skip
+
+    def rows(self, array: NDArray[Any]) -> NDArray[Any]:
+        if self.transposed:
+            return np.ascontiguousarray(np.moveaxis(array, 0, -1)).reshape(-1, array.shape[0])
+        return np.ascontiguousarray(array).reshape(array.shape[0], -1)
+
+    def back(self, rows: NDArray[Any]) -> NDArray[Any]:
+        if self.transposed:
+            moved = rows.reshape(*self.shape[1:], self.shape[0])
+            return np.ascontiguousarray(np.moveaxis(moved, -1, 0))
+        return rows.reshape(self.shape)
+
+    def _cells(self, values: NDArray[Any]) -> NDArray[Any]:
+        """A grid's scale or zero point as (rows, blocks)."""
+        rows, features = self.weight.shape
+        scheme = self.grid.scheme
+        if scheme.granularity == "tensor":
+            return np.full((rows, 1), values, values.dtype)
+        axis = axis_of(self.shape, scheme.axis, self.function)
+        channels = 1 if self.transposed else 0
+        if scheme.granularity == "axis":
+            if axis != channels:
+                raise refuse(self.function, f"a grid per axis must run along axis {channels}, the output channels", axis)
+            return np.repeat(values, rows // self.shape[channels])[:, None].copy()
+        if self.transposed or math.prod(self.shape[2:]) != 1 or axis != 1:
+            raise refuse(self.function, "a grid in blocks must run along axis 1 of a linear weight", f"axis {axis}")
+        blocks = np.ascontiguousarray(values).reshape(rows, -1)
+        if blocks.shape[1] * (scheme.block_size or 1) != features:
+            raise refuse(self.function, "the grid must fit the weight", f"{values.shape} for {self.shape}")
+        return blocks
+
+    def start(self, codes: Any, threads: int | None) -> NDArray[np.int32]:
+        """Codes as int32 rows; the nearest ones where there are none."""
+        if codes is None:
+            whole = quantize(self.back(self.weight), self.grid, threads=threads)
+        else:
+            whole = np.asarray(codes)
+            if whole.shape != self.shape or whole.dtype.kind not in "iu":
+                raise refuse(self.function, f"codes must be integers of shape {self.shape}", f"{whole.dtype} {whole.shape}")
+            scheme = self.grid.scheme
+            if whole.min() < scheme.qmin or whole.max() > scheme.qmax:
+                raise refuse(self.function, f"codes must lie in {scheme.qmin}..{scheme.qmax}", f"{whole.min()}..{whole.max()}")
+        return np.ascontiguousarray(self.rows(whole), np.int32)
+
+    def error(self, codes: NDArray[np.int32], threads: int) -> Doubles:
+        out = np.empty(len(self.weight))
+        self.native.error(codes, out, threads)
+        return out
+
+    def finish(self, codes: NDArray[np.int32]) -> Codes:
+        return self.back(codes).astype(self.grid.scheme.dtype)
+
+
+def layer_error(
+    weight: Any, gram: Any, grid: Grid, codes: Any, *, transposed: bool = False, threads: int | None = None
+) -> Doubles:
+    """The error of each row, (q - w) G (q - w)^T: float64 (rows,). Parameters as in `descend`."""
+    problem = _Problem(weight, gram, grid, transposed, "layer_error")
+    count = thread_count(threads, "layer_error")
+    return problem.error(problem.start(codes, threads), count)
+
+
+def descend(
+    weight: Any,
+    gram: Any,
+    grid: Grid,
+    codes: Any = None,
+    *,
+    sweeps: int = 50,
+    neighbours: bool = False,
+    transposed: bool = False,
+    threads: int | None = None,
+) -> Codes:
+    """Cyclic coordinate descent: each code takes the value that is best with all others fixed, until none changes.
+
+    Parameters
+    ----------
+    weight : float32 (out, in), (out, in / groups, height, width), or transposed (in, out, height, width)
+        numpy or any DLPack CPU tensor.
+    gram : (features, features) or (groups, features, features)
+        E[x x^T]; features run as in a row of the weight. For a transposed convolution: of its input channels.
+    grid : Grid
+        Per tensor, per output channel, or in blocks along axis 1 of a linear weight.
+    codes : integer array of the weight's shape, optional
+        Where to start. Default: the nearest ones.
+    sweeps : int
+        At most; a row stops when a sweep changes nothing.
+    neighbours : bool
+        Only the two codes beside each weight, as AdaRound chooses among.
+    transposed : bool
+        The weight is a transposed convolution's, with stride equal to its kernel.
+    threads : int or None
+
+    Returns
+    -------
+    Codes of the weight's shape and of dtype `grid.scheme.dtype`. No row's error is above that of the start.
+
+    Raises
+    ------
+    InputError : weight, gram, grid or codes do not fit each other, or hold NaN or infinity.
+    """
+    problem = _Problem(weight, gram, grid, transposed, "descend")
+    count = thread_count(threads, "descend")
+    return problem.finish(_descend(problem, problem.start(codes, threads), sweeps, neighbours, count))
+
+
+def _descend(
+    problem: _Problem, start: NDArray[np.int32], sweeps: int, neighbours: bool, threads: int
+) -> NDArray[np.int32]:
+    codes = start.copy()
+    problem.native.descend(codes, sweeps, neighbours, threads)
+    # Products are float32 on the way: where that misled a row, it keeps its start.
+    worse = problem.error(codes, threads) > problem.error(start, threads)
+    codes[worse] = start[worse]
+    return codes
+
+
+def gptq(
+    weight: Any,
+    gram: Any,
+    grid: Grid,
+    *,
+    damping: float = 0.01,
+    ordered: bool = True,
+    transposed: bool = False,
+    threads: int | None = None,
+) -> Codes:
+    """GPTQ (Frantar et al., 2022): columns are rounded in turn, and those left make up for each one's error.
+
+    `damping` times the Gram's mean diagonal is added to it, ten times as much until it is positive definite.
+    `ordered`: columns of the largest diagonal first. Other parameters, result and errors as in `descend`.
+    """
+    problem = _Problem(weight, gram, grid, transposed, "gptq")
+    if not (math.isfinite(damping) and damping >= 0):
+        raise refuse("gptq", "damping must be a finite number of at least 0", damping)
+    codes = np.empty(problem.weight.shape, np.int32)
+    problem.native.gptq(codes, damping, ordered, thread_count(threads, "gptq"))
+    return problem.finish(codes)
+
+
+def adaround(
+    weight: Any,
+    gram: Any,
+    grid: Grid,
+    codes: Any = None,
+    *,
+    iterations: int = 1500,
+    rate: float = 1e-2,
+    regularisation: float = 10.0,
+    warm_start: float = 0.2,
+    beta: tuple[float, float] = (20.0, 2.0),
+    transposed: bool = False,
+    threads: int | None = None,
+) -> Codes:
+    """AdaRound (Nagel et al., 2020) in Gram form: the full-batch objective and its gradient are one matrix product.
+
+    Each weight chooses between the two codes beside it through a rectified sigmoid; Adam lowers the row's error plus a
+    regulariser, with an annealed exponent, that drives the choices apart. Rows stop when theirs are settled.
+
+    Parameters
+    ----------
+    codes : integer array of the weight's shape, optional
+        Where each choice starts. Default: the nearest codes, and the sigmoid that reproduces the weight.
+    iterations : int
+        At most.
+    rate : float
+        Adam's.
+    regularisation : float
+        Times the row's error of nearest rounding over its number of features: the published absolute weight would mean
+        something else for every layer.
+    warm_start : float
+        Share of the iterations without the regulariser.
+    beta : (start, end)
+        The exponent, annealed by a cosine.
+
+    Other parameters, result and errors as in `descend`; a row whose error would rise above nearest rounding's keeps
+    that one.
+    """
+    problem = _Problem(weight, gram, grid, transposed, "adaround")
+    for name, value, least in (("iterations", iterations, 1), ("rate", rate, 0), ("regularisation", regularisation, 0)):
+        if not (math.isfinite(value) and value >= least):
+            raise refuse("adaround", f"{name} must be a finite number of at least {least}", value)
+    if not 0 <= warm_start <= 1:
+        raise refuse("adaround", "warm_start must lie in [0, 1]", warm_start)
+    count = thread_count(threads, "adaround")
+    start = problem.start(codes, threads)
+    return problem.finish(_adaround(problem, start, iterations, rate, regularisation, warm_start, beta, count))
+
+
+def _adaround(
+    problem: _Problem,
+    start: NDArray[np.int32],
+    iterations: int,
+    rate: float,
+    regularisation: float,
+    warm_start: float,
+    beta: tuple[float, float],
+    threads: int,
+) -> NDArray[np.int32]:
+    codes = start.copy()
+    problem.native.adaround(codes, iterations, rate, regularisation, warm_start, *beta, threads)
+    worse = problem.error(codes, threads) > problem.error(start, threads)
+    codes[worse] = start[worse]
+    return codes
+
+
+def refit(weight: Any, gram: Any, grid: Grid, codes: Any, *, threads: int | None = None) -> Grid:
+    """The scales that are best for given codes, in the least-squares sense: s = k G w^T / k G k^T with k = code - zero
+    point, for grids per output channel (axis 0). A row keeps its scale where that does not lower its error.
+
+    Returns a Grid with the same zero points. Raises InputError for other granularities.
+    """
+    if grid.scheme.granularity != "axis":
+        raise refuse("refit", "the grid must be per output channel", grid.scheme.granularity)
+    problem = _Problem(weight, gram, grid, False, "refit")
+    rows = problem.start(codes, threads)
+    steps = (rows - problem.zero_point).astype(np.float64)
+    per_group = len(steps) // problem.groups
+    moved = np.einsum("grf,gfh->grh", steps.reshape(problem.groups, per_group, -1), problem.gram).reshape(steps.shape)
+    top, bottom = (moved * problem.weight).sum(1), (moved * steps).sum(1)
+    good = (bottom > 0) & (top > 0)
+    best = np.where(good, top / np.where(good, bottom, 1), problem.scale[:, 0]).astype(np.float32)
+    best = np.maximum(best, np.finfo(np.float32).tiny)
+    better = Grid(best.reshape(grid.scale.shape), grid.zero_point, grid.scheme)
+    count = thread_count(threads, "refit")
+    new = _Problem(weight, gram, better, False, "refit").error(rows, count)
+    keep = new < problem.error(rows, count)
+    scale = np.where(keep.reshape(grid.scale.shape), better.scale, grid.scale)
+    return Grid(scale, grid.zero_point, grid.scheme)
+
+
+def round_best(
+    weight: Any,
+    gram: Any,
+    grid: Grid,
+    *,
+    held_out: Any = None,
+    transposed: bool = False,
+    threads: int | None = None,
+) -> tuple[Codes, str]:
+    """The portfolio: nearest, descent, GPTQ and AdaRound, the last two followed by descent; whichever is lowest.
+
+    `held_out` is a Gram of inputs that `gram` did not see; without it the choice is made on `gram` itself. Returns the
+    codes and the method's name. Other parameters and errors as in `descend`.
+    """
+    problem = _Problem(weight, gram, grid, transposed, "round_best")
+    judge = problem if held_out is None else _Problem(weight, held_out, grid, transposed, "round_best")
+    count = thread_count(threads, "round_best")
+    near = problem.start(None, threads)
+    guided = np.empty_like(near)
+    problem.native.gptq(guided, 0.01, True, count)
+    makers: dict[str, Callable[[], NDArray[np.int32]]] = {
+        "nearest": lambda: near,
+        "descent": lambda: _descend(problem, near, 50, False, count),
+        "gptq": lambda: guided,
+        "gptq, descent": lambda: _descend(problem, guided, 50, False, count),
+        "adaround, descent": lambda: _descend(
+            problem, _adaround(problem, near, 400, 2e-2, 10.0, 0.2, (20.0, 2.0), count), 50, True, count
+        ),
+    }
+    tried = {name: make() for name, make in makers.items()}
+    errors = {name: float(judge.error(codes, count).sum()) for name, codes in tried.items()}
+    best = min(errors, key=errors.__getitem__)
+    return problem.finish(tried[best]), best

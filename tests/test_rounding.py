@@ -1,0 +1,271 @@
+"""Rounding against a Gram matrix: the references, the laws (never worse, threads do not matter), layouts, refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_samples import refused
+from leadline import Grid, Scheme, affine
+from leadline.rounding import adaround, descend, gptq, layer_error, refit, round_best
+from reference import rounding as spec
+
+BITS = (2, 3, 4, 8)
+
+
+def moments(rng: np.random.Generator, features: int, rank: int | None = None, spread: float = 1.0) -> np.ndarray:
+    """E[x x^T] of correlated inputs whose channels differ in size by e^(+-spread)."""
+    mix = rng.standard_normal((features, rank or features)) / np.sqrt(features) + 0.3
+    mix *= np.exp(rng.uniform(-spread, spread, (features, 1)))
+    return mix @ mix.T
+
+
+def layer(seed: int, rows: int, features: int, bits: int = 4, symmetric: bool = True, spread: float = 1.0):
+    rng = np.random.default_rng(seed)
+    weight = (rng.standard_normal((rows, features)) * np.exp(rng.uniform(-1, 1, (rows, 1)))).astype(np.float32)
+    scheme = Scheme(bits, signed=symmetric, symmetric=symmetric, granularity="axis", axis=0)
+    grid = affine.choose_grid(*affine.range_of(weight, scheme), scheme)
+    return weight, moments(rng, features, spread=spread), grid
+
+
+layers = st.builds(
+    layer,
+    st.integers(0, 10**6),
+    st.integers(1, 70),
+    st.integers(1, 150),
+    st.sampled_from(BITS),
+    st.booleans(),
+    st.floats(0, 2),
+)
+
+
+def row(problem, index):
+    """One row as the specification takes it: weight, gram, scale, zero."""
+    weight, gram, grid = problem
+    n = weight.shape[1]
+    scale, zero = np.full(n, grid.scale[index], float), np.full(n, grid.zero_point[index])
+    return weight[index].astype(float), gram, scale, zero
+
+
+@given(layers)
+@settings(max_examples=30, deadline=None)
+def test_errors_are_the_specification_s(problem):
+    weight, gram, grid = problem
+    codes = affine.quantize(weight, grid)
+    found = layer_error(weight, gram, grid, codes)
+    for i in range(len(weight)):
+        assert found[i] == pytest.approx(spec.error(*row(problem, i), codes[i].astype(float)), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(("rows", "features"), [(3, 7), (5, 64), (2, 65), (4, 130)])
+def test_descent_ends_where_the_specification_does(bits, rows, features):
+    """float32 products may decide a tie otherwise: what must agree is the error that is reached."""
+    problem = weight, gram, grid = layer(bits * features, rows, features, bits)
+    codes = descend(weight, gram, grid)
+    reached = layer_error(weight, gram, grid, codes)
+    for i in range(rows):
+        w, g, scale, zero = row(problem, i)
+        start = spec.nearest(w, scale, zero, grid.scheme.qmin, grid.scheme.qmax)
+        wanted = spec.descend(w, g, scale, zero, start, grid.scheme.qmin, grid.scheme.qmax)
+        assert reached[i] == pytest.approx(spec.error(w, g, scale, zero, wanted), rel=0.05)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(("rows", "features"), [(3, 7), (4, 64), (2, 129), (3, 140)])
+def test_gptq_is_the_specification(ordered, bits, rows, features):
+    problem = weight, gram, grid = layer(bits + features, rows, features, bits)
+    codes = gptq(weight, gram, grid, ordered=ordered)
+    for i in range(rows):
+        wanted = spec.gptq(*row(problem, i), grid.scheme.qmin, grid.scheme.qmax, ordered=ordered)
+        # A value on the edge between two codes may fall either way in float32, and those after it then differ.
+        same = spec.error(*row(problem, i), wanted)
+        assert np.array_equal(codes[i], wanted) or layer_error(weight, gram, grid, codes)[i] == pytest.approx(same, rel=0.1)
+
+
+@pytest.mark.parametrize(("rows", "features", "bits"), [(3, 8, 4), (2, 40, 3), (2, 24, 8)])
+def test_adaround_is_the_specification(rows, features, bits):
+    problem = weight, gram, grid = layer(features, rows, features, bits)
+    options = {"iterations": 300, "rate": 2e-2, "regularisation": 10.0, "warm_start": 0.2}
+    codes = adaround(weight, gram, grid, **options)
+    reached = layer_error(weight, gram, grid, codes)
+    for i in range(rows):
+        wanted = spec.adaround(*row(problem, i), grid.scheme.qmin, grid.scheme.qmax, *options.values())
+        near = spec.nearest(*row(problem, i)[0::2], row(problem, i)[3], grid.scheme.qmin, grid.scheme.qmax)
+        least = min(spec.error(*row(problem, i), wanted), spec.error(*row(problem, i), near))
+        assert reached[i] == pytest.approx(least, rel=0.1)
+
+
+@given(layers, st.sampled_from(["descend", "adaround", "best"]))
+@settings(max_examples=40, deadline=None)
+def test_no_row_gets_worse_than_nearest(problem, method):
+    weight, gram, grid = problem
+    near = layer_error(weight, gram, grid, affine.quantize(weight, grid))
+    if method == "descend":
+        codes = descend(weight, gram, grid)
+    elif method == "adaround":
+        codes = adaround(weight, gram, grid, iterations=60)
+    else:
+        codes, _ = round_best(weight, gram, grid)
+        assert layer_error(weight, gram, grid, codes).sum() <= near.sum()
+        return
+    assert codes.dtype == grid.scheme.dtype and codes.shape == weight.shape
+    assert grid.scheme.qmin <= codes.min() and codes.max() <= grid.scheme.qmax
+    assert (layer_error(weight, gram, grid, codes) <= near).all()
+
+
+@given(layers)
+@settings(max_examples=20, deadline=None)
+def test_each_sweep_lowers_the_error(problem):
+    weight, gram, grid = problem
+    codes, last = affine.quantize(weight, grid), np.inf
+    for _ in range(4):
+        codes = descend(weight, gram, grid, codes, sweeps=1)
+        error = layer_error(weight, gram, grid, codes).sum()
+        assert error <= last
+        last = error
+
+
+@given(layers)
+@settings(max_examples=20, deadline=None)
+def test_neighbours_stay_neighbours(problem):
+    weight, gram, grid = problem
+    scale, zero = grid.scale[:, None], grid.zero_point[:, None]
+    below = np.clip(np.floor(weight.astype(float) / scale) + zero, grid.scheme.qmin, grid.scheme.qmax)
+    above = np.clip(np.floor(weight.astype(float) / scale) + zero + 1, grid.scheme.qmin, grid.scheme.qmax)
+    for codes in (descend(weight, gram, grid, neighbours=True), adaround(weight, gram, grid, iterations=40)):
+        assert ((codes == below) | (codes == above)).all()
+
+
+@pytest.mark.parametrize("method", [descend, gptq, adaround, lambda *a, **k: round_best(*a, **k)[0]])
+def test_threads_do_not_change_the_result(method):
+    weight, gram, grid = layer(1, 100, 90)
+    first = method(weight, gram, grid, threads=1)
+    for threads in (2, 3):
+        assert np.array_equal(method(weight, gram, grid, threads=threads), first)
+
+
+@pytest.mark.parametrize("method", [descend, gptq, adaround])
+def test_groups_are_problems_of_their_own(method):
+    rng = np.random.default_rng(2)
+    weight = rng.standard_normal((12, 2, 3, 3)).astype(np.float32)
+    grams = np.stack([moments(rng, 18) for _ in range(3)])
+    scheme = Scheme(4, signed=True, symmetric=True, granularity="axis", axis=0)
+    grid = affine.choose_grid(*affine.range_of(weight, scheme), scheme)
+    codes = method(weight, grams, grid)
+    for g in range(3):
+        part = slice(4 * g, 4 * g + 4)
+        own = Grid(grid.scale[part], grid.zero_point[part], scheme)
+        assert np.array_equal(codes[part], method(weight[part], grams[g], own))
+
+
+def test_transposed_convolutions_round_each_tap():
+    """Stride equal to the kernel: every tap of an output channel is a row over the input channels."""
+    rng = np.random.default_rng(3)
+    weight = rng.standard_normal((20, 5, 2, 2)).astype(np.float32)
+    gram = moments(rng, 20)
+    scheme = Scheme(4, signed=True, symmetric=True, granularity="axis", axis=1)
+    grid = affine.choose_grid(*affine.range_of(weight, scheme), scheme)
+    codes = descend(weight, gram, grid, transposed=True)
+    assert codes.shape == weight.shape
+    rows = np.ascontiguousarray(np.moveaxis(weight, 0, -1)).reshape(20, 20)
+    flat = Grid(np.repeat(grid.scale, 4), np.repeat(grid.zero_point, 4), scheme.at(0))
+    assert np.array_equal(np.moveaxis(codes, 0, -1).reshape(20, 20), descend(rows, gram, flat))
+
+
+def test_blocks_have_their_own_scales():
+    rng = np.random.default_rng(4)
+    weight = (rng.standard_normal((6, 96)) * np.exp(rng.uniform(-2, 2, 96))).astype(np.float32)
+    scheme = Scheme(4, signed=True, symmetric=True, granularity="block", axis=1, block_size=32)
+    grid = affine.choose_grid(*affine.range_of(weight, scheme), scheme)
+    gram = moments(rng, 96)
+    near = affine.quantize(weight, grid)
+    difference = affine.dequantize(near, grid).astype(float) - weight
+    np.testing.assert_allclose(
+        layer_error(weight, gram, grid, near), np.einsum("ri,ij,rj->r", difference, gram, difference), rtol=1e-5
+    )
+    for method in (descend, gptq, adaround):
+        assert layer_error(weight, gram, grid, method(weight, gram, grid)).sum() < layer_error(weight, gram, grid, near).sum()
+
+
+@pytest.mark.parametrize("dead", [slice(0, 5), slice(None)])
+def test_dead_inputs_and_rank_deficiency_are_survived(dead):
+    rng = np.random.default_rng(5)
+    weight, _, grid = layer(5, 9, 30)
+    gram = moments(rng, 30, rank=4)
+    gram[dead], gram[:, dead] = 0, 0
+    near = affine.quantize(weight, grid)
+    for codes in (descend(weight, gram, grid), gptq(weight, gram, grid, damping=0), adaround(weight, gram, grid, iterations=50)):
+        assert np.isfinite(layer_error(weight, gram, grid, codes)).all()
+        if dead == slice(None):
+            assert np.abs(codes.astype(int) - near).max() <= 1
+
+
+def test_a_lone_input_is_rounded_to_nearest():
+    weight = np.array([[0.34], [-0.7]], np.float32)
+    grid = Grid(np.full(2, 0.1, np.float32), np.zeros(2, np.int32), Scheme(8, True, True, "axis", 0))
+    for method in (descend, gptq, adaround):
+        assert method(weight, np.array([[2.0]]), grid).ravel().tolist() == [3, -7]
+
+
+def test_refitted_scales_lower_the_error():
+    weight, gram, grid = layer(6, 20, 50, bits=3)
+    codes = descend(weight, gram, grid)
+    better = refit(weight, gram, grid, codes)
+    before, after = layer_error(weight, gram, grid, codes), layer_error(weight, gram, better, codes)
+    assert (after <= before).all() and after.sum() < 0.999 * before.sum()
+    step = np.float32(1.003)
+    for factor in (step, 1 / step):
+        moved = Grid(better.scale * np.float32(factor), better.zero_point, better.scheme)
+        assert layer_error(weight, gram, moved, codes).sum() >= after.sum()
+
+
+def test_the_portfolio_judges_by_what_it_did_not_see():
+    weight, gram, grid = layer(7, 20, 60, bits=3)
+    codes, method = round_best(weight, gram, grid, held_out=np.eye(60))
+    assert method == "nearest" and np.array_equal(codes, affine.quantize(weight, grid))
+    assert round_best(weight, gram, grid)[1] != "nearest"
+
+
+def test_torch_like_tensors_enter():
+    class Tensor:
+        def __init__(self, array):
+            self.array = array
+
+        def __dlpack__(self, **options):
+            return self.array.__dlpack__(**options)
+
+        def __dlpack_device__(self):
+            return self.array.__dlpack_device__()
+
+    weight, gram, grid = layer(8, 5, 20)
+    assert np.array_equal(descend(Tensor(weight), Tensor(gram), grid), descend(weight, gram, grid))
+
+
+WEIGHT, GRAM, GRID = layer(9, 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: descend(WEIGHT[0], GRAM, GRID), "[descend] weight must have at least two axes and one element. Received (6,)."),
+        (lambda: gptq(WEIGHT * np.nan, GRAM, GRID), "[gptq] weight must be finite. Received 24 NaN or infinite values."),
+        (lambda: adaround(WEIGHT, GRAM[:5, :5], GRID), "[adaround] gram must be (6, 6), or one such for each group of the 4 rows."),
+        (lambda: descend(WEIGHT, np.stack([GRAM] * 3), GRID), "gram must be (6, 6), or one such for each group of the 4 rows."),
+        (lambda: descend(WEIGHT, GRAM * np.inf, GRID), "gram must be finite"),
+        (lambda: descend(WEIGHT, GRAM, "grid"), "grid must be a leadline.Grid. Received a str."),
+        (lambda: descend(WEIGHT, GRAM, GRID, np.zeros((4, 6))), "codes must be integers of shape (4, 6)"),
+        (lambda: descend(WEIGHT, GRAM, GRID, np.full((4, 6), 99)), "codes must lie in -8..7. Received 99..99."),
+        (lambda: gptq(WEIGHT, GRAM, GRID, damping=-1), "damping must be a finite number of at least 0. Received -1."),
+        (lambda: adaround(WEIGHT, GRAM, GRID, iterations=0), "iterations must be a finite number of at least 1. Received 0."),
+        (lambda: adaround(WEIGHT, GRAM, GRID, warm_start=2), "warm_start must lie in [0, 1]. Received 2."),
+        (lambda: refit(WEIGHT, GRAM, Grid(np.float32(1), np.int32(0), Scheme(4, True, True)), WEIGHT), "the grid must be per output channel"),
+        (lambda: descend(WEIGHT, GRAM, GRID, threads=-1), "threads"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(call, message):
+    with refused(message):
+        call()
