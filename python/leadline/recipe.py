@@ -18,6 +18,7 @@ from leadline.types import Scheme, refuse
 
 Observer = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "sqnr", "octav", "best"]
 WeightObserver = Literal["minmax", "percentile", "entropy", "mse", "sqnr", "octav"]
+Rounding = Literal["nearest", "descent", "gptq", "adaround", "best"]
 Kind = Literal["linear", "conv", "depthwise", "transpose"]
 
 
@@ -66,7 +67,9 @@ class Round:
     """Turn weights into integer codes."""
 
     step: ClassVar[str] = "round"
-    method: Literal["nearest"] = "nearest"
+    method: Rounding = "nearest"
+    """The others choose codes against the moments of each layer's inputs behind everything quantised upstream:
+    "best" keeps, for each layer, what is lowest on held-out samples."""
 
 
 @dataclass(frozen=True)
@@ -291,7 +294,7 @@ def _step(table: Mapping[str, Any], where: str) -> Step:
 _CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("calibrate", "activations"): get_args(Observer),
     ("calibrate", "weights"): get_args(WeightObserver),
-    ("round", "method"): ("nearest",),
+    ("round", "method"): get_args(Rounding),
 }
 
 
