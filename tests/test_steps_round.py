@@ -172,6 +172,27 @@ def alone(q, layer):
     return replace(q, grids={name: q.grids[name] for name in names}, codes=codes)
 
 
+@pytest.mark.parametrize("build", [NETWORKS["conv"], NETWORKS["depthwise"]])
+def test_compensation_lowers_the_error_further(build):
+    """Activations of 4 bits: their errors are what weights can make up for."""
+    shape = graph(build()).inputs[0].shape
+    given, data = correlated(64, shape), correlated(16, shape, seed=7)
+    wanted = outputs(graph(build()), data)["y"]
+    errors = []
+    for compensate in (False, True):
+        plan = Recipe(
+            "test",
+            (Fold(), Calibrate("minmax", "mse"), Round("best", compensate), CorrectBias()),
+            weights=W4,
+            activations=Scheme(4),
+        )
+        q = quantized(build(), plan, given)
+        errors.append(np.square(wanted - outputs(q.to_qdq(), data, optimize=False)["y"]).mean())
+        notes = [r.note for r in q.log if r.step == "round"]
+        assert any("compensated" in note for note in notes) == compensate
+    assert errors[1] < errors[0]
+
+
 @pytest.mark.parametrize("method", ["gptq", "best"])
 def test_threads_and_repetition_do_not_matter(method):
     runs = [quantized(residual(), recipe(method)).codes for _ in range(2)]

@@ -47,4 +47,5 @@ PYBIND11_MODULE(LEADLINE_MODULE, module) {
     bind_observers(module);
     bind_gram(module);
     bind_rounding(module);
+    bind_compensation(module);
 }

@@ -70,6 +70,9 @@ class Round:
     method: Rounding = "nearest"
     """The others choose codes against the moments of each layer's inputs behind everything quantised upstream:
     "best" keeps, for each layer, what is lowest on held-out samples."""
+    compensate: bool = False
+    """Round not the weight itself, but the one that makes up for the errors of the layer's inputs. Ignored by
+    "nearest"."""
 
 
 @dataclass(frozen=True)

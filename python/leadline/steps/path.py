@@ -26,14 +26,18 @@ Moments = Gram | ConvGram
 @dataclass(frozen=True)
 class Stage:
     """Layers whose inputs are known, and the moments of these inputs over the samples, by layer name: from calibration
-    and from held-out samples."""
+    and from held-out samples.
+
+    Joint moments are of features twice as long: what the layer reads in float, then what it reads on the quantised
+    path, within each group.
+    """
 
     layers: list[Layer]
     seen: dict[str, Moments]
     held_out: dict[str, Moments]
 
 
-def stages(state: State, layers: Sequence[Layer]) -> Iterator[Stage]:
+def stages(state: State, layers: Sequence[Layer], joint: bool = False) -> Iterator[Stage]:
     """Level by level, from the inputs on. Whoever iterates gives each stage's layers their codes before the next is
     asked for: it then sees inputs that come through them.
 
@@ -41,8 +45,8 @@ def stages(state: State, layers: Sequence[Layer]) -> Iterator[Stage]:
     """
     parts = segments(state.graph, layers)
     with tempfile.TemporaryDirectory(prefix="leadline-path-") as folder:
-        calibration = _Store(Path(folder) / "calibration", state.calibration)
-        held_out = _Store(Path(folder) / "held-out", state.held_out)
+        calibration = _Store(Path(folder) / "calibration", state.calibration, joint)
+        held_out = _Store(Path(folder) / "held-out", state.held_out, joint)
         readers = _last_readers(parts)
         total = sum(len(part.layers) > 0 for part in parts)
         for place, part in enumerate(parts):
@@ -62,24 +66,24 @@ def _last_readers(parts: Sequence[Segment]) -> dict[str, int]:
 
 
 class _Store:
-    """The tensors that later segments read, for every sample of some data."""
+    """The tensors that later segments read, for every sample of some data: on the quantised path, and, where moments
+    are joint, on the float one."""
 
-    def __init__(self, folder: Path, samples: Samples) -> None:
+    def __init__(self, folder: Path, samples: Samples, joint: bool) -> None:
         folder.mkdir()
         self._folder, self._count = folder, len(samples)
+        self._paths = ("quantised", "float") if joint else ("quantised",)
         self._names: dict[str, int] = {}
         for i, feed in enumerate(samples):
             for name, array in feed.items():
-                self._write(i, name, array)
+                for path in self._paths:
+                    np.save(self._file(path, i, name), array)
 
-    def _file(self, sample: int, name: str) -> Path:
-        return self._folder / f"{self._names.setdefault(name, len(self._names))}-{sample}.npy"
+    def _file(self, path: str, sample: int, name: str) -> Path:
+        return self._folder / f"{path}-{self._names.setdefault(name, len(self._names))}-{sample}.npy"
 
-    def _write(self, sample: int, name: str, array: NDArray[Any]) -> None:
-        np.save(self._file(sample, name), array)
-
-    def _read(self, sample: int, name: str) -> NDArray[Any]:
-        return np.load(self._file(sample, name))  # type: ignore[no-any-return]
+    def _read(self, path: str, sample: int, name: str) -> NDArray[Any]:
+        return np.load(self._file(path, sample, name))  # type: ignore[no-any-return]
 
     def advance(self, part: Segment, state: State, done: set[str]) -> None:
         """Run a segment as quantised so far, keep its outputs, and forget what nobody reads after it."""
@@ -90,32 +94,40 @@ class _Store:
             grids = {name: grid for name, grid in state.grids.items() if name in own}
             codes = {name: array for name, array in state.codes.items() if name in own}
             inputs = [value.name for value in graph.inputs]
-            with state.simulate(replace(state, graph=graph, grids=grids, codes=codes), names) as session:
-                for i in range(self._count):
-                    for name, array in session.run({name: self._read(i, name) for name in inputs}).items():
-                        self._write(i, name, array)
+            for path in self._paths:
+                quantised = path == "quantised"
+                part_state = replace(
+                    state, graph=graph, grids=grids if quantised else {}, codes=codes if quantised else {}
+                )
+                with state.simulate(part_state, names) as session:
+                    for i in range(self._count):
+                        feed = {name: self._read(path, i, name) for name in inputs}
+                        for name, array in session.run(feed).items():
+                            np.save(self._file(path, i, name), array)
         for name in done:
-            for i in range(self._count):
-                self._file(i, name).unlink(missing_ok=True)
+            for path in self._paths:
+                for i in range(self._count):
+                    self._file(path, i, name).unlink(missing_ok=True)
 
     def moments(self, layers: Sequence[Layer], state: State) -> dict[str, Moments]:
         """Of each layer's input on its grid; layers that read one tensor alike share theirs."""
         shared: dict[tuple[Any, ...], Moments] = {}
         found: dict[str, Moments] = {}
-        readers: dict[str, list[tuple[Any, ...]]] = {}
+        readers: dict[str, list[tuple[Moments, int]]] = {}
         for layer in layers:
             key = (layer.input, *_geometry(layer, state))
             if key not in shared:
-                shared[key] = _moments(layer, state)
-                readers.setdefault(layer.input, []).append(key)
+                shared[key] = _moments(layer, state, len(self._paths))
+                readers.setdefault(layer.input, []).append((shared[key], layer.groups))
             found[layer.name] = shared[key]
         for i in range(self._count):
-            for name, keys in readers.items():
-                x = np.ascontiguousarray(self._read(i, name), np.float32)
+            for name, moments in readers.items():
+                x = np.ascontiguousarray(self._read("quantised", i, name), np.float32)
                 if name in state.grids:
                     x = fake_quantize(x, state.grids[name], threads=state.threads)
-                for key in keys:
-                    _update(shared[key], x, state.threads)
+                exact = self._read("float", i, name) if "float" in self._paths else None
+                for one, groups in moments:
+                    _update(one, x if exact is None else _joined(exact, x, one, groups), state.threads)
         return found
 
 
@@ -128,21 +140,30 @@ def _geometry(layer: Layer, state: State) -> tuple[Any, ...]:
     return (shape[1:], layer.groups, *(tuple(attrs.get(name, ())) for name in axes))
 
 
-def _moments(layer: Layer, state: State) -> Moments:
-    weight = state.graph.weights[layer.weight]
+def _moments(layer: Layer, state: State, paths: int) -> Moments:
+    shape = state.graph.weights[layer.weight].shape
     if layer.kind == "linear":
-        return Gram(weight.shape[1 - layer.axis], layer.input)
+        return Gram(paths * shape[1 - layer.axis], layer.input)
     if layer.kind == "transpose":
-        return Gram(weight.shape[0], layer.input)
+        return Gram(paths * shape[0], layer.input)
     attrs = layer.node.attrs
     return ConvGram(
-        weight.shape,
+        (shape[0], paths * shape[1], *shape[2:]),
         attrs.get("strides", (1, 1)),
         attrs.get("pads", (0, 0, 0, 0)),
         attrs.get("dilations", (1, 1)),
         layer.groups,
         layer.input,
     )
+
+
+def _joined(exact: NDArray[Any], x: NDArray[Any], moments: Moments, groups: int) -> NDArray[np.float32]:
+    """Both side by side along the channels, within each group."""
+    if isinstance(moments, Gram) and x.ndim != 4:
+        return np.concatenate([exact, x], -1)
+    shape = (x.shape[0], groups, -1, *x.shape[2:])
+    both = np.concatenate([exact.reshape(shape), x.reshape(shape)], 2)
+    return both.reshape(x.shape[0], -1, *x.shape[2:])
 
 
 def _update(moments: Moments, x: NDArray[np.float32], threads: int | None) -> None:

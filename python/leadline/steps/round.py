@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,13 @@ from numpy.typing import NDArray
 
 from leadline import rounding
 from leadline.affine import dequantize, quantize
+from leadline.compensation import compensate
 from leadline.graph import Layer
 from leadline.recipe import Round
-from leadline.steps.path import Stage, stages
+from leadline.steps.path import Moments, Stage, stages
 from leadline.steps.state import Record, State
-from leadline.types import Grid
+
+Doubles = NDArray[np.float64]
 
 
 def round_weights(step: Round | None, state: State) -> None:
@@ -38,9 +39,9 @@ def round_weights(step: Round | None, state: State) -> None:
             state.log.append(Record("round", layer.name, f"nearest: {reason}", kept=False))
         else:
             layers.append(layer)
-    for stage in stages(state, layers):
+    for stage in stages(state, layers, joint=step.compensate):
         for layer in stage.layers:
-            _round(step, state, stage, layer)
+            _round(step, state, _Task(step, state, stage, layer))
 
 
 def _unfit(state: State, layer: Layer, readers: int) -> str:
@@ -55,58 +56,116 @@ def _unfit(state: State, layer: Layer, readers: int) -> str:
     return ""
 
 
-def _round(step: Round, state: State, stage: Stage, layer: Layer) -> None:
-    weight, grid = state.graph.weights[layer.weight], state.grids[layer.weight]
-    # A bias takes the mean of the error away, so that only what varies about it counts.
-    centred = layer.bias is not None and layer.bias in state.grids
-    seen, kept = (moments[layer.name].matrix(centred) for moments in (stage.seen, stage.held_out))
-    transposed = layer.kind == "transpose" or (layer.kind == "linear" and layer.axis == 1)
-    near = state.codes[layer.weight]
-    codes, note = _METHODS[step.method](weight, seen, kept, grid, transposed, state.threads)
+class _Task:
+    """One layer: its weight, and what its inputs were like, seen and held out.
 
-    def error(candidate: NDArray[Any]) -> float:
-        return float(rounding.layer_error(weight, kept, grid, candidate, transposed=transposed).sum())
+    Errors are (w x - q y)^2, x read in float and y on the quantised path, where moments are joint; else (w y - q y)^2.
+    """
 
-    before, after = error(near), error(codes)
-    state.log.append(Record("round", layer.name, f"{note}, held-out squared error", before, after, after < before))
+    def __init__(self, step: Round, state: State, stage: Stage, layer: Layer) -> None:
+        self.layer, self.threads, self.joint = layer, state.threads, step.compensate
+        self.weight, self.grid = state.graph.weights[layer.weight], state.grids[layer.weight]
+        self.transposed = layer.kind == "transpose" or (layer.kind == "linear" and layer.axis == 1)
+        # A bias takes the mean of the error away, so that only what varies about it counts.
+        self.centred = layer.bias is not None and layer.bias in state.grids
+        self._seen, self._held_out = stage.seen[layer.name], stage.held_out[layer.name]
+        self.seen = self._moments(self._seen)
+        self.held_out = self._moments(self._held_out)
+
+    def _moments(self, moments: Moments) -> Doubles:
+        matrix = moments.matrix(self.centred)
+        return matrix if matrix.ndim == 3 else matrix[None]
+
+    @property
+    def half(self) -> int:
+        """Where the quantised path's features begin in joint moments."""
+        return self.seen.shape[1] // 2 if self.joint else 0
+
+    def gram(self, moments: Doubles) -> Doubles:
+        """E[y y^T]."""
+        return np.ascontiguousarray(moments[:, self.half :, self.half :])
+
+    def rows(self, values: NDArray[Any]) -> Doubles:
+        """A weight as (groups, rows of a group, features)."""
+        flat = np.moveaxis(values, 0, -1).reshape(-1, values.shape[0]) if self.transposed else values
+        return flat.reshape(len(self.seen), -1, self.seen.shape[1] - self.half).astype(np.float64)
+
+    def error(self, values: NDArray[Any]) -> float:
+        """Of a weight in float (or dequantised), on held-out samples."""
+        difference = self.rows(values) - self.rows(self.weight)
+        if self.joint:
+            difference = np.concatenate([self.rows(self.weight), -self.rows(values)], 2)
+        return float(np.sum((difference @ self.held_out) * difference))
+
+    def mean_error(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """For each output channel: what the bias has to give back."""
+        mean = np.atleast_2d(self._seen.mean)[:, :, None]
+        after = self.rows(values) @ mean[:, self.half :]
+        before = self.rows(self.weight) @ (mean[:, : self.half] if self.joint else mean)
+        shift: NDArray[np.float64] = (after - before).ravel()
+        if self.layer.kind == "transpose":  # each output pixel meets one of the taps
+            shift = shift.reshape(self.weight.shape[1], -1).mean(1)
+        return shift
+
+
+def _round(step: Round, state: State, task: _Task) -> None:
+    layer, grid = task.layer, task.grid
+    target, note = task.weight, ""
+    if task.joint and not task.transposed:
+        target, note = _compensated(task)
+    codes, method = _METHODS[step.method](task, target)
+    before = task.error(dequantize(state.codes[layer.weight], grid))
+    after = task.error(dequantize(codes, grid))
+    state.log.append(
+        Record("round", layer.name, f"{note}{method}, held-out squared error", before, after, after < before)
+    )
     if after < before:
         state.codes[layer.weight] = codes
-        if centred:
-            _shift_bias(state, layer, stage.seen[layer.name].mean, transposed)
+        if task.centred:
+            assert layer.bias is not None
+            own = state.grids[layer.bias]
+            moved = state.codes[layer.bias] - np.rint(task.mean_error(dequantize(codes, grid)) / own.scale)
+            state.codes[layer.bias] = np.clip(moved, own.scheme.qmin, own.scheme.qmax).astype(np.int32)
 
 
-def _shift_bias(state: State, layer: Layer, mean: NDArray[np.float64], transposed: bool) -> None:
-    """Take the mean error of the rounded weight, (q - w) E[x], out of the layer's bias."""
-    assert layer.bias is not None
-    grid = state.grids[layer.weight]
-    error = dequantize(state.codes[layer.weight], grid).astype(np.float64) - state.graph.weights[layer.weight]
-    if transposed:  # (inputs, outputs, taps): each output pixel meets one of the taps
-        shift = np.tensordot(mean, error, (0, 0)).reshape(error.shape[1], -1).mean(1)
-    else:  # groups of rows, each with inputs of its own
-        rows = error.reshape(len(np.atleast_2d(mean)), -1, mean.shape[-1])
-        shift = np.einsum("grf,gf->gr", rows, np.atleast_2d(mean)).ravel()
-    own = state.grids[layer.bias]
-    moved = state.codes[layer.bias] - np.rint(shift / own.scale)
-    state.codes[layer.bias] = np.clip(moved, own.scheme.qmin, own.scheme.qmax).astype(np.int32)
+def _compensated(task: _Task) -> tuple[NDArray[np.float32], str]:
+    """The weight that best makes up for the errors of the layer's inputs: of several dampings, or the weight itself."""
+    cross = np.ascontiguousarray(task.seen[:, : task.half, task.half :])
+    gram = task.gram(task.seen)
+    best, note, lowest = task.weight, "", task.error(task.weight)
+    for damping in rounding.DAMPINGS:
+        found = compensate(task.weight, cross, gram, damping=damping, threads=task.threads)
+        error = task.error(found.weight)
+        if error < lowest:
+            rank = f", rank {found.rank} of {gram.shape[1]}" if found.rank < gram.shape[1] else ""
+            best, note, lowest = found.weight, f"compensated, damped {found.damping:g}{rank}; ", error
+    return best, note
 
 
-Choice = Callable[[Any, Any, Any, Grid, bool, int | None], tuple[NDArray[Any], str]]
+def _descent(task: _Task, target: NDArray[np.float32]) -> tuple[NDArray[Any], str]:
+    codes = rounding.descend(target, task.gram(task.seen), task.grid, transposed=task.transposed, threads=task.threads)
+    return codes, "descent"
 
 
-def _descent(weight: Any, seen: Any, kept: Any, grid: Grid, transposed: bool, threads: int | None) -> Any:
-    return rounding.descend(weight, seen, grid, transposed=transposed, threads=threads), "descent"
+def _gptq(task: _Task, target: NDArray[np.float32]) -> tuple[NDArray[Any], str]:
+    codes = rounding.gptq(target, task.gram(task.seen), task.grid, transposed=task.transposed, threads=task.threads)
+    return codes, "gptq"
 
 
-def _gptq(weight: Any, seen: Any, kept: Any, grid: Grid, transposed: bool, threads: int | None) -> Any:
-    return rounding.gptq(weight, seen, grid, transposed=transposed, threads=threads), "gptq"
+def _adaround(task: _Task, target: NDArray[np.float32]) -> tuple[NDArray[Any], str]:
+    codes = rounding.adaround(target, task.gram(task.seen), task.grid, transposed=task.transposed, threads=task.threads)
+    return codes, "adaround"
 
 
-def _adaround(weight: Any, seen: Any, kept: Any, grid: Grid, transposed: bool, threads: int | None) -> Any:
-    return rounding.adaround(weight, seen, grid, transposed=transposed, threads=threads), "adaround"
+def _best(task: _Task, target: NDArray[np.float32]) -> tuple[NDArray[Any], str]:
+    return rounding.round_best(
+        target,
+        task.gram(task.seen),
+        task.grid,
+        held_out=task.gram(task.held_out),
+        transposed=task.transposed,
+        threads=task.threads,
+    )
 
 
-def _best(weight: Any, seen: Any, kept: Any, grid: Grid, transposed: bool, threads: int | None) -> Any:
-    return rounding.round_best(weight, seen, grid, held_out=kept, transposed=transposed, threads=threads)
-
-
-_METHODS: dict[str, Choice] = {"descent": _descent, "gptq": _gptq, "adaround": _adaround, "best": _best}
+_METHODS = {"descent": _descent, "gptq": _gptq, "adaround": _adaround, "best": _best}

@@ -1,0 +1,113 @@
+"""Weight compensation: weights that make up for the errors that quantisation leaves in their inputs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from leadline._native import core, thread_count
+from leadline.arrays import as_array, as_float32
+from leadline.types import FloatArray, refuse
+
+__all__ = ["Compensated", "compensate"]
+
+
+@dataclass(frozen=True)
+class Compensated:
+    """The new weight (and bias), the damping that was needed, and the numerical rank of the Gram."""
+
+    weight: FloatArray
+    bias: FloatArray | None
+    damping: float
+    rank: int
+
+
+def compensate(
+    weight: Any,
+    cross: Any,
+    gram: Any,
+    *,
+    damping: float = 0.01,
+    bias: Any = None,
+    mean: Any = None,
+    quantised_mean: Any = None,
+    threads: int | None = None,
+) -> Compensated:
+    """V = W (C + lambda I) (G + lambda I)^-1, the ridge regression of W x on y, shrunk toward W.
+
+    x is what the layer read in float, y what it reads once everything upstream is quantised. (The formula that
+    circulates with a minus sign, V = W - W (x - y) y^T (y y^T)^-1, raises the error it is meant to lower, and ridge
+    regression toward zero shrinks the layer.)
+
+    Parameters
+    ----------
+    weight : float32 (out, ...)
+        Rows are output channels; the other axes are the features, in order.
+    cross : (features, features) or (groups, features, features)
+        E[x y^T]; centred, E[(x - E x) (y - E y)^T], where a bias takes up the means.
+    gram : like `cross`
+        E[y y^T], centred likewise.
+    damping : float
+        lambda over the mean diagonal of `gram`. Ten times as much is tried until the system can be solved.
+    bias : float32 (out,), optional
+        With `mean` = E[x] and `quantised_mean` = E[y], (features,) or (groups, features): b + W E[x] - V E[y].
+    threads : int or None
+
+    Returns
+    -------
+    Compensated
+        A rank below the number of features tells that inputs depend on one another: the damping decided.
+
+    Raises
+    ------
+    InputError : arguments do not fit each other, or hold NaN or infinity.
+
+    Source: the normal equations; QuartDepth (CVPR 2025) and ERQ (ICML 2024) use the same objective.
+    """
+    array = as_float32(weight, "weight", "compensate")
+    if array.ndim < 2 or array.size == 0:
+        raise refuse("compensate", "weight must have at least two axes and one element", array.shape)
+    if not (math.isfinite(damping) and damping >= 0):
+        raise refuse("compensate", "damping must be a finite number of at least 0", damping)
+    rows = np.ascontiguousarray(array).reshape(array.shape[0], -1)
+    features = rows.shape[1]
+    matrices = {}
+    for name, value in (("cross", cross), ("gram", gram)):
+        given = np.asarray(as_array(value, name, "compensate"), np.float64)
+        matrix = np.ascontiguousarray(given if given.ndim == 3 else given[None])
+        if matrix.ndim != 3 or matrix.shape[1:] != (features, features) or len(rows) % len(matrix):
+            rule = f"{name} must be ({features}, {features}), or one such for each group of the {len(rows)} rows"
+            raise refuse("compensate", rule, given.shape)
+        if not np.isfinite(matrix).all():
+            raise refuse("compensate", f"{name} must be finite", "NaN or infinite values")
+        matrices[name] = matrix
+    if not np.isfinite(rows).all():
+        raise refuse("compensate", "weight must be finite", "NaN or infinite values")
+    groups = len(matrices["gram"])
+    if len(matrices["cross"]) != groups:
+        raise refuse("compensate", "cross and gram must have the same groups", f"{len(matrices['cross'])} and {groups}")
+    out = np.empty_like(rows)
+    count = thread_count(threads, "compensate")
+    used, rank = core.compensate(rows, matrices["cross"], matrices["gram"], *rows.shape, groups, damping, out, count)
+    shifted = None if bias is None else _shifted(rows, out, groups, bias, mean, quantised_mean)
+    return Compensated(out.reshape(array.shape), shifted, float(used), int(rank))
+
+
+def _shifted(rows: FloatArray, out: FloatArray, groups: int, bias: Any, mean: Any, quantised_mean: Any) -> FloatArray:
+    """b + W E[x] - V E[y], for each group of rows."""
+    given = as_float32(bias, "bias", "compensate")
+    if given.shape != (len(rows),):
+        raise refuse("compensate", f"bias must have shape ({len(rows)},)", given.shape)
+    means = []
+    for name, value in (("mean", mean), ("quantised_mean", quantised_mean)):
+        array = np.asarray(value, np.float64) if value is not None else np.zeros(0)
+        if array.size != groups * rows.shape[1]:
+            raise refuse("compensate", f"a bias needs {name}, of {groups * rows.shape[1]} values", array.shape)
+        means.append(array.reshape(groups, 1, -1))
+    parts = [array.astype(np.float64).reshape(groups, -1, array.shape[1]) for array in (rows, out)]
+    moved = (parts[0] * means[0]).sum(2) - (parts[1] * means[1]).sum(2)
+    shifted: FloatArray = (given + moved.ravel()).astype(np.float32)
+    return shifted
