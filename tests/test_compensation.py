@@ -137,7 +137,7 @@ WEIGHT, SQUARE = np.ones((4, 3), np.float32), np.eye(3)
         (lambda: compensate(WEIGHT[0], SQUARE, SQUARE), "weight must have at least two axes"),
         (lambda: compensate(WEIGHT * np.nan, SQUARE, SQUARE), "weight must be finite"),
         (lambda: compensate(WEIGHT, SQUARE[:2], SQUARE), "cross must be (3, 3), or one such for each group of the 4"),
-        (lambda: compensate(WEIGHT, SQUARE, SQUARE * np.inf), "gram must be finite"),
+        (lambda: compensate(WEIGHT, SQUARE, np.full((3, 3), np.inf)), "gram must be finite"),
         (lambda: compensate(WEIGHT, np.stack([SQUARE] * 2), SQUARE), "must have the same groups. Received 2 and 1."),
         (lambda: compensate(WEIGHT, SQUARE, SQUARE, damping=-1), "damping must be a finite number of at least 0"),
         (lambda: compensate(WEIGHT, SQUARE, SQUARE, bias=np.ones(3, np.float32)), "bias must have shape (4,)"),

@@ -61,3 +61,45 @@ def conv_gram_update(
     threads: int,
 ) -> bool: ...
 def gram_mirror(second: _F64, groups: int, features: int, threads: int) -> None: ...
+
+# Rows of weights on their grids (scale and zero point: rows x blocks) against groups x features x features moments.
+class RoundingProblem:
+    def __init__(
+        self,
+        weight: _F32,
+        gram: _F64,
+        scale: _F32,
+        zero_point: _I32,
+        rows: int,
+        features: int,
+        groups: int,
+        blocks: int,
+        qmin: int,
+        qmax: int,
+    ) -> None: ...
+    def error(self, codes: _I32, out: _F64, threads: int) -> None: ...
+    def descend(self, codes: _I32, sweeps: int, neighbours: bool, threads: int) -> int: ...
+    def gptq(self, codes: _I32, damping: float, ordered: bool, threads: int) -> float: ...
+    def adaround(
+        self,
+        codes: _I32,
+        iterations: int,
+        rate: float,
+        regularisation: float,
+        warm_start: float,
+        beta_start: float,
+        beta_end: float,
+        threads: int,
+    ) -> None: ...
+
+def compensate(
+    weight: _F32,
+    cross: _F64,
+    gram: _F64,
+    rows: int,
+    features: int,
+    groups: int,
+    damping: float,
+    out: _F32,
+    threads: int,
+) -> tuple[float, int]: ...
