@@ -16,9 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-
 
 class Attention(nn.Module):
     """Softmax(Q K^T / sqrt(d)) V with nothing fused, so that an NPU and a quantiser see every product."""

@@ -28,7 +28,7 @@ from torch import Tensor
 
 import depth_networks
 import smalldepth
-from leadline.depth import scenes, score
+from leadline.depth import networks, scenes, score
 
 HERE = Path(__file__).parent
 NETWORKS = HERE.parent / "python" / "leadline" / "depth" / "networks"
@@ -124,7 +124,7 @@ def _shuffled(count: int, batch: int, rng: np.random.Generator) -> Iterator[np.n
 
 
 def normalised(x: Tensor) -> Tensor:
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (depth_networks.MEAN, depth_networks.STD))
+    mean, std = (torch.tensor(networks.PREPROCESS[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     return (x - mean) / std
 
 

@@ -33,6 +33,19 @@ def refused(*parts: str) -> Any:
     return pytest.raises(InputError, match=".*".join(map(re.escape, parts)))
 
 
+class Tensor:
+    """What torch's tensors look like from outside: DLPack and nothing of numpy."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
 @contextmanager
 def peak_below(size: float) -> Iterator[None]:
     """Refuse a block whose Python and numpy allocations pass `size` bytes at once."""

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from data_samples import picture, refused
+from data_samples import Tensor, picture, refused
 from leadline import pipeline
 from leadline.affine import quantize as to_codes
 from leadline.data import Preprocess, load
@@ -45,19 +45,6 @@ def same(a, b) -> bool:
 @pytest.fixture(scope="module")
 def reference():
     return quantized(conv_relu_conv(skew=False), MINMAX)
-
-
-class Tensor:
-    """What torch's tensors look like from outside: DLPack and nothing of numpy."""
-
-    def __init__(self, array):
-        self.array = array
-
-    def __dlpack__(self, **options):
-        return self.array.__dlpack__(**options)
-
-    def __dlpack_device__(self):
-        return self.array.__dlpack_device__()
 
 
 DATA = {

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_samples import refused
+from data_samples import Tensor, refused
 from leadline import Grid, Scheme, affine
 from leadline.rounding import adaround, descend, gptq, layer_error, refit, round_best
 from reference import rounding as spec
@@ -240,16 +240,6 @@ def test_the_portfolio_judges_by_what_it_did_not_see():
 
 
 def test_torch_like_tensors_enter():
-    class Tensor:
-        def __init__(self, array):
-            self.array = array
-
-        def __dlpack__(self, **options):
-            return self.array.__dlpack__(**options)
-
-        def __dlpack_device__(self):
-            return self.array.__dlpack_device__()
-
     weight, gram, grid = layer(8, 5, 20)
     assert np.array_equal(descend(Tensor(weight), Tensor(gram), grid), descend(weight, gram, grid))
 

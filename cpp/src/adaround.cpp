@@ -16,14 +16,14 @@ using Plane = Eigen::Array<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajo
 
 // The rows of a tile that are not settled, in the first `count` rows of each plane.
 struct Rows {
-    Plane v, h, mean, square, floor, scale, free;  // floor: dequantised lower neighbour minus wanted; free: 1 or 0
+    Plane v, h, power, mean, square, floor, span;  // floor: dequantised lower neighbour minus wanted; span: to the upper one
     MatrixF difference, product;
     std::vector<std::int64_t> row;
     std::vector<float> weight;  // of the regulariser
     std::int64_t count = 0;
 
     void resize(std::int64_t rows, std::int64_t features) {
-        for (Plane* plane : {&v, &h, &mean, &square, &floor, &scale, &free}) plane->resize(rows, features);
+        for (Plane* plane : {&v, &h, &power, &mean, &square, &floor, &span}) plane->resize(rows, features);
         row.resize(static_cast<std::size_t>(rows));
         weight.resize(static_cast<std::size_t>(rows));
         count = rows;
@@ -31,7 +31,7 @@ struct Rows {
     void drop(std::int64_t which) {
         const std::int64_t last = --count;
         if (which == last) return;
-        for (Plane* plane : {&v, &h, &mean, &square, &floor, &scale, &free}) plane->row(which) = plane->row(last);
+        for (Plane* plane : {&v, &h, &mean, &square, &floor, &span}) plane->row(which) = plane->row(last);
         std::swap(row[which], row[last]);
         std::swap(weight[which], weight[last]);
     }
@@ -42,6 +42,23 @@ double beta_at(const AdaRound& options, std::int64_t iteration) {
     const double start = options.warm_start * static_cast<double>(options.iterations);
     const double share = (static_cast<double>(iteration) - start) / std::max(static_cast<double>(options.iterations) - start, 1.0);
     return options.beta_end + 0.5 * (options.beta_start - options.beta_end) * (1.0 + std::cos(share * std::numbers::pi));
+}
+
+// A step of Adam. Branches are choices of a value, so that the loop vectorises.
+void descend_row(Rows& rows, std::int64_t r, std::int64_t features, float regular, float mean_gain, float square_gain,
+                 float rate) {
+    const float *h = &rows.h(r, 0), *power = &rows.power(r, 0), *span = &rows.span(r, 0), *product = &rows.product(r, 0);
+    float *v = &rows.v(r, 0), *mean = &rows.mean(r, 0), *square = &rows.square(r, 0);
+    for (std::int64_t j = 0; j < features; ++j) {
+        const float sigmoid = (h[j] - gamma) / (zeta - gamma);
+        const float slope = (h[j] > 0.0f) & (h[j] < 1.0f) & (span[j] > 0.0f) ? (zeta - gamma) * sigmoid * (1.0f - sigmoid) : 0.0f;
+        const float side = h[j] > 0.5f ? regular : -regular;
+        const float push = std::fabs(2.0f * h[j] - 1.0f) > 1e-3f ? side * power[j] : 0.0f;
+        const float gradient = (2.0f * product[j] * span[j] - push) * slope;
+        mean[j] = keep_mean * mean[j] + (1.0f - keep_mean) * gradient;
+        square[j] = keep_square * square[j] + (1.0f - keep_square) * gradient * gradient;
+        v[j] -= rate * (mean[j] * mean_gain) / (std::sqrt(square[j] * square_gain) + tiny);
+    }
 }
 
 }  // namespace
@@ -59,7 +76,7 @@ void adaround(const Problem& p, const AdaRound& options, std::span<std::int32_t>
         const MatrixF& gram = grams[tile.group];
         thread_local Rows rows;
         rows.resize(tile.rows, p.features);
-        rows.mean.setZero(), rows.square.setZero();
+        rows.mean.setZero(), rows.square.setZero(), rows.power.setZero();
         rows.difference.resize(tile.rows, p.features);
         for (std::int64_t r = 0; r < tile.rows; ++r) {
             const std::int64_t row = rows.row[r] = tile.first + r;
@@ -68,15 +85,14 @@ void adaround(const Problem& p, const AdaRound& options, std::span<std::int32_t>
                 const Bounds around = bounds(p, row, j, true);
                 const float scale = p.scale[at], lower = scale * static_cast<float>(around.low - p.zero_point[at]);
                 rows.floor(r, j) = lower - p.weight[i];
-                rows.scale(r, j) = scale;
-                rows.free(r, j) = around.high > around.low && gram(j, j) > 0.0f ? 1.0f : 0.0f;
+                rows.span(r, j) = around.high > around.low && gram(j, j) > 0.0f ? scale : 0.0f;
                 // The start that dequantises to the weight itself, moved to the side that `codes` took.
                 float part = std::clamp(-rows.floor(r, j) / scale, 0.01f, 0.99f);
                 if (codes[i] == around.low) part = std::min(part, 0.45f);
-                if (codes[i] == around.high && rows.free(r, j) != 0.0f) part = std::max(part, 0.55f);
+                if (codes[i] == around.high && rows.span(r, j) != 0.0f) part = std::max(part, 0.55f);
                 rows.v(r, j) = -std::log((zeta - gamma) / (part - gamma) - 1.0f);
-                const float nearest = std::round(std::clamp(-rows.floor(r, j) / scale, 0.0f, 1.0f)) * rows.free(r, j);
-                rows.difference(r, j) = rows.floor(r, j) + nearest * scale;
+                const float nearest = std::round(std::clamp(-rows.floor(r, j) / scale, 0.0f, 1.0f));
+                rows.difference(r, j) = rows.floor(r, j) + nearest * rows.span(r, j);
             }
         }
         rows.product.noalias() = rows.difference * gram;
@@ -88,7 +104,7 @@ void adaround(const Problem& p, const AdaRound& options, std::span<std::int32_t>
             const std::int64_t row = rows.row[r];
             for (std::int64_t j = 0; j < p.features; ++j) {
                 const Bounds around = bounds(p, row, j, true);
-                if (rows.free(r, j) != 0.0f)
+                if (rows.span(r, j) != 0.0f)
                     codes[row * p.features + j] = static_cast<std::int32_t>(rows.v(r, j) >= 0.0f ? around.high : around.low);
                 else if (gram(j, j) > 0.0f)
                     codes[row * p.features + j] = static_cast<std::int32_t>(around.low);
@@ -99,37 +115,23 @@ void adaround(const Problem& p, const AdaRound& options, std::span<std::int32_t>
             const std::int64_t n = rows.count;
             const auto beta = static_cast<float>(beta_at(options, iteration));
             mean_left *= keep_mean, square_left *= keep_square;
-            auto v = rows.v.topRows(n);
+            const auto v = rows.v.topRows(n);
             auto h = rows.h.topRows(n);
-            // h now holds the plain sigmoid.
-            h = 1.0f / (1.0f + (-v).exp());
+            h = (1.0f / (1.0f + (-v).exp())) * (zeta - gamma) + gamma;
             rows.difference.resize(n, p.features);
-            rows.difference.array() =
-                rows.floor.topRows(n) + rows.scale.topRows(n) * rows.free.topRows(n) * (h * (zeta - gamma) + gamma).max(0.0f).min(1.0f);
+            rows.difference.array() = rows.floor.topRows(n) + rows.span.topRows(n) * h.max(0.0f).min(1.0f);
             rows.product.noalias() = rows.difference * gram;
-            for (std::int64_t r = 0; r < n; ++r) {
-                const float regular = iteration < warm ? 0.0f : rows.weight[r];
-                for (std::int64_t j = 0; j < p.features; ++j) {
-                    const float sigmoid = rows.h(r, j), stretched = sigmoid * (zeta - gamma) + gamma;
-                    const bool open = stretched > 0.0f && stretched < 1.0f && rows.free(r, j) != 0.0f;
-                    float gradient = 2.0f * rows.product(r, j) * rows.scale(r, j);
-                    const float side = 2.0f * stretched - 1.0f, far = std::fabs(side);
-                    if (regular != 0.0f && far > 1e-3f && open)
-                        gradient -= regular * 2.0f * beta * std::exp((beta - 1.0f) * std::log(far)) * (side > 0.0f ? 1.0f : -1.0f);
-                    gradient *= open ? (zeta - gamma) * sigmoid * (1.0f - sigmoid) : 0.0f;
-                    float& mean = rows.mean(r, j);
-                    float& square = rows.square(r, j);
-                    mean = keep_mean * mean + (1.0f - keep_mean) * gradient;
-                    square = keep_square * square + (1.0f - keep_square) * gradient * gradient;
-                    const float step = mean / (1.0f - mean_left) / (std::sqrt(square / (1.0f - square_left)) + tiny);
-                    rows.v(r, j) -= static_cast<float>(options.rate) * step;
-                }
-            }
+            const bool regular = iteration >= warm;
+            // |2 h - 1|^(beta - 1), of the regulariser's derivative.
+            if (regular) rows.power.topRows(n) = ((2.0f * h - 1.0f).abs().max(1e-3f).log() * (beta - 1.0f)).exp();
+            for (std::int64_t r = 0; r < n; ++r)
+                descend_row(rows, r, p.features, regular ? 2.0f * beta * rows.weight[r] : 0.0f, 1.0f / (1.0f - mean_left),
+                            1.0f / (1.0f - square_left), static_cast<float>(options.rate));
             if (iteration > warm && iteration % 20 == 0)
                 for (std::int64_t r = n; r-- > 0;) {
                     const auto sigmoid = 1.0f / (1.0f + (-rows.v.row(r)).exp());
                     const auto stretched = (sigmoid * (zeta - gamma) + gamma).max(0.0f).min(1.0f);
-                    if (((stretched - 0.5f).abs() > 0.499f || rows.free.row(r) == 0.0f).all()) settle(r), rows.drop(r);
+                    if (((stretched - 0.5f).abs() > 0.499f || rows.span.row(r) == 0.0f).all()) settle(r), rows.drop(r);
                 }
         }
         for (std::int64_t r = 0; r < rows.count; ++r) settle(r);

@@ -71,6 +71,29 @@ def as_float32(x: Any, argument: str, function: str) -> FloatArray:
         return np.require(array, np.dtype("=f4"), ["C_CONTIGUOUS", "ALIGNED"])
 
 
+def as_weight(weight: Any, function: str) -> FloatArray:
+    """`weight` as float32 with at least two axes and one element, all of them finite."""
+    array = as_float32(weight, "weight", function)
+    if array.ndim < 2 or array.size == 0:
+        raise refuse(function, "weight must have at least two axes and one element", array.shape)
+    bad = np.count_nonzero(~np.isfinite(array))
+    if bad:
+        raise refuse(function, "weight must be finite", f"{bad} NaN or infinite values")
+    return array
+
+
+def as_moments(moments: Any, rows: int, features: int, argument: str, function: str) -> NDArray[np.float64]:
+    """Second moments of a layer's inputs as float64 (groups, features, features), the rows shared among the groups."""
+    given = np.asarray(as_array(moments, argument, function), np.float64)
+    array = np.ascontiguousarray(given if given.ndim == 3 else given[None])
+    if array.ndim != 3 or array.shape[1:] != (features, features) or not len(array) or rows % len(array):
+        rule = f"{argument} must be ({features}, {features}), or one such for each group of the {rows} rows"
+        raise refuse(function, rule, given.shape)
+    if not np.isfinite(array).all():
+        raise refuse(function, f"{argument} must be finite", "NaN or infinite values")
+    return array
+
+
 def as_codes(codes: Any, dtype: np.dtype[Any], argument: str, function: str) -> NDArray[Any]:
     """`codes` as a C-contiguous array of exactly `dtype`; strided ones are copied with a ConversionWarning."""
     array = as_array(codes, argument, function)

@@ -130,8 +130,9 @@ def compare(
         quantized.save(folder)
         seconds = time.monotonic() - start
         verification = quantized.verify(threads=threads, progress=progress)
+        artefact = quantized.to_qdq()
         judgements = [
-            judge(predict(quantized.to_qdq(), f.frames, preprocess, threads=threads, progress=progress), f, own)
+            judge(predict(artefact, f.frames, preprocess, threads=threads, progress=progress), f, own)
             for f, own in zip(footage, floats, strict=True)
         ]
         runs.append(Run(quantized, verification, folder, seconds, judgements))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from leadline._native import core, thread_count
-from leadline.arrays import as_array, as_float32
+from leadline.arrays import as_float32, as_moments, as_weight
 from leadline.types import FloatArray, refuse
 
 __all__ = ["Compensated", "compensate"]
@@ -67,31 +67,17 @@ def compensate(
 
     Source: the normal equations; QuartDepth (CVPR 2025) and ERQ (ICML 2024) use the same objective.
     """
-    array = as_float32(weight, "weight", "compensate")
-    if array.ndim < 2 or array.size == 0:
-        raise refuse("compensate", "weight must have at least two axes and one element", array.shape)
+    array = as_weight(weight, "compensate")
     if not (math.isfinite(damping) and damping >= 0):
         raise refuse("compensate", "damping must be a finite number of at least 0", damping)
     rows = np.ascontiguousarray(array).reshape(array.shape[0], -1)
-    features = rows.shape[1]
-    matrices = {}
-    for name, value in (("cross", cross), ("gram", gram)):
-        given = np.asarray(as_array(value, name, "compensate"), np.float64)
-        matrix = np.ascontiguousarray(given if given.ndim == 3 else given[None])
-        if matrix.ndim != 3 or matrix.shape[1:] != (features, features) or len(rows) % len(matrix):
-            rule = f"{name} must be ({features}, {features}), or one such for each group of the {len(rows)} rows"
-            raise refuse("compensate", rule, given.shape)
-        if not np.isfinite(matrix).all():
-            raise refuse("compensate", f"{name} must be finite", "NaN or infinite values")
-        matrices[name] = matrix
-    if not np.isfinite(rows).all():
-        raise refuse("compensate", "weight must be finite", "NaN or infinite values")
-    groups = len(matrices["gram"])
-    if len(matrices["cross"]) != groups:
-        raise refuse("compensate", "cross and gram must have the same groups", f"{len(matrices['cross'])} and {groups}")
+    first, second = (as_moments(m, *rows.shape, name, "compensate") for name, m in (("cross", cross), ("gram", gram)))
+    groups = len(second)
+    if len(first) != groups:
+        raise refuse("compensate", "cross and gram must have the same groups", f"{len(first)} and {groups}")
     out = np.empty_like(rows)
     count = thread_count(threads, "compensate")
-    used, rank = core.compensate(rows, matrices["cross"], matrices["gram"], *rows.shape, groups, damping, out, count)
+    used, rank = core.compensate(rows, first, second, *rows.shape, groups, damping, out, count)
     shifted = None if bias is None else _shifted(rows, out, groups, bias, mean, quantised_mean)
     return Compensated(out.reshape(array.shape), shifted, float(used), int(rank))
 

@@ -132,15 +132,8 @@ def predict(
 def judge(output: NDArray[Any], footage: Footage, reference: Judgement | None = None) -> Judgement:
     """All metrics of a network's output on some footage; `reference` is the float network on it."""
     truth, frames = footage.truth, footage.frames
-    options: dict[str, Any] = {"inverse": footage.inverse, "far": footage.far}
-    scores = score(output, truth, footage.alignment, together=footage.video, **options)
-    if footage.video:
-        depth = align(output, truth, footage.alignment, **options)
-    else:
-        known = valid(truth, far=footage.far).any((1, 2))
-        depth = np.full(truth.shape, footage.far)
-        for i in np.flatnonzero(known):
-            depth[i] = align(output[i], truth[i], footage.alignment, **options)
+    depth = align(output, truth, footage.alignment, inverse=footage.inverse, far=footage.far, together=footage.video)
+    scores = score(depth, truth, far=footage.far)
     known_depth = np.where(valid(truth, far=footage.far), depth, 0)
     temporal = (
         _temporal(known_depth, output, frames, None if reference is None else reference.output) if footage.video else {}

@@ -8,6 +8,7 @@ not depend on the number of threads.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from leadline._native import core, thread_count
 from leadline.affine import quantize
-from leadline.arrays import as_array, as_float32, axis_of
+from leadline.arrays import as_moments, as_weight, axis_of
 from leadline.types import Grid, refuse
 
 __all__ = ["adaround", "descend", "gptq", "layer_error", "refit", "round_best"]
@@ -37,29 +38,17 @@ class _Problem:
         if grid.scheme.bits > 16:
             raise refuse(function, "the grid must have at most 16 bits", grid.scheme.bits)
         self.function, self.grid, self.transposed = function, grid, transposed
-        array = as_float32(weight, "weight", function)
-        if array.ndim < 2 or array.size == 0:
-            raise refuse(function, "weight must have at least two axes and one element", array.shape)
-        if not np.isfinite(array).all():
-            raise refuse(
-                function, "weight must be finite", f"{np.count_nonzero(~np.isfinite(array))} NaN or infinite values"
-            )
+        array = as_weight(weight, function)
         self.shape = array.shape
         self.weight = self.rows(array)
-        moments = np.asarray(as_array(gram, "gram", function), np.float64)
-        moments = np.ascontiguousarray(moments if moments.ndim == 3 else moments[None])
-        groups, features = moments.shape[0], self.weight.shape[1]
-        if moments.ndim != 3 or moments.shape[1:] != (features, features) or self.weight.shape[0] % groups:
-            rule = f"gram must be ({features}, {features}), or one such for each group of the {len(self.weight)} rows"
-            raise refuse(function, rule, np.shape(gram))
-        if not np.isfinite(moments).all():
-            raise refuse(function, "gram must be finite", "NaN or infinite values")
-        self.gram, self.groups = moments, groups
+        rows, features = self.weight.shape
+        self.gram = as_moments(gram, rows, features, "gram", function)
+        self.groups = len(self.gram)
         self.scale, self.zero_point = self._cells(grid.scale), self._cells(grid.zero_point)
         scheme = grid.scheme
         self.native = core.RoundingProblem(
             self.weight, self.gram, self.scale, self.zero_point,
-            *self.weight.shape, groups, self.scale.shape[1], scheme.qmin, scheme.qmax,
+            rows, features, self.groups, self.scale.shape[1], scheme.qmin, scheme.qmax,
         )  # fmt: skip
 
     def rows(self, array: NDArray[Any]) -> NDArray[Any]:
@@ -115,6 +104,17 @@ class _Problem:
         out = np.empty(len(self.weight))
         self.native.error(codes, out, threads)
         return out
+
+    def improved(
+        self, start: NDArray[np.int32], solve: Callable[[NDArray[np.int32]], object], threads: int
+    ) -> NDArray[np.int32]:
+        """What `solve` makes of a copy of `start`, in place. Products are float32 on the way: where that misled a row,
+        it keeps its start."""
+        codes = start.copy()
+        solve(codes)
+        worse = self.error(codes, threads) > self.error(start, threads)
+        codes[worse] = start[worse]
+        return codes
 
     def finish(self, codes: NDArray[np.int32]) -> Codes:
         return self.back(codes).astype(self.grid.scheme.dtype)
@@ -176,12 +176,10 @@ def descend(
 def _descend(
     problem: _Problem, start: NDArray[np.int32], sweeps: int, neighbours: bool, threads: int
 ) -> NDArray[np.int32]:
-    codes = start.copy()
-    problem.native.descend(codes, sweeps, neighbours, threads)
-    # Products are float32 on the way: where that misled a row, it keeps its start.
-    worse = problem.error(codes, threads) > problem.error(start, threads)
-    codes[worse] = start[worse]
-    return codes
+    def solve(codes: NDArray[np.int32]) -> None:
+        problem.native.descend(codes, sweeps, neighbours, threads)
+
+    return problem.improved(start, solve, threads)
 
 
 def gptq(
@@ -252,25 +250,11 @@ def adaround(
     if not 0 <= warm_start <= 1:
         raise refuse("adaround", "warm_start must lie in [0, 1]", warm_start)
     count = thread_count(threads, "adaround")
-    start = problem.start(codes, threads)
-    return problem.finish(_adaround(problem, start, iterations, rate, regularisation, warm_start, beta, count))
 
+    def solve(found: NDArray[np.int32]) -> None:
+        problem.native.adaround(found, iterations, rate, regularisation, warm_start, *beta, count)
 
-def _adaround(
-    problem: _Problem,
-    start: NDArray[np.int32],
-    iterations: int,
-    rate: float,
-    regularisation: float,
-    warm_start: float,
-    beta: tuple[float, float],
-    threads: int,
-) -> NDArray[np.int32]:
-    codes = start.copy()
-    problem.native.adaround(codes, iterations, rate, regularisation, warm_start, *beta, threads)
-    worse = problem.error(codes, threads) > problem.error(start, threads)
-    codes[worse] = start[worse]
-    return codes
+    return problem.finish(problem.improved(problem.start(codes, threads), solve, count))
 
 
 def refit(weight: Any, gram: Any, grid: Grid, codes: Any, *, threads: int | None = None) -> Grid:

@@ -27,7 +27,19 @@ NEAR, FAR = 1e-3, 80.0
 
 
 @dataclass(frozen=True)
-class DepthScores:
+class _Figures:
+    """What the results below share."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def _repr_html_(self) -> str:
+        figures = self.to_dict()
+        return table(tuple(figures), [tuple(figures.values())])
+
+
+@dataclass(frozen=True)
+class DepthScores(_Figures):
     """Depth y against truth t over pixels i. Lower is better but for `delta1` to `delta3`.
 
     Attributes
@@ -65,15 +77,9 @@ class DepthScores:
     frames: int
     pixels: int
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def _repr_html_(self) -> str:
-        return table(tuple(asdict(self)), [tuple(asdict(self).values())])
-
 
 @dataclass(frozen=True)
-class Agreement:
+class Agreement(_Figures):
     """An output against the float network's, over all pixels of each frame.
 
     Attributes
@@ -93,12 +99,6 @@ class Agreement:
     spearman: float
     mse: float
     ssim: float
-
-    def to_dict(self) -> dict[str, float]:
-        return asdict(self)
-
-    def _repr_html_(self) -> str:
-        return table(tuple(asdict(self)), [tuple(asdict(self).values())])
 
 
 def valid(truth: ArrayLike, *, near: float = NEAR, far: float = FAR, mask: ArrayLike | None = None) -> Mask:
@@ -122,10 +122,9 @@ def align(
     near: float = NEAR,
     far: float = FAR,
     mask: ArrayLike | None = None,
+    together: bool = True,
 ) -> Array:
     """Depth in metres from a prediction, brought to the truth's scale and clipped to `near`..`far`.
-
-    All frames get one alignment, as video evaluation does; call it frame by frame for single pictures.
 
     Parameters
     ----------
@@ -138,6 +137,9 @@ def align(
     near, far : float
         Metres.
     mask : bool array, optional
+    together : bool
+        All frames get one alignment, as video evaluation does; else each its own, and a frame without a valid pixel is
+        `far` everywhere.
 
     Raises
     ------
@@ -150,6 +152,11 @@ def align(
         raise refuse("depth.metrics", f"truth must have pixels between {near} and {far} m", "none")
     if alignment not in get_args(Alignment):
         raise refuse("depth.metrics", f"alignment must be one of {', '.join(get_args(Alignment))}", repr(alignment))
+    if not together and y.ndim == 3:
+        depth = np.full(y.shape, far, np.float64)
+        for i in np.flatnonzero(usable.any((1, 2))):
+            depth[i] = align(y[i], t[i], alignment, inverse=inverse, near=near, far=far, mask=usable[i])
+        return depth
     if alignment == "scale-shift":
         target = 1 / t[usable] if inverse else t[usable]
         scale, shift = _least_squares(y[usable], target)
@@ -180,13 +187,7 @@ def score(
     y, t = _frames(y), _frames(t)
     usable = valid(t, near=near, far=far, mask=None if mask is None else _frames(np.asarray(mask, bool)))
     seen = np.flatnonzero(usable.any((1, 2)))
-    options: dict[str, Any] = {"inverse": inverse, "near": near, "far": far}
-    if together or not seen.size:
-        depth = align(y, t, alignment, mask=usable, **options)
-    else:
-        depth = np.zeros_like(y)
-        for i in seen:
-            depth[i] = align(y[i], t[i], alignment, mask=usable[i], **options)
+    depth = align(y, t, alignment, inverse=inverse, near=near, far=far, mask=usable, together=together)
     rows = np.array([_one(depth[i][usable[i]], t[i][usable[i]]) for i in seen])
     names = [field.name for field in fields(DepthScores)][: rows.shape[1]]
     means = dict(zip(names, map(float, rows.mean(0)), strict=True))
@@ -235,9 +236,10 @@ def boundary_f1(prediction: ArrayLike, truth: ArrayLike) -> float:
         raise refuse("depth.metrics", "prediction and truth must have one shape, of 2 or 3 axes", (y.shape, t.shape))
     thresholds = np.linspace(1.05, 1.25, 10)
     weights = thresholds / thresholds.sum()
+    inverse = (1 / np.maximum(_frames(depth), 1e-6) for depth in (y, t))
     scores = [
         sum(weight * _f1(a, b, threshold) for weight, threshold in zip(weights, thresholds, strict=True))
-        for a, b in zip(_frames(y), _frames(t), strict=True)
+        for a, b in zip(*inverse, strict=True)
     ]
     return float(np.mean(scores))
 
@@ -251,8 +253,8 @@ def _f1(y: Array, t: Array, threshold: float) -> float:
     return 2 * recall * precision / (recall + precision) if recall + precision else 0.0
 
 
-def _edges(depth: Array, threshold: float) -> list[Mask]:
-    near = 1 / np.maximum(depth, 1e-6)
+def _edges(near: Array, threshold: float) -> list[Mask]:
+    """Of inverse depth: to the left, right, top and bottom."""
     pairs = [(near[:, 1:], near[:, :-1]), (near[1:], near[:-1])]
     return [a > threshold * b for pair in pairs for a, b in (pair, pair[::-1])]
 

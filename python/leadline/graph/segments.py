@@ -41,9 +41,7 @@ def segments(graph: Graph, layers: Sequence[Layer]) -> list[Segment]:
             parts.append([])
         parts[place].append(index)
     wanted = {value.name for value in graph.outputs}
-    last: dict[str, int] = {}
-    for name, place in level.items():
-        last[name] = place
+    last = dict(level)
     for place, indices in enumerate(parts):
         for index in indices:
             for name in graph.nodes[index].inputs:

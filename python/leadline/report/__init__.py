@@ -113,7 +113,7 @@ def write(
     document: dict[str, Any], pictures: Sequence[Dense], folder: Path, quantized: Quantized | None = None
 ) -> None:
     """``report.json`` and the self-contained ``report.html`` into `folder`; `quantized` adds the histograms."""
-    run = {"recipe": None, "steps": [], "ranges": [], "rounding": [], "depth": [], "collapse": []} | document
+    run = {"recipe": None, "steps": [], "ranges": [], "rounding": []} | document
     _write(document, [run | _drawn(run, pictures, quantized)], [], folder)
 
 

@@ -10,7 +10,7 @@ from leadline.types import refuse
 if TYPE_CHECKING:
     import altair
 
-DEEP, WARN, SOFT = "#0b4f6c", "#d1495b", "#5d6b7a"
+DEEP, WARN = "#0b4f6c", "#d1495b"
 FLOAT = "#8a97a5"
 RUNS = ("#d1495b", "#0b4f6c", "#edae49", "#5b8e7d", "#7b4b94", "#30638e")
 """Colours of recipes, in their order."""

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leadline.depth.metrics import valid
+
 if TYPE_CHECKING:
     from leadline.verification import Dense
 
@@ -54,7 +56,7 @@ def triptych(dense: Dense) -> dict[str, Any]:
 
 def depth_scale(truth: NDArray[Any], far: float) -> tuple[float, float]:
     """The inverse depths, farthest and nearest, that colours span: of the truth's middle 98 %."""
-    known = np.isfinite(truth) & (truth > 0) & (truth < far)
+    known = valid(truth, far=far)
     if not known.any():
         return 0.0, 1.0
     low, high = np.percentile(1 / truth[known], [1, 99])
@@ -68,7 +70,7 @@ def depth_map(depth: NDArray[Any], scale: tuple[float, float]) -> Pixels:
 
 def error_map(depth: NDArray[Any], truth: NDArray[Any], far: float) -> Pixels:
     """|depth - truth| / truth, black at 0 and brightest from 25 % on; grey where there is no truth."""
-    known = np.isfinite(truth) & (truth > 0) & (truth < far)
+    known = valid(truth, far=far)
     safe = np.where(known, truth, 1.0)
     pixels = coloured(np.where(known, np.abs(depth - safe) / safe, 0), 0, ERROR, INFERNO)
     pixels[~known] = 210

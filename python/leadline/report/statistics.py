@@ -25,14 +25,12 @@ def rounding(quantized: Quantized) -> list[dict[str, Any]]:
         scheme = grid.scheme
         if scheme.bits > 16:
             continue
-        sqnr = Sqnr()
-        sqnr.update(weight, dequantize(codes, grid))
         rows.append(
             {
                 "name": name,
                 "bits": scheme.bits,
                 "size": int(codes.size),
-                "sqnr": sqnr.db,
+                "sqnr": Sqnr().update(weight, dequantize(codes, grid)).db,
                 "used": len(np.unique(codes)) / (scheme.qmax - scheme.qmin + 1),
                 "at_ends": float(np.mean((codes == scheme.qmin) | (codes == scheme.qmax))),
                 "not_nearest": float(np.mean(codes != to_codes(weight, grid))),

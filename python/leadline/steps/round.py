@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from leadline import rounding
 from leadline.affine import dequantize, quantize
 from leadline.compensation import compensate
 from leadline.graph import Layer
-from leadline.recipe import Round
+from leadline.recipe import Round, Rounding
 from leadline.steps.path import Moments, Stage, stages
 from leadline.steps.state import Record, State
 
@@ -41,7 +42,7 @@ def round_weights(step: Round | None, state: State) -> None:
             layers.append(layer)
     for stage in stages(state, layers, joint=step.compensate):
         for layer in stage.layers:
-            _round(step, state, _Task(step, state, stage, layer))
+            _round(step.method, state, _Task(step, state, stage, layer))
 
 
 def _unfit(state: State, layer: Layer, readers: int) -> str:
@@ -68,9 +69,9 @@ class _Task:
         self.transposed = layer.kind == "transpose" or (layer.kind == "linear" and layer.axis == 1)
         # A bias takes the mean of the error away, so that only what varies about it counts.
         self.centred = layer.bias is not None and layer.bias in state.grids
-        self._seen, self._held_out = stage.seen[layer.name], stage.held_out[layer.name]
-        self.seen = self._moments(self._seen)
-        self.held_out = self._moments(self._held_out)
+        self._mean = np.atleast_2d(stage.seen[layer.name].mean)
+        self.seen = self._moments(stage.seen[layer.name])
+        self.held_out = self._moments(stage.held_out[layer.name])
 
     def _moments(self, moments: Moments) -> Doubles:
         matrix = moments.matrix(self.centred)
@@ -92,14 +93,13 @@ class _Task:
 
     def error(self, values: NDArray[Any]) -> float:
         """Of a weight in float (or dequantised), on held-out samples."""
-        difference = self.rows(values) - self.rows(self.weight)
-        if self.joint:
-            difference = np.concatenate([self.rows(self.weight), -self.rows(values)], 2)
+        before, after = self.rows(self.weight), self.rows(values)
+        difference = np.concatenate([before, -after], 2) if self.joint else before - after
         return float(np.sum((difference @ self.held_out) * difference))
 
     def mean_error(self, values: NDArray[Any]) -> NDArray[np.float64]:
         """For each output channel: what the bias has to give back."""
-        mean = np.atleast_2d(self._seen.mean)[:, :, None]
+        mean = self._mean[:, :, None]
         after = self.rows(values) @ mean[:, self.half :]
         before = self.rows(self.weight) @ (mean[:, : self.half] if self.joint else mean)
         shift: NDArray[np.float64] = (after - before).ravel()
@@ -108,24 +108,38 @@ class _Task:
         return shift
 
 
-def _round(step: Round, state: State, task: _Task) -> None:
+def _round(method: Rounding, state: State, task: _Task) -> None:
     layer, grid = task.layer, task.grid
     target, note = task.weight, ""
     if task.joint and not task.transposed:
         target, note = _compensated(task)
-    codes, method = _METHODS[step.method](task, target)
-    before = task.error(dequantize(state.codes[layer.weight], grid))
-    after = task.error(dequantize(codes, grid))
-    state.log.append(
-        Record("round", layer.name, f"{note}{method}, held-out squared error", before, after, after < before)
-    )
+    codes, how = _chosen(method, task, target)
+    rounded = dequantize(codes, grid)
+    before, after = task.error(dequantize(state.codes[layer.weight], grid)), task.error(rounded)
+    state.log.append(Record("round", layer.name, f"{note}{how}, held-out squared error", before, after, after < before))
     if after < before:
         state.codes[layer.weight] = codes
         if task.centred:
             assert layer.bias is not None
             own = state.grids[layer.bias]
-            moved = state.codes[layer.bias] - np.rint(task.mean_error(dequantize(codes, grid)) / own.scale)
+            moved = state.codes[layer.bias] - np.rint(task.mean_error(rounded) / own.scale)
             state.codes[layer.bias] = np.clip(moved, own.scheme.qmin, own.scheme.qmax).astype(np.int32)
+
+
+def _chosen(method: Rounding, task: _Task, target: NDArray[np.float32]) -> tuple[NDArray[Any], str]:
+    """Codes by a method of a recipe, and what they came from."""
+    given: dict[str, Any] = {"transposed": task.transposed, "threads": task.threads}
+    gram = task.gram(task.seen)
+    if method == "best":
+        return rounding.round_best(target, gram, task.grid, held_out=task.gram(task.held_out), **given)
+    return _SOLVERS[method](target, gram, task.grid, **given), method
+
+
+_SOLVERS: dict[str, Callable[..., NDArray[Any]]] = {
+    "descent": rounding.descend,
+    "gptq": rounding.gptq,
+    "adaround": rounding.adaround,
+}
 
 
 def _compensated(task: _Task) -> tuple[NDArray[np.float32], str]:
@@ -140,32 +154,3 @@ def _compensated(task: _Task) -> tuple[NDArray[np.float32], str]:
             rank = f", rank {found.rank} of {gram.shape[1]}" if found.rank < gram.shape[1] else ""
             best, note, lowest = found.weight, f"compensated, damped {found.damping:g}{rank}; ", error
     return best, note
-
-
-def _descent(task: _Task, target: NDArray[np.float32]) -> tuple[NDArray[Any], str]:
-    codes = rounding.descend(target, task.gram(task.seen), task.grid, transposed=task.transposed, threads=task.threads)
-    return codes, "descent"
-
-
-def _gptq(task: _Task, target: NDArray[np.float32]) -> tuple[NDArray[Any], str]:
-    codes = rounding.gptq(target, task.gram(task.seen), task.grid, transposed=task.transposed, threads=task.threads)
-    return codes, "gptq"
-
-
-def _adaround(task: _Task, target: NDArray[np.float32]) -> tuple[NDArray[Any], str]:
-    codes = rounding.adaround(target, task.gram(task.seen), task.grid, transposed=task.transposed, threads=task.threads)
-    return codes, "adaround"
-
-
-def _best(task: _Task, target: NDArray[np.float32]) -> tuple[NDArray[Any], str]:
-    return rounding.round_best(
-        target,
-        task.gram(task.seen),
-        task.grid,
-        held_out=task.gram(task.held_out),
-        transposed=task.transposed,
-        threads=task.threads,
-    )
-
-
-_METHODS = {"descent": _descent, "gptq": _gptq, "adaround": _adaround, "best": _best}
