@@ -44,13 +44,22 @@ void bind_rounding(py::module_& module) {
              py::arg("codes").noconvert(), py::arg("damping"), py::arg("ordered"), py::arg("threads"))
         .def("adaround",
              [](const Problem& problem, Array<std::int32_t>& codes, std::int64_t iterations, double rate,
-                double regularisation, double warm_start, double beta_start, double beta_end, int threads) {
+                double regularisation, double warm_start, double beta_start, double beta_end, int threads,
+                const std::optional<Array<float>>& inputs, const std::optional<Array<float>>& outputs,
+                std::int64_t count, float low, float high) {
                  const auto to = write(codes);
                  const rounding::AdaRound options{iterations, rate, regularisation, warm_start, beta_start, beta_end};
-                 released([&] { rounding::adaround(problem, options, to, threads); });
+                 if (!inputs || !outputs) {
+                     released([&] { rounding::adaround(problem, options, to, threads); });
+                     return;
+                 }
+                 const rounding::Clipped clipped{read(*inputs), read(*outputs), count, low, high};
+                 released([&] { rounding::adaround(problem, options, to, threads, &clipped); });
              },
              py::arg("codes").noconvert(), py::arg("iterations"), py::arg("rate"), py::arg("regularisation"),
-             py::arg("warm_start"), py::arg("beta_start"), py::arg("beta_end"), py::arg("threads"));
+             py::arg("warm_start"), py::arg("beta_start"), py::arg("beta_end"), py::arg("threads"),
+             py::arg("inputs") = py::none(), py::arg("outputs") = py::none(), py::arg("count") = 0,
+             py::arg("low") = 0.0f, py::arg("high") = 0.0f);
 }
 
 }  // namespace leadline::bindings

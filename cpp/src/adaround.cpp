@@ -12,12 +12,15 @@ constexpr float gamma = -0.1f, zeta = 1.1f;
 // Adam's constants.
 constexpr float keep_mean = 0.9f, keep_square = 0.999f, tiny = 1e-8f;
 
+// Rows of a task: every step is one product with the whole Gram, which pays from more rows on.
+constexpr std::int64_t soft_rows = 64;
+
 using Plane = Eigen::Array<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
 // The rows of a tile that are not settled, in the first `count` rows of each plane.
 struct Rows {
     Plane v, h, power, mean, square, floor, span;  // floor: dequantised lower neighbour minus wanted; span: to the upper one
-    MatrixF difference, product;
+    MatrixF difference, product, response;
     std::vector<std::int64_t> row;
     std::vector<float> weight;  // of the regulariser
     std::int64_t count = 0;
@@ -61,11 +64,41 @@ void descend_row(Rows& rows, std::int64_t r, std::int64_t features, float regula
     }
 }
 
+// Half the gradient of the rows' error by their weights: through the Gram, or through samples and the activation.
+void influence(Rows& rows, const Problem& p, std::int64_t group, const MatrixF& gram, const Clipped* clipped) {
+    if (clipped == nullptr) {
+        rows.product.noalias() = rows.difference * gram;
+        return;
+    }
+    const std::int64_t count = clipped->count;
+    const Eigen::Map<const MatrixF> inputs(&clipped->inputs[group * count * p.features], count, p.features);
+    rows.response.noalias() = rows.difference * inputs.transpose();
+    const float low = clipped->low, high = clipped->high;
+    for (std::int64_t r = 0; r < rows.count; ++r) {
+        const float* wanted = &clipped->outputs[rows.row[r] * count];
+        float* response = &rows.response(r, 0);
+        for (std::int64_t s = 0; s < count; ++s) {
+            const float got = wanted[s] + response[s];
+            const float error = got - std::min(std::max(wanted[s], low), high);
+            response[s] = (got > low) & (got < high) ? error : 0.0f;
+        }
+    }
+    rows.product.noalias() = rows.response * inputs;
+    rows.product *= 1.0f / static_cast<float>(count);
+}
+
 }  // namespace
 
-void adaround(const Problem& p, const AdaRound& options, std::span<std::int32_t> codes, int threads) {
+void adaround(const Problem& p, const AdaRound& options, std::span<std::int32_t> codes, int threads,
+              const Clipped* clipped) {
     check(p, static_cast<std::int64_t>(codes.size()));
-    const Tiles tiles(p);
+    if (clipped != nullptr) {
+        const auto count = static_cast<std::size_t>(std::max<std::int64_t>(clipped->count, 0));
+        require(count > 0 && clipped->inputs.size() == count * static_cast<std::size_t>(p.groups * p.features) &&
+                    clipped->outputs.size() == count * static_cast<std::size_t>(p.rows),
+                "adaround", "samples must fit the weight", std::to_string(clipped->count) + " samples");
+    }
+    const Tiles tiles(p, soft_rows);
     std::vector<MatrixF> grams(static_cast<std::size_t>(p.groups));
     std::vector<std::int64_t> order(static_cast<std::size_t>(p.features));
     for (std::int64_t i = 0; i < p.features; ++i) order[i] = i;
@@ -120,7 +153,7 @@ void adaround(const Problem& p, const AdaRound& options, std::span<std::int32_t>
             h = (1.0f / (1.0f + (-v).exp())) * (zeta - gamma) + gamma;
             rows.difference.resize(n, p.features);
             rows.difference.array() = rows.floor.topRows(n) + rows.span.topRows(n) * h.max(0.0f).min(1.0f);
-            rows.product.noalias() = rows.difference * gram;
+            influence(rows, p, tile.group, gram, clipped);
             const bool regular = iteration >= warm;
             // |2 h - 1|^(beta - 1), of the regulariser's derivative.
             if (regular) rows.power.topRows(n) = ((2.0f * h - 1.0f).abs().max(1e-3f).log() * (beta - 1.0f)).exp();

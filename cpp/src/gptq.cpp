@@ -16,6 +16,24 @@ struct Factor {
     double damping;
 };
 
+// The lower triangle of `l` becomes its inverse: [A 0; B C]^-1 = [A^-1 0; -C^-1 B A^-1  C^-1], a third of the work of
+// solving for every unit vector.
+void invert_lower(Eigen::Ref<Eigen::MatrixXd> l) {
+    const Eigen::Index n = l.rows(), half = n / 2;
+    if (n <= 64) {
+        Eigen::MatrixXd inverse = Eigen::MatrixXd::Identity(n, n);
+        l.triangularView<Eigen::Lower>().solveInPlace(inverse);
+        l.triangularView<Eigen::Lower>() = inverse;
+        return;
+    }
+    auto a = l.topLeftCorner(half, half), b = l.bottomLeftCorner(n - half, half), c = l.bottomRightCorner(n - half, n - half);
+    invert_lower(a);
+    const Eigen::MatrixXd moved = b * a.triangularView<Eigen::Lower>();
+    b = -moved;
+    c.triangularView<Eigen::Lower>().solveInPlace(b);
+    invert_lower(c);
+}
+
 Factor factorise(const Problem& p, std::int64_t group, const std::vector<std::int64_t>& order, double damping) {
     const std::int64_t n = p.features;
     double mean = 0.0;
@@ -33,12 +51,12 @@ Factor factorise(const Problem& p, std::int64_t group, const std::vector<std::in
         }
         const Eigen::LLT<Eigen::MatrixXd> cholesky(reversed);
         if (cholesky.info() == Eigen::Success) {
-            Eigen::MatrixXd inverse = Eigen::MatrixXd::Identity(n, n);
-            cholesky.matrixL().solveInPlace(inverse);
+            Eigen::MatrixXd inverse = cholesky.matrixLLT();
+            invert_lower(inverse);
             Factor factor{MatrixF(n, n), damping};
             for (std::int64_t i = 0; i < n; ++i)
                 for (std::int64_t j = 0; j < n; ++j)
-                    factor.upper(i, j) = static_cast<float>(inverse(n - 1 - i, n - 1 - j));
+                    factor.upper(i, j) = j < i ? 0.0f : static_cast<float>(inverse(n - 1 - i, n - 1 - j));
             return factor;
         }
         require(attempt < 12, "gptq", "the Gram must become positive definite by damping", std::to_string(damping));

@@ -22,16 +22,17 @@ void check(const Problem& problem, std::int64_t codes);
 
 // The tiles of all groups: none crosses a group.
 struct Tiles {
-    explicit Tiles(const Problem& p) : per_group(chunk_count(p.group_rows(), tile_rows)), problem(&p) {}
+    explicit Tiles(const Problem& p, std::int64_t rows = tile_rows)
+        : rows(rows), per_group(chunk_count(p.group_rows(), rows)), problem(&p) {}
     std::int64_t count() const { return per_group * problem->groups; }
     struct Tile {
         std::int64_t group, first, rows;
     };
     Tile at(std::int64_t index) const {
-        const std::int64_t group = index / per_group, inside = index % per_group * tile_rows;
-        return {group, group * problem->group_rows() + inside, std::min(tile_rows, problem->group_rows() - inside)};
+        const std::int64_t group = index / per_group, inside = index % per_group * rows;
+        return {group, group * problem->group_rows() + inside, std::min(rows, problem->group_rows() - inside)};
     }
-    std::int64_t per_group;
+    std::int64_t rows, per_group;
     const Problem* problem;
 };
 

@@ -225,7 +225,9 @@ void rounding_in_every_shape() {
             near[i] = static_cast<std::int32_t>(affine::nearest_step(weight[i], 0.3f, -9.0f, 6.0f)) + 1;
         std::vector<double> before(static_cast<std::size_t>(rows)), after(before);
         error(problem, near, before, 2);
-        for (int solver = 0; solver < 4; ++solver) {
+        const auto outputs = normal(static_cast<std::size_t>(rows * 200));
+        const Clipped clipped{x, outputs, 200, -0.5f, 1.0f};
+        for (int solver = 0; solver < 5; ++solver) {
             std::vector<std::int32_t> first = near;
             for (int threads : {1, 3}) {
                 std::vector<std::int32_t> codes = near;
@@ -233,6 +235,7 @@ void rounding_in_every_shape() {
                 if (solver == 1) descend(problem, {50, true}, codes, threads);
                 if (solver == 2) gptq(problem, {}, codes, threads);
                 if (solver == 3) adaround(problem, {40}, codes, threads);
+                if (solver == 4) adaround(problem, {40}, codes, threads, &clipped);
                 CHECK(std::all_of(codes.begin(), codes.end(), [](std::int32_t c) { return c >= -8 && c <= 7; }));
                 if (threads == 1) first = codes;
                 CHECK(codes == first);
@@ -241,6 +244,8 @@ void rounding_in_every_shape() {
             }
         }
         CHECK(refused([&] { error(problem, near, std::span(after).first(0), 1); }, "out must hold"));
+        const Clipped few{x, outputs, 199, 0.0f, 1.0f};
+        CHECK(refused([&] { adaround(problem, {}, near, 1, &few); }, "samples must fit"));
         std::vector<float> out(weight.size());
         const auto found = compensation::compensate(weight, gram, gram, rows, features, groups, 0.01, out, 2);
         CHECK(found.damping >= 0.01 && found.rank < features);

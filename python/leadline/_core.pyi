@@ -90,6 +90,11 @@ class RoundingProblem:
         beta_start: float,
         beta_end: float,
         threads: int,
+        inputs: _F32 | None = None,
+        outputs: _F32 | None = None,
+        count: int = 0,
+        low: float = 0.0,
+        high: float = 0.0,
     ) -> None: ...
 
 def compensate(

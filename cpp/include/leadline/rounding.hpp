@@ -42,16 +42,26 @@ struct Gptq {
 double gptq(const Problem& problem, const Gptq& options, std::span<std::int32_t> codes, int threads);
 
 struct AdaRound {
-    std::int64_t iterations = 1500;
-    double rate = 1e-2;
+    std::int64_t iterations = 150;
+    double rate = 0.1;
     double regularisation = 10.0;  // times the row's error of nearest rounding, spread over its features
     double warm_start = 0.2;       // share of the iterations without regularisation
     double beta_start = 20.0, beta_end = 2.0;
 };
 
+// Samples of a layer that a ReLU or Clip follows: only errors that come through it count.
+struct Clipped {
+    std::span<const float> inputs;   // groups x count x features
+    std::span<const float> outputs;  // rows x count: the float layer's, bias included, before the activation
+    std::int64_t count;
+    float low, high;
+};
+
 // AdaRound (Nagel et al., 2020) in Gram form: a rectified sigmoid for each weight chooses between the two codes beside
 // it, and Adam lowers the row's error plus a regulariser that drives it to 0 or 1. `codes` start it: a weight whose code
 // is one of its two neighbours begins on that side. A row stops when all its choices are settled. Writes codes.
-void adaround(const Problem& problem, const AdaRound& options, std::span<std::int32_t> codes, int threads);
+// With `clipped`, the error is taken behind the activation, over its samples.
+void adaround(const Problem& problem, const AdaRound& options, std::span<std::int32_t> codes, int threads,
+              const Clipped* clipped = nullptr);
 
 }  // namespace leadline::rounding
