@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,10 +19,14 @@ from leadline.comparison import compare
 from leadline.data import Preprocess
 from leadline.depth import networks, scenes
 from leadline.evaluation import Footage
+from leadline.recipe import WEIGHTS, Recipe, Round
 from test_report import Page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-RECIPES = ["minmax-w8a8", "weight-only-int8"]
+MINMAX = Recipe.load("minmax-w8a8")
+STEPS = tuple(Round("descent") if isinstance(step, Round) else step for step in MINMAX.steps)
+CHOSEN = replace(MINMAX, name="descent-w4a8", weights=replace(WEIGHTS, bits=4), steps=STEPS)
+RECIPES = ["minmax-w8a8", "weight-only-int8", CHOSEN.name]
 # Charts answer to clicks on their details; the page is measured after all of them are open.
 PROBE = """<script>
 window.onerror = (message) => document.body.setAttribute("data-error", message);
@@ -39,7 +44,9 @@ def made(tmp_path_factory):
     frames = [scenes.views(seed)[0] for seed in range(600_000, 600_008)]
     footage = [Footage(frames[:3]), Footage(scenes.clip(600_001, 4), video=True)]
     preprocess = Preprocess(**networks.PREPROCESS)
-    done = compare(networks.path("tinydepth-conv"), RECIPES, frames[3:], footage, folder, preprocess=preprocess)
+    done = compare(
+        networks.path("tinydepth-conv"), [*RECIPES[:2], CHOSEN], frames[3:], footage, folder, preprocess=preprocess
+    )
     document = report.compared(done)
     report.write_compared(document, done, folder)
     return folder, document, done
@@ -65,8 +72,11 @@ def test_the_page_shows_maps_errors_and_film(made):
     maps = stills * (2 + 2 * networks_shown) + 2 * (2 + networks_shown)
     dense = sum(3 * len(run.verification.pictures) for run in made[2].runs)
     assert len(page.images) == maps + dense
-    # weight-only-int8 has no ranges to draw
-    assert len(page.charts) == 3 + 3 + 2
+    # weight-only-int8 has no ranges to draw; descent-w4a8 shows what its codes gained
+    assert len(page.charts) == 3 + 3 + 2 + 4
+    (gained,) = [chart for chart in page.charts if "error left, %" in json.dumps(chart)]
+    left = [row["error left, %"] for row in gained["data"]["values"]]
+    assert len(left) > 20 and max(left) <= 100 and np.mean(left) < 90
     for recipe in RECIPES:
         assert recipe in page.text
 

@@ -138,6 +138,8 @@ def _drawn(run: dict[str, Any], pictures: Sequence[Dense], quantized: Quantized 
             drawn["charts"]["histograms"] = charts.histograms(run["ranges"], shares, worst)
         if run["rounding"]:
             drawn["charts"]["rounding"] = charts.rounding(run["rounding"])
+        if learned := charts.learned(run["steps"]):
+            drawn["charts"]["learned"] = learned
     return drawn
 
 

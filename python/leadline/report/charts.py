@@ -135,6 +135,35 @@ def rounding(rows: list[dict[str, Any]]) -> str:
     return _spec(chart, 220)
 
 
+def learned(steps: list[dict[str, Any]]) -> str | None:
+    """What chosen codes leave of each layer's error; None where a recipe rounds to nearest."""
+    rows = [step for step in steps if step["step"] == "round" and step.get("before")]
+    if not rows:
+        return None
+    alt = _altair()
+    data = [
+        {
+            "order": order,
+            "layer": row["target"],
+            "how": row.get("note", ""),
+            "error left, %": _short(100 * (row["after"] if row["kept"] else row["before"]) / row["before"]),
+            "nearest": _short(row["before"]),
+            "chosen": _short(row["after"]),
+        }
+        for order, row in enumerate(rows)
+    ]
+    chart = (
+        alt.Chart(alt.Data(values=data))
+        .mark_bar(color=DEEP)
+        .encode(
+            x=alt.X("order:O", title="layers, in the order of the network", axis=alt.Axis(labels=False, ticks=False)),
+            y=alt.Y("error left, %:Q", title="error left, % of nearest rounding's", scale=alt.Scale(domain=[0, 100])),
+            tooltip=["layer:N", "how:N", "error left, %:Q", "nearest:Q", "chosen:Q"],
+        )
+    )
+    return _spec(chart, 180)
+
+
 def profile(series: dict[str, list[float]], unit: str) -> str:
     """Figures over a video's frames, a line for each network."""
     alt = _altair()

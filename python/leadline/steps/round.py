@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from leadline import rounding
 from leadline.affine import dequantize, quantize
 from leadline.compensation import compensate
 from leadline.graph import Layer
-from leadline.recipe import Round, Rounding
+from leadline.recipe import Round
 from leadline.steps.path import Moments, Stage, stages
 from leadline.steps.state import Record, State
 
@@ -42,7 +41,7 @@ def round_weights(step: Round | None, state: State) -> None:
             layers.append(layer)
     for stage in stages(state, layers, joint=step.compensate):
         for layer in stage.layers:
-            _round(step.method, state, _Task(step, state, stage, layer))
+            _round(step, state, _Task(step, state, stage, layer))
 
 
 def _unfit(state: State, layer: Layer, readers: int) -> str:
@@ -108,12 +107,12 @@ class _Task:
         return shift
 
 
-def _round(method: Rounding, state: State, task: _Task) -> None:
+def _round(step: Round, state: State, task: _Task) -> None:
     layer, grid = task.layer, task.grid
     target, note = task.weight, ""
     if task.joint and not task.transposed:
         target, note = _compensated(task)
-    codes, how = _chosen(method, task, target)
+    codes, how = _chosen(step, task, target)
     rounded = dequantize(codes, grid)
     before, after = task.error(dequantize(state.codes[layer.weight], grid)), task.error(rounded)
     state.log.append(Record("round", layer.name, f"{note}{how}, held-out squared error", before, after, after < before))
@@ -126,20 +125,19 @@ def _round(method: Rounding, state: State, task: _Task) -> None:
             state.codes[layer.bias] = np.clip(moved, own.scheme.qmin, own.scheme.qmax).astype(np.int32)
 
 
-def _chosen(method: Rounding, task: _Task, target: NDArray[np.float32]) -> tuple[NDArray[Any], str]:
-    """Codes by a method of a recipe, and what they came from."""
+def _chosen(step: Round, task: _Task, target: NDArray[np.float32]) -> tuple[NDArray[Any], str]:
+    """Codes by the recipe's method, and what they came from."""
     given: dict[str, Any] = {"transposed": task.transposed, "threads": task.threads}
     gram = task.gram(task.seen)
-    if method == "best":
-        return rounding.round_best(target, gram, task.grid, held_out=task.gram(task.held_out), **given)
-    return _SOLVERS[method](target, gram, task.grid, **given), method
-
-
-_SOLVERS: dict[str, Callable[..., NDArray[Any]]] = {
-    "descent": rounding.descend,
-    "gptq": rounding.gptq,
-    "adaround": rounding.adaround,
-}
+    match step.method:
+        case "best":
+            return rounding.round_best(target, gram, task.grid, held_out=task.gram(task.held_out), **given)
+        case "adaround":
+            return rounding.adaround(target, gram, task.grid, iterations=step.iterations, **given), step.method
+        case "gptq":
+            return rounding.gptq(target, gram, task.grid, **given), step.method
+        case _:
+            return rounding.descend(target, gram, task.grid, **given), step.method
 
 
 def _compensated(task: _Task) -> tuple[NDArray[np.float32], str]:
