@@ -134,6 +134,8 @@ def test_the_seed_decides_which_samples_are_used():
 
 TYPES = {  # recipe -> type of the convolutions' weights, of the linear ones', of activations
     "w8a8": ("INT8", "INT8", "UINT8"),
+    "adaround-w8a8": ("INT8", "INT8", "UINT8"),
+    "w4a8": ("INT4", "INT4", "UINT8"),
     "minmax-w8a8": ("INT8", "INT8", "UINT8"),
     "w8a16": ("INT8", "INT8", "UINT16"),
     "weight-only-int8": ("INT8", "INT8", None),
@@ -186,7 +188,7 @@ def test_integers_have_the_types_that_the_recipe_promises(run):
             counts[kind[tensor.name]] += int(np.prod(tensor.dims))
     convolutions, linears = 8 * 27 + 8 * 72, 128 * 288 + 6 * 128
     if conv == linear:
-        assert counts["INT8"] == convolutions + linears
+        assert counts[conv] == convolutions + linears
     else:
         assert counts["INT8"] == convolutions and counts["INT4"] >= linears
     assert counts.get("FLOAT", 0) < 2000  # scales of blocks, no weight

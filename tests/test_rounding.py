@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_samples import Tensor, refused
-from leadline import Grid, Scheme, affine, rounding
+from leadline import Grid, Scheme, affine
 from leadline.rounding import Clipped, adaround, descend, gptq, layer_error, refit, round_best
+from leadline.rounding.problem import Problem
 from reference import rounding as spec
 
 BITS = (2, 3, 4, 8)
@@ -92,7 +93,7 @@ def test_gptq_is_the_specification(ordered, bits, rows, features):
 def test_adaround_is_the_specification(rows, features, bits):
     problem = weight, gram, grid = layer(features, rows, features, bits)
     options = {"iterations": 300, "rate": 2e-2, "regularisation": 10.0, "warm_start": 0.2}
-    soft = rounding._Problem(weight, gram, grid, False, "test")
+    soft = Problem(weight, gram, grid, False, "test")
     codes = soft.start(None, 1)
     soft.native.adaround(codes, *options.values(), 20.0, 2.0, 1)
     both = adaround(weight, gram, grid, **options)

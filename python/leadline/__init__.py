@@ -6,9 +6,10 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from leadline import affine, equalization, gram, observers
+from leadline import affine, compensation, equalization, gram, observers, rounding
 from leadline._native import build_info
 from leadline.arrays import ConversionWarning
+from leadline.rounding import adaround
 from leadline.types import Grid, InputError, Scheme
 
 __all__ = [
@@ -16,11 +17,14 @@ __all__ = [
     "Grid",
     "InputError",
     "Scheme",
+    "adaround",
     "affine",
     "build_info",
+    "compensation",
     "equalization",
     "gram",
     "observers",
+    "rounding",
 ]
 
 # Names that cost an import of onnx or more are looked up when they are first used.

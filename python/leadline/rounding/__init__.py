@@ -8,151 +8,26 @@ not depend on the number of threads.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline._native import core, thread_count
-from leadline.affine import quantize
-from leadline.arrays import as_float32, as_moments, as_weight, axis_of
-from leadline.types import FloatArray, Grid, refuse
+from leadline._native import thread_count
+from leadline.rounding.problem import Clipped, Codes, Doubles, Problem
+from leadline.types import Grid, refuse
 
 __all__ = ["Clipped", "adaround", "descend", "gptq", "layer_error", "refit", "round_best"]
 
 SWEEPS = 50
 """More than coordinate descent needs: a handful is usual."""
 
-Codes = NDArray[Any]
-Doubles = NDArray[np.float64]
-
-
-class _Problem:
-    """A weight as rows against its Gram, and codes on their way in and out.
-
-    The rows are the output channels (axis 0), or, for a transposed convolution whose weight is (inputs, outputs,
-    height, width), each output channel's taps.
-    """
-
-    def __init__(self, weight: Any, gram: Any, grid: Grid, transposed: bool, function: str) -> None:
-        if not isinstance(grid, Grid):
-            raise refuse(function, "grid must be a leadline.Grid", f"a {type(grid).__name__}")
-        if grid.scheme.bits > 16:
-            raise refuse(function, "the grid must have at most 16 bits", grid.scheme.bits)
-        self.function, self.grid, self.transposed = function, grid, transposed
-        array = as_weight(weight, function)
-        self.shape = array.shape
-        self.weight = self.rows(array)
-        rows, features = self.weight.shape
-        self.gram = as_moments(gram, rows, features, "gram", function)
-        self.groups = len(self.gram)
-        self.scale, self.zero_point = self._cells(grid.scale), self._cells(grid.zero_point)
-        scheme = grid.scheme
-        self.native = core.RoundingProblem(
-            self.weight, self.gram, self.scale, self.zero_point,
-            rows, features, self.groups, self.scale.shape[1], scheme.qmin, scheme.qmax,
-        )  # fmt: skip
-
-    def rows(self, array: NDArray[Any]) -> NDArray[Any]:
-        if self.transposed:
-            return np.ascontiguousarray(np.moveaxis(array, 0, -1)).reshape(-1, array.shape[0])
-        return np.ascontiguousarray(array).reshape(array.shape[0], -1)
-
-    def back(self, rows: NDArray[Any]) -> NDArray[Any]:
-        if self.transposed:
-            moved = rows.reshape(*self.shape[1:], self.shape[0])
-            return np.ascontiguousarray(np.moveaxis(moved, -1, 0))
-        return rows.reshape(self.shape)
-
-    def _cells(self, values: NDArray[Any]) -> NDArray[Any]:
-        """A grid's scale or zero point as (rows, blocks)."""
-        rows, features = self.weight.shape
-        scheme = self.grid.scheme
-        if scheme.granularity == "tensor":
-            return np.full((rows, 1), values, values.dtype)
-        axis = axis_of(self.shape, scheme.axis, self.function)
-        channels = 1 if self.transposed else 0
-        if scheme.granularity == "axis":
-            if axis != channels:
-                raise refuse(
-                    self.function, f"a grid per axis must run along axis {channels}, the output channels", axis
-                )
-            return np.repeat(values, rows // self.shape[channels])[:, None].copy()
-        if self.transposed or math.prod(self.shape[2:]) != 1 or axis != 1:
-            raise refuse(self.function, "a grid in blocks must run along axis 1 of a linear weight", f"axis {axis}")
-        blocks = np.ascontiguousarray(values).reshape(rows, -1)
-        if blocks.shape[1] * (scheme.block_size or 1) != features:
-            raise refuse(self.function, "the grid must fit the weight", f"{values.shape} for {self.shape}")
-        return blocks
-
-    def start(self, codes: Any, threads: int | None) -> NDArray[np.int32]:
-        """Codes as int32 rows; the nearest ones where there are none."""
-        if codes is None:
-            whole = quantize(self.back(self.weight), self.grid, threads=threads)
-        else:
-            whole = np.asarray(codes)
-            if whole.shape != self.shape or whole.dtype.kind not in "iu":
-                raise refuse(
-                    self.function, f"codes must be integers of shape {self.shape}", f"{whole.dtype} {whole.shape}"
-                )
-            scheme = self.grid.scheme
-            if whole.min() < scheme.qmin or whole.max() > scheme.qmax:
-                raise refuse(
-                    self.function, f"codes must lie in {scheme.qmin}..{scheme.qmax}", f"{whole.min()}..{whole.max()}"
-                )
-        return np.ascontiguousarray(self.rows(whole), np.int32)
-
-    def error(self, codes: NDArray[np.int32], threads: int) -> Doubles:
-        out = np.empty(len(self.weight))
-        self.native.error(codes, out, threads)
-        return out
-
-    def clipped_error(
-        self, codes: NDArray[np.int32], inputs: FloatArray, outputs: FloatArray, clipped: Clipped
-    ) -> Doubles:
-        """The error of each row behind the activation, over samples as `Clipped.check` gives them."""
-        scale, zero_point = self.spread()
-        difference = (codes - zero_point) * scale - self.weight
-        grouped = difference.reshape(self.groups, -1, difference.shape[1]).astype(np.float32)
-        moved = (grouped @ inputs.transpose(0, 2, 1)).reshape(outputs.shape)
-        error = np.clip(outputs + moved, clipped.low, clipped.high) - np.clip(outputs, clipped.low, clipped.high)
-        return np.square(error, dtype=np.float64).mean(1)  # type: ignore[no-any-return]
-
-    def spread(self) -> tuple[Doubles, Doubles]:
-        """Scale and zero point of each weight."""
-        width = self.weight.shape[1] // self.scale.shape[1]
-        scale, zero_point = (np.repeat(v.astype(np.float64), width, 1) for v in (self.scale, self.zero_point))
-        return scale, zero_point
-
-    def improved(
-        self, start: NDArray[np.int32], solve: Callable[[NDArray[np.int32]], object], threads: int
-    ) -> NDArray[np.int32]:
-        """What `solve` makes of a copy of `start`, in place. Products are float32 on the way: where that misled a row,
-        it keeps its start."""
-        codes = start.copy()
-        solve(codes)
-        worse = self.error(codes, threads) > self.error(start, threads)
-        codes[worse] = start[worse]
-        return codes
-
-    def beside(self, codes: NDArray[np.int32]) -> NDArray[np.int32]:
-        """The nearer of the two codes beside each weight."""
-        scheme, (scale, zero_point) = self.grid.scheme, self.spread()
-        below = np.floor(self.weight / scale + zero_point)
-        ends = (np.clip(end, scheme.qmin, scheme.qmax) for end in (below, below + 1))
-        return np.clip(codes, *ends).astype(np.int32)
-
-    def finish(self, codes: NDArray[np.int32]) -> Codes:
-        return self.back(codes).astype(self.grid.scheme.dtype)
-
 
 def layer_error(
     weight: Any, gram: Any, grid: Grid, codes: Any, *, transposed: bool = False, threads: int | None = None
 ) -> Doubles:
     """The error of each row, (q - w) G (q - w)^T: float64 (rows,). Parameters as in `descend`."""
-    problem = _Problem(weight, gram, grid, transposed, "layer_error")
+    problem = Problem(weight, gram, grid, transposed, "layer_error")
     count = thread_count(threads, "layer_error")
     return problem.error(problem.start(codes, threads), count)
 
@@ -196,13 +71,13 @@ def descend(
     ------
     InputError : weight, gram, grid or codes do not fit each other, or hold NaN or infinity.
     """
-    problem = _Problem(weight, gram, grid, transposed, "descend")
+    problem = Problem(weight, gram, grid, transposed, "descend")
     count = thread_count(threads, "descend")
     return problem.finish(_descend(problem, problem.start(codes, threads), sweeps, neighbours, count))
 
 
 def _descend(
-    problem: _Problem, start: NDArray[np.int32], sweeps: int, neighbours: bool, threads: int
+    problem: Problem, start: NDArray[np.int32], sweeps: int, neighbours: bool, threads: int
 ) -> NDArray[np.int32]:
     def solve(codes: NDArray[np.int32]) -> None:
         problem.native.descend(codes, sweeps, neighbours, threads)
@@ -225,54 +100,16 @@ def gptq(
     `damping` times the Gram's mean diagonal is added to it, ten times as much until it is positive definite.
     `ordered`: columns of the largest diagonal first. Other parameters, result and errors as in `descend`.
     """
-    problem = _Problem(weight, gram, grid, transposed, "gptq")
+    problem = Problem(weight, gram, grid, transposed, "gptq")
     if not (math.isfinite(damping) and damping >= 0):
         raise refuse("gptq", "damping must be a finite number of at least 0", damping)
     return problem.finish(_gptq(problem, thread_count(threads, "gptq"), damping, ordered))
 
 
-def _gptq(problem: _Problem, threads: int, damping: float = 0.01, ordered: bool = True) -> NDArray[np.int32]:
+def _gptq(problem: Problem, threads: int, damping: float = 0.01, ordered: bool = True) -> NDArray[np.int32]:
     codes = np.empty(problem.weight.shape, np.int32)
     problem.native.gptq(codes, damping, ordered, threads)
     return codes
-
-
-@dataclass(frozen=True)
-class Clipped:
-    """Samples of a layer that a ReLU or Clip follows: errors that the activation cuts off then do not count.
-
-    Attributes
-    ----------
-    inputs : float32 (samples, features), or (groups, samples, features)
-        What the layer reads; features run as in a row of the weight. A thousand samples are plenty.
-    outputs : float32 (samples, rows)
-        What the float layer makes of them, bias included, before the activation.
-    low, high : float
-        The activation's ends. Default: ReLU's.
-    """
-
-    inputs: Any
-    outputs: Any
-    low: float = 0.0
-    high: float = math.inf
-
-    def check(self, rows: int, features: int, groups: int) -> tuple[FloatArray, FloatArray]:
-        """The inputs as (groups, samples, features), and the outputs by rows."""
-        inputs, outputs = (
-            as_float32(v, f"clipped.{n}", "adaround") for n, v in (("inputs", self.inputs), ("outputs", self.outputs))
-        )
-        inputs = inputs if inputs.ndim == 3 else inputs[None]
-        count = inputs.shape[1] if inputs.ndim == 3 else 0
-        if inputs.shape != (groups, count, features) or not count:
-            rule = f"clipped.inputs must be samples of {features} features for {groups} groups"
-            raise refuse("adaround", rule, np.shape(self.inputs))
-        if outputs.shape != (count, rows):
-            raise refuse("adaround", f"clipped.outputs must be ({count}, {rows})", outputs.shape)
-        if not (np.isfinite(inputs).all() and np.isfinite(outputs).all()):
-            raise refuse("adaround", "clipped must be finite", "NaN or infinite values")
-        if not self.low < self.high:
-            raise refuse("adaround", "clipped.low must be below clipped.high", (self.low, self.high))
-        return inputs, np.ascontiguousarray(outputs.T)
 
 
 def adaround(
@@ -319,7 +156,7 @@ def adaround(
 
     Other parameters, result and errors as in `descend`.
     """
-    problem = _Problem(weight, gram, grid, transposed, "adaround")
+    problem = Problem(weight, gram, grid, transposed, "adaround")
     for name, value, least in (("iterations", iterations, 1), ("rate", rate, 0), ("regularisation", regularisation, 0)):
         if not (math.isfinite(value) and value >= least):
             raise refuse("adaround", f"{name} must be a finite number of at least {least}", value)
@@ -356,7 +193,7 @@ def refit(weight: Any, gram: Any, grid: Grid, codes: Any, *, threads: int | None
     """
     if grid.scheme.granularity != "axis":
         raise refuse("refit", "the grid must be per output channel", grid.scheme.granularity)
-    problem = _Problem(weight, gram, grid, False, "refit")
+    problem = Problem(weight, gram, grid, False, "refit")
     rows = problem.start(codes, threads)
     steps = (rows - problem.zero_point).astype(np.float64)
     per_group = len(steps) // problem.groups
@@ -367,7 +204,7 @@ def refit(weight: Any, gram: Any, grid: Grid, codes: Any, *, threads: int | None
     best = np.maximum(best, np.finfo(np.float32).tiny)
     better = Grid(best.reshape(grid.scale.shape), grid.zero_point, grid.scheme)
     count = thread_count(threads, "refit")
-    new = _Problem(weight, gram, better, False, "refit").error(rows, count)
+    new = Problem(weight, gram, better, False, "refit").error(rows, count)
     keep = new < problem.error(rows, count)
     scale = np.where(keep.reshape(grid.scale.shape), better.scale, grid.scale)
     return Grid(scale, grid.zero_point, grid.scheme)
@@ -401,15 +238,15 @@ def round_best(
     -------
     Codes as `descend` gives them, and the name of the method. Other parameters and errors as there.
     """
-    problem = _Problem(weight, gram, grid, transposed, "round_best")
-    judge = problem if held_out is None else _Problem(weight, held_out, grid, transposed, "round_best")
+    problem = Problem(weight, gram, grid, transposed, "round_best")
+    judge = problem if held_out is None else Problem(weight, held_out, grid, transposed, "round_best")
     count = thread_count(threads, "round_best")
     best, name = problem.start(None, threads), "nearest"
     lowest = float(judge.error(best, count).sum())
     means = np.trace(problem.gram, axis1=1, axis2=2) / problem.gram.shape[1]
     for damping in DAMPINGS if held_out is not None else DAMPINGS[:1]:
         damped = problem.gram + (damping * means)[:, None, None] * np.eye(problem.gram.shape[1])
-        held_back = _Problem(weight, damped, grid, transposed, "round_best")
+        held_back = Problem(weight, damped, grid, transposed, "round_best")
         codes = _gptq(held_back, count, damping=0.0)
         held_back.native.descend(codes, 10, False, count)
         error = float(judge.error(codes, count).sum())
