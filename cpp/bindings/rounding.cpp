@@ -36,6 +36,15 @@ void bind_rounding(py::module_& module) {
                  return released([&] { return rounding::descend(problem, {sweeps, neighbours}, to, threads); });
              },
              py::arg("codes").noconvert(), py::arg("sweeps"), py::arg("neighbours"), py::arg("threads"))
+        .def("descend_coupled",
+             [](const Problem& problem, Array<std::int32_t>& codes, const Array<double>& fisher, std::int64_t sweeps,
+                bool neighbours) {
+                 const auto to = write(codes);
+                 const auto weights = read(fisher);
+                 return released(
+                     [&] { return rounding::descend_coupled(problem, {sweeps, neighbours}, weights, to); });
+             },
+             py::arg("codes").noconvert(), py::arg("fisher").noconvert(), py::arg("sweeps"), py::arg("neighbours"))
         .def("gptq",
              [](const Problem& problem, Array<std::int32_t>& codes, double damping, bool ordered, int threads) {
                  const auto to = write(codes);

@@ -244,6 +244,17 @@ void rounding_in_every_shape() {
             }
         }
         CHECK(refused([&] { error(problem, near, std::span(after).first(0), 1); }, "out must hold"));
+        std::vector<double> fisher(static_cast<std::size_t>(rows * rows), 0.2);
+        for (std::int64_t r = 1; r < rows; ++r) fisher[r * rows + r] = 1.0;
+        fisher[0] = 0.0;
+        if (groups == 1) {
+            std::vector<std::int32_t> codes = near;
+            descend_coupled(problem, {}, fisher, codes);
+            CHECK(std::all_of(codes.begin(), codes.end(), [](std::int32_t c) { return c >= -8 && c <= 7; }));
+            CHECK(refused([&] { descend_coupled(problem, {}, std::span(fisher).first(0), codes); }, "rows x rows"));
+        } else {
+            CHECK(refused([&] { descend_coupled(problem, {}, fisher, near); }, "one group"));
+        }
         const Clipped few{x, outputs, 199, 0.0f, 1.0f};
         CHECK(refused([&] { adaround(problem, {}, near, 1, &few); }, "samples must fit"));
         std::vector<float> out(weight.size());

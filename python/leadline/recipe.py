@@ -73,7 +73,7 @@ class Round:
     compensate: bool = False
     """Round not the weight itself, but the one that makes up for the errors of the layer's inputs. Ignored by
     "nearest"."""
-    iterations: int = 150
+    iterations: int = 120
     """Used by "adaround": its steps for each layer."""
 
 

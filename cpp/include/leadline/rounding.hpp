@@ -32,6 +32,12 @@ struct Descent {
 // never rises; codes are changed in place. Returns the number of codes changed.
 std::int64_t descend(const Problem& problem, const Descent& options, std::span<std::int32_t> codes, int threads);
 
+// Descent where outputs matter jointly: the error is tr(F D G D^T) for the rows' differences D, with F = E[g g^T] over
+// the gradients g of a loss by the layer's outputs (rows x rows, symmetric, of positive diagonal; one group). Each row
+// in turn makes up for what the others leave.
+std::int64_t descend_coupled(const Problem& problem, const Descent& options, std::span<const double> fisher,
+                             std::span<std::int32_t> codes);
+
 struct Gptq {
     double damping = 0.01;    // of the Gram's mean diagonal, added to it
     bool ordered = true;      // columns of the largest diagonal first ("act_order")
@@ -42,7 +48,7 @@ struct Gptq {
 double gptq(const Problem& problem, const Gptq& options, std::span<std::int32_t> codes, int threads);
 
 struct AdaRound {
-    std::int64_t iterations = 150;
+    std::int64_t iterations = 120;
     double rate = 0.1;
     double regularisation = 10.0;  // times the row's error of nearest rounding, spread over its features
     double warm_start = 0.2;       // share of the iterations without regularisation

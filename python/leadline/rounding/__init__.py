@@ -17,7 +17,7 @@ from leadline._native import thread_count
 from leadline.rounding.problem import Clipped, Codes, Doubles, Problem
 from leadline.types import Grid, refuse
 
-__all__ = ["Clipped", "adaround", "descend", "gptq", "layer_error", "refit", "round_best"]
+__all__ = ["Clipped", "adaround", "coupled_error", "descend", "gptq", "layer_error", "refit", "round_best"]
 
 SWEEPS = 50
 """More than coordinate descent needs: a handful is usual."""
@@ -40,6 +40,7 @@ def descend(
     *,
     sweeps: int = SWEEPS,
     neighbours: bool = False,
+    fisher: Any = None,
     transposed: bool = False,
     threads: int | None = None,
 ) -> Codes:
@@ -59,6 +60,10 @@ def descend(
         At most; a row stops when a sweep changes nothing.
     neighbours : bool
         Only the two codes beside each weight, as AdaRound chooses among.
+    fisher : (rows, rows), optional
+        F = E[g g^T] over the gradients g of a loss by the layer's outputs, as ``Gram(rows).update(gradients)`` gives
+        it: then tr(F D G D^T) falls, the loss to second order (K-FAC; Martens and Grosse, 2015), not each row's error.
+        What F has off its diagonal lets outputs make up for one another. One thread; a layer of one group.
     transposed : bool
         The weight is a transposed convolution's, with stride equal to its kernel.
     threads : int or None
@@ -73,7 +78,19 @@ def descend(
     """
     problem = Problem(weight, gram, grid, transposed, "descend")
     count = thread_count(threads, "descend")
-    return problem.finish(_descend(problem, problem.start(codes, threads), sweeps, neighbours, count))
+    start = problem.start(codes, threads)
+    if fisher is None:
+        return problem.finish(_descend(problem, start, sweeps, neighbours, count))
+    factor, found = problem.factor(fisher), start.copy()
+    problem.native.descend_coupled(found, factor, sweeps, neighbours)
+    better = problem.coupled_error(found, factor) <= problem.coupled_error(start, factor)
+    return problem.finish(found if better else start)
+
+
+def coupled_error(weight: Any, gram: Any, grid: Grid, codes: Any, fisher: Any, *, transposed: bool = False) -> float:
+    """tr(F D G D^T) with D = q - w, what `descend` lowers with a `fisher`. Parameters as there; of one group."""
+    problem = Problem(weight, gram, grid, transposed, "coupled_error")
+    return problem.coupled_error(problem.start(codes, None), problem.factor(fisher))
 
 
 def _descend(
@@ -118,7 +135,7 @@ def adaround(
     grid: Grid,
     codes: Any = None,
     *,
-    iterations: int = 150,
+    iterations: int = 120,
     rate: float = 0.1,
     regularisation: float = 10.0,
     warm_start: float = 0.2,
@@ -131,7 +148,7 @@ def adaround(
 
     The choices are made in two ways, and each row takes the better outcome. The published way: a rectified sigmoid per
     weight; Adam lowers the row's error plus a regulariser, with an annealed exponent, that drives the choices apart.
-    The objective is of all samples and its gradient is one matrix product, so that 150 steps at a rate of 0.1 do what
+    The objective is of all samples and its gradient is one matrix product, so that 120 steps at a rate of 0.1 do what
     thousands on batches do. And GPTQ's codes, brought back beside the weights. Both end in `descend`, whose single
     flips find what soft choices left.
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from leadline._native import core
 from leadline.affine import quantize
-from leadline.arrays import as_float32, as_moments, as_weight, axis_of
+from leadline.arrays import as_array, as_float32, as_moments, as_weight, axis_of
 from leadline.types import FloatArray, Grid, refuse
 
 Codes = NDArray[Any]
@@ -153,6 +153,24 @@ class Problem:
         width = self.weight.shape[1] // self.scale.shape[1]
         scale, zero_point = (np.repeat(v.astype(np.float64), width, 1) for v in (self.scale, self.zero_point))
         return scale, zero_point
+
+    def factor(self, fisher: Any) -> Doubles:
+        """A Fisher factor as float64 (rows, rows)."""
+        if self.groups > 1:
+            raise refuse(self.function, "a Fisher factor needs a layer of one group", f"{self.groups} groups")
+        array = np.ascontiguousarray(as_array(fisher, "fisher", self.function), np.float64)
+        rows = len(self.weight)
+        if array.shape != (rows, rows):
+            raise refuse(self.function, f"fisher must be ({rows}, {rows}), for each pair of outputs", array.shape)
+        if not (np.isfinite(array).all() and np.allclose(array, array.T, rtol=1e-5, atol=1e-6 * np.abs(array).max())):
+            raise refuse(self.function, "fisher must be finite and symmetric", "other values")
+        return array
+
+    def coupled_error(self, codes: NDArray[np.int32], fisher: Doubles) -> float:
+        """tr(F D G D^T), of a layer of one group."""
+        scale, zero_point = self.spread()
+        difference = (codes - zero_point) * scale - self.weight
+        return float(np.sum((fisher @ (difference @ self.gram[0])) * difference))
 
     def improved(
         self, start: NDArray[np.int32], solve: Callable[[NDArray[np.int32]], object], threads: int
