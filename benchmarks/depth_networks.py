@@ -1,20 +1,30 @@
 """The depth networks that leadline trains, in torch: pictures (N, 3, H, W) in, inverse depth (N, 1, H, W) in 1/m out.
 
-TinyDepth         a small ViT with explicit attention, LayerScale and a DPT decoder; pictures of 128x160
+TinyDepth         a convolutional stem, a small ViT with explicit attention and LayerScale, a DPT decoder; 128x160
 TinyDepthConv     depthwise-separable convolutions with BatchNorm and ReLU in a U
 SmallDepthHead    a DPT decoder on tokens of four blocks of a frozen ViT-S (384 channels)
 
 The decoder follows "Vision Transformers for Dense Prediction" (Ranftl et al., 2021): tokens of four blocks become maps
-of four resolutions (reassemble), and are added from coarse to fine through residual convolutions (fusion).
+of four resolutions (reassemble), and are added from coarse to fine through residual convolutions (fusion). All end in
+an exponential: relative errors then count alike near and far, which a linear output must learn (it learnt a third
+slower here). Beyond FAR nothing is told apart, so that 8 bits of the logarithm are steps of 2 %.
 """
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+FAR = 80.0
+"""Metres."""
+
+
+def inverse_depth(logarithm: Tensor) -> Tensor:
+    return torch.exp(torch.clamp(logarithm, min=-math.log(FAR)))
 
 
 class Attention(nn.Module):
@@ -45,6 +55,24 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.scale1 * self.attention(self.norm1(x))
         return x + self.scale2 * self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+class Separable(nn.Module):
+    """Pointwise, depthwise, pointwise, each with BatchNorm: the chains that cross-layer equalisation is for."""
+
+    def __init__(self, inside: int, outside: int, stride: int = 1, expand: int = 3) -> None:
+        super().__init__()
+        wide = inside * expand
+        self.expand, self.norm1 = nn.Conv2d(inside, wide, 1, bias=False), nn.BatchNorm2d(wide)
+        self.depthwise = nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False)
+        self.norm2 = nn.BatchNorm2d(wide)
+        self.project, self.norm3 = nn.Conv2d(wide, outside, 1, bias=False), nn.BatchNorm2d(outside)
+        self.same = stride == 1 and inside == outside
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.expand(x)))
+        y = self.norm3(self.project(F.relu(self.norm2(self.depthwise(y)))))
+        return x + y if self.same else y
 
 
 class Residual(nn.Module):
@@ -86,76 +114,61 @@ class Decoder(nn.Module):
         )
         self.level = nn.ModuleList(nn.Conv2d(side, features, 3, padding=1, bias=False) for side in sides)
         self.fusion = nn.ModuleList(Fusion(features) for _ in sides)
-        self.head1 = nn.Conv2d(features, features // 2, 3, padding=1)
-        self.head2 = nn.Conv2d(features // 2, 16, 3, padding=1)
-        self.head3 = nn.Conv2d(16, 1, 1)
-        nn.init.constant_(self.head3.bias, 0.3)
+        self.head1 = nn.Conv2d(features, 16, 3, padding=1)
+        self.head2 = nn.Conv2d(16, 8, 3, padding=1)
+        self.head3 = nn.Conv2d(8, 1, 1)
+        nn.init.constant_(self.head3.bias, -1.5)
 
-    def forward(self, tokens: list[Tensor], skip: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: list[Tensor], skips: list[Tensor] | None = None) -> Tensor:
         rows, columns = self.grid
         maps = [t.transpose(1, 2).reshape(t.shape[0], t.shape[2], rows, columns) for t in tokens]
         levels = [
             level(resize(reassemble(m)))
             for m, reassemble, resize, level in zip(maps, self.reassemble, self.resize, self.level, strict=True)
         ]
-        if skip is not None:
-            levels[0] = levels[0] + skip
+        if skips is not None:
+            levels[:2] = [level + skip for level, skip in zip(levels, skips, strict=False)]
         sizes = [level.shape[2:] for level in levels]
         sizes.insert(0, (2 * sizes[0][0], 2 * sizes[0][1]))
         x = None
         for i in (3, 2, 1, 0):
             x = self.fusion[i](x, levels[i], tuple(int(s) for s in sizes[i]))
-        x = F.interpolate(self.head1(x), self.size, mode="bilinear", align_corners=False)
-        return F.relu(self.head3(F.relu(self.head2(x))))
+        x = F.interpolate(F.relu(self.head1(x)), self.size, mode="bilinear", align_corners=False)
+        return inverse_depth(self.head3(F.relu(self.head2(x))))
 
 
 class TinyDepth(nn.Module):
     size = (128, 160)
 
-    def __init__(self, width: int = 128, depth: int = 6, heads: int = 4, features: int = 36) -> None:
+    def __init__(
+        self, widths: tuple[int, ...] = (24, 32, 64, 128), depth: int = 4, heads: int = 4, features: int = 36
+    ) -> None:
         super().__init__()
-        channels = (3, 24, 48, 80, width)
-        # Convolutions as patch embedding ("Early convolutions help transformers see better", Xiao et al., 2021).
-        self.stem = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1, bias=False) for a, b in pairwise(channels))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(c) for c in channels[1:])
+        # Convolutions up to 1/16 ("Early convolutions help transformers see better", Xiao et al., 2021).
+        self.stem, self.stem_norm = nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0])
+        self.down = nn.ModuleList(
+            nn.Sequential(Separable(a, b, 2), *(Separable(b, b) for _ in range(count)))
+            for (a, b), count in zip(pairwise(widths), (1, 2, 2), strict=True)
+        )
+        width = widths[-1]
+        self.skips = nn.ModuleList(nn.Conv2d(c, features, 1) for c in widths[1:3])
         self.grid = (self.size[0] // 16, self.size[1] // 16)
         self.position = nn.Parameter(0.02 * torch.randn(1, self.grid[0] * self.grid[1], width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.taps = tuple(depth * k // 4 for k in (1, 2, 3, 4))
         self.tap_norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for _ in self.taps)
-        self.skip = nn.Conv2d(channels[2], features, 1)
         self.decoder = Decoder(width, (24, 40, 56, 56), features, self.grid, self.size)
 
     def forward(self, x: Tensor) -> Tensor:
-        skip = None
-        for i, (conv, norm) in enumerate(zip(self.stem, self.norms, strict=True)):
-            x = norm(conv(x))
-            x = F.relu(x) if i < 3 else x
-            skip = self.skip(x) if i == 1 else skip
+        x = F.relu(self.stem_norm(self.stem(x)))
+        maps = [x := down(x) for down in self.down]
         x = x.flatten(2).transpose(1, 2) + self.position
         taps = []
         for i, block in enumerate(self.blocks, 1):
             x = block(x)
             taps += [x] * self.taps.count(i)
-        return self.decoder([norm(t) for norm, t in zip(self.tap_norms, taps, strict=True)], skip)
-
-
-class Separable(nn.Module):
-    """Pointwise, depthwise, pointwise, each with BatchNorm: the chains that cross-layer equalisation is for."""
-
-    def __init__(self, inside: int, outside: int, stride: int = 1, expand: int = 3) -> None:
-        super().__init__()
-        wide = inside * expand
-        self.expand, self.norm1 = nn.Conv2d(inside, wide, 1, bias=False), nn.BatchNorm2d(wide)
-        self.depthwise = nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False)
-        self.norm2 = nn.BatchNorm2d(wide)
-        self.project, self.norm3 = nn.Conv2d(wide, outside, 1, bias=False), nn.BatchNorm2d(outside)
-        self.same = stride == 1 and inside == outside
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.expand(x)))
-        y = self.norm3(self.project(F.relu(self.norm2(self.depthwise(y)))))
-        return x + y if self.same else y
+        sides = [skip(m) for skip, m in zip(self.skips, maps, strict=False)]
+        return self.decoder([norm(t) for norm, t in zip(self.tap_norms, taps, strict=True)], sides)
 
 
 class TinyDepthConv(nn.Module):
@@ -170,7 +183,7 @@ class TinyDepthConv(nn.Module):
         self.up = nn.ModuleList(Separable(a, a) for a in widths[:-1])
         self.head1 = nn.Conv2d(widths[0], 16, 3, padding=1)
         self.head2 = nn.Conv2d(16, 1, 3, padding=1)
-        nn.init.constant_(self.head2.bias, 0.3)
+        nn.init.constant_(self.head2.bias, -1.5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.stem_norm(self.stem(x)))
@@ -183,7 +196,7 @@ class TinyDepthConv(nn.Module):
             size = tuple(int(s) for s in sides[i].shape[2:])
             x = self.up[i](F.interpolate(self.narrow[i](x), size, mode="bilinear", align_corners=False) + sides[i])
         x = F.interpolate(F.relu(self.head1(x)), self.size, mode="bilinear", align_corners=False)
-        return F.relu(self.head2(x))
+        return inverse_depth(self.head2(x))
 
 
 class SmallDepthHead(nn.Module):

@@ -41,7 +41,7 @@ import testbed
 
 NETWORKS = (*networks.NAMES, "smalldepth")
 RIVALS = ("MinMax", "Percentile")
-RECIPES = ("minmax-w8a8", "w8a8", "w8a16")
+RECIPES = ("minmax-w8a8", "w8a8", "w8a16", "w4a8")
 CALIBRATION, STILLS, VIDEO = range(200_000, 200_024), range(310_000, 310_032), 310_041
 KINDS = ("pictures", "video", "motorcycle")
 

@@ -13,7 +13,7 @@ from leadline.evaluation import Footage
 from leadline.progress import Quiet
 from leadline.steps import Progress
 
-RECIPES = ("minmax-w8a8", "w8a8", "w8a16")
+RECIPES = ("minmax-w8a8", "w8a8", "w8a16", "w4a8")
 
 # Training used the places 0 to 1199, its evaluation 100000 to 100059.
 CALIBRATION = range(200_000, 200_024)
