@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from onnx import helper
@@ -272,6 +274,27 @@ def biases_fit(q):
             assert grid.scheme.bits == 32 and not grid.zero_point.any()
             seen += 1
     return seen
+
+
+def test_the_first_and_last_layers_and_kinds_have_overrides_of_their_own():
+    """Of a diamond: one layer before the branches, one in each, a head behind both, and one beside it."""
+    nodes = [
+        node("Conv", "x w", "a", name="stem", pads=[1, 1, 1, 1]),
+        node("Relu", "a", "r"),
+        node("Conv", "r v", "b", name="left", pads=[1, 1, 1, 1]),
+        node("Conv", "r d", "c", name="right", pads=[1, 1, 1, 1], group=3),
+        node("Add", "b c", "s"),
+        node("Conv", "s u", "y", name="head", pads=[1, 1, 1, 1]),
+        node("Conv", "b t", "z", name="aside", pads=[1, 1, 1, 1]),
+    ]
+    weights = {name: draw(i, 3, 3, 3, 3) for i, name in enumerate("wvut")}
+    network = graph(model(nodes, SHAPE, "y z", **weights, d=draw(9, 3, 1, 3, 3)))
+    ends = Override(kinds=("first", "last"), weights={"bits": 16})
+    inner = Override(kinds=("depthwise",), weights={"bits": 4}, activations={"bits": 16})
+    q = quantized(network, replace(Recipe.load("minmax-w8a8"), overrides=(ends, inner)))
+    bits = {name: q.grids[layer.weight].scheme.bits for name, layer in layers(q).items()}
+    assert bits == {"stem": 16, "left": 8, "right": 4, "head": 16, "aside": 16}
+    assert q.grids["right"].scheme.bits == 16 and q.grids["left"].scheme.bits == 8
 
 
 @pytest.mark.parametrize("name", ["w8a8", "w8a16", "minmax-w8a8"])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from importlib import resources
@@ -19,7 +19,8 @@ from leadline.types import Scheme, refuse
 Observer = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "sqnr", "octav", "best"]
 WeightObserver = Literal["minmax", "percentile", "entropy", "mse", "sqnr", "octav"]
 Rounding = Literal["nearest", "descent", "gptq", "adaround", "best"]
-Kind = Literal["linear", "conv", "depthwise", "transpose"]
+Kind = Literal["linear", "conv", "depthwise", "transpose", "first", "last"]
+"""What a layer is; and "first" where no other layer comes before it, "last" where none comes behind."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,9 @@ class Override:
     weights: Mapping[str, Any] | Literal["float"] | None = None
     activations: Mapping[str, Any] | Literal["float"] | None = None
 
-    def matches(self, *names: str, kind: str | None = None) -> bool:
-        return (not self.kinds or kind in self.kinds) and any(fnmatchcase(name, self.pattern) for name in names)
+    def matches(self, *names: str, kinds: Collection[str] = ()) -> bool:
+        fits = not self.kinds or not set(self.kinds).isdisjoint(kinds)
+        return fits and any(fnmatchcase(name, self.pattern) for name in names)
 
 
 def _scheme(table: Mapping[str, Any], base: Scheme, where: str) -> Scheme:
@@ -194,18 +196,18 @@ class Recipe:
             document["data"] = dict(self.data)
         return tomli_w.dumps(document)
 
-    def weight_scheme(self, layer: str, kind: str) -> Scheme | None:
+    def weight_scheme(self, layer: str, *kinds: str) -> Scheme | None:
         """The scheme for a layer's weight (its axis still to be filled in), or None for float."""
-        return self._override("weights", self.weights, (layer,), kind)
+        return self._override("weights", self.weights, (layer,), kinds)
 
-    def activation_scheme(self, *names: str, kind: str | None = None) -> Scheme | None:
-        """The scheme for an activation, known by its tensor name and its producer's name; None for float."""
-        return self._override("activations", self.activations, names, kind)
+    def activation_scheme(self, *names: str, kinds: Collection[str] = ()) -> Scheme | None:
+        """The scheme for an activation, known by its tensor name and its producer's name and kinds; None for float."""
+        return self._override("activations", self.activations, names, kinds)
 
-    def _override(self, key: str, base: Scheme | None, names: tuple[str, ...], kind: str | None) -> Scheme | None:
+    def _override(self, key: str, base: Scheme | None, names: tuple[str, ...], kinds: Collection[str]) -> Scheme | None:
         for override in self.overrides:
             change = getattr(override, key)
-            if change is not None and override.matches(*names, kind=kind):
+            if change is not None and override.matches(*names, kinds=kinds):
                 if change == "float":
                     return None
                 default = WEIGHTS if key == "weights" else ACTIVATIONS

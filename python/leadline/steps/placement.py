@@ -59,9 +59,10 @@ def place(graph: Graph, recipe: Recipe) -> Placement:
 
     Raises InputError when an override's pattern matches neither a layer nor a tensor.
     """
-    _check_patterns(graph, recipe)
-    layers, notes = _layers(graph, recipe)
-    schemes, root = _activations(graph, recipe)
+    kinds = _kinds(graph)
+    _check_patterns(graph, recipe, kinds)
+    layers, notes = _layers(graph, recipe, kinds)
+    schemes, root = _activations(graph, recipe, kinds)
     constants = {
         name: scheme
         for node in graph.nodes
@@ -73,11 +74,36 @@ def place(graph: Graph, recipe: Recipe) -> Placement:
     return Placement(schemes, root, constants, layers, notes)
 
 
-def _layers(graph: Graph, recipe: Recipe) -> tuple[list[tuple[Layer, Scheme]], list[str]]:
+def _kinds(graph: Graph) -> dict[str, tuple[str, ...]]:
+    """Of each layer, by its name: its kind, and whether it is among the first or the last."""
+    layers = {layer.output: layer for layer in graph.layers()}
+    behind: set[str] = set()
+    ahead: set[str] = set()
+    found = {layer.name: [str(layer.kind)] for layer in layers.values()}
+    for node in graph.nodes:
+        layer = next((layers[name] for name in node.outputs if name in layers), None)
+        late = not behind.isdisjoint(node.inputs)
+        if layer is not None and not late:
+            found[layer.name].append("first")
+        if layer is not None or late:
+            behind.update(node.outputs)
+    for node in reversed(graph.nodes):
+        layer = next((layers[name] for name in node.outputs if name in layers), None)
+        early = not ahead.isdisjoint(node.outputs)
+        if layer is not None and not early:
+            found[layer.name].append("last")
+        if layer is not None or early:
+            ahead.update(node.inputs)
+    return {name: tuple(kinds) for name, kinds in found.items()}
+
+
+def _layers(
+    graph: Graph, recipe: Recipe, kinds: dict[str, tuple[str, ...]]
+) -> tuple[list[tuple[Layer, Scheme]], list[str]]:
     chosen: list[tuple[Layer, Scheme]] = []
     notes = []
     for layer in graph.layers():
-        scheme = recipe.weight_scheme(layer.name, layer.kind)
+        scheme = recipe.weight_scheme(layer.name, *kinds[layer.name])
         if scheme is None:
             continue
         if scheme.granularity == "block":
@@ -103,7 +129,9 @@ def _blocks(graph: Graph, layer: Layer, scheme: Scheme) -> tuple[Scheme, list[st
     return per_axis, [f"{layer.name}: {layer.kind} of {features} features takes no blocks, one scale per channel"]
 
 
-def _activations(graph: Graph, recipe: Recipe) -> tuple[dict[str, Scheme], dict[str, str]]:
+def _activations(
+    graph: Graph, recipe: Recipe, kinds: dict[str, tuple[str, ...]]
+) -> tuple[dict[str, Scheme], dict[str, str]]:
     wanted: dict[str, Scheme] = {}
     root: dict[str, str] = {}
     producers, readers = graph.producers(), graph.readers()
@@ -117,7 +145,8 @@ def _activations(graph: Graph, recipe: Recipe) -> tuple[dict[str, Scheme], dict[
                 continue
             if tensor not in outputs and _absorbed(graph, producer, readers.get(tensor, [])):
                 continue
-            scheme = recipe.activation_scheme(tensor, *([producer.name] if producer else []))
+            names = (tensor, producer.name) if producer else (tensor,)
+            scheme = recipe.activation_scheme(*names, kinds=kinds.get(producer.name, ()) if producer else ())
             if scheme is not None:
                 wanted[tensor] = scheme
     for tensor in wanted:
@@ -157,14 +186,14 @@ def _partner(node: Node, constant: str, schemes: dict[str, Scheme]) -> Scheme | 
     return next((schemes[other] for other in node.inputs if other != constant and other in schemes), None)
 
 
-def _check_patterns(graph: Graph, recipe: Recipe) -> None:
-    layers = [(layer.name, layer.kind) for layer in graph.layers()]
-    tensors = [(name, None) for name in graph.values]
+def _check_patterns(graph: Graph, recipe: Recipe, kinds: dict[str, tuple[str, ...]]) -> None:
+    layers = list(kinds.items())
+    tensors: list[tuple[str, tuple[str, ...]]] = [(name, ()) for name in graph.values]
     for override in recipe.overrides:
         if override.pattern == "*":
             continue
         candidates = layers + (tensors if override.activations is not None else [])
-        if not any(override.matches(name, kind=kind) for name, kind in candidates):
+        if not any(override.matches(name, kinds=own) for name, own in candidates):
             some = ", ".join(name for name, _ in layers[:5])
             raise refuse(
                 "quantize",
