@@ -217,6 +217,19 @@ def results(model: Path, samples: Samples, mode: str) -> Iterator[Outputs]:
         yield dict(zip(names, session.run(names, feed), strict=True))
 
 
+def sqnr(
+    artefact: Path, reference: list[Outputs], samples: Samples, mode: str, task: Task | None = None
+) -> list[float]:
+    """Of each output over all samples, in dB; `task` is told of them, too."""
+    totals = [Sqnr() for _ in reference[0]]
+    for wanted, got in zip(reference, results(artefact, samples, mode), strict=True):
+        for total, a, b in zip(totals, wanted.values(), got.values(), strict=True):
+            total.update(a, b)
+        if task is not None:
+            task.update(wanted, got)
+    return [total.db for total in totals]
+
+
 def score(
     name: str, contestant: str, start: float, artefact: Path, reference: list[Outputs], samples: Samples
 ) -> Score:
@@ -224,13 +237,7 @@ def score(
     decibels: dict[str, list[float]] = {}
     task = Task(name)
     for mode in MODES:
-        totals = [Sqnr() for _ in reference[0]]
-        for wanted, got in zip(reference, results(artefact, samples, mode), strict=True):
-            for total, a, b in zip(totals, wanted.values(), got.values(), strict=True):
-                total.update(a, b)
-            if mode == "written":
-                task.update(wanted, got)
-        decibels[mode] = [total.db for total in totals]
+        decibels[mode] = sqnr(artefact, reference, samples, mode, task if mode == "written" else None)
     return Score(name, contestant, seconds, list(reference[0]), **decibels, task=task.text, task_value=task.value)
 
 

@@ -36,10 +36,10 @@ from harness import table
 from leadline import Grid, Scheme
 from leadline.affine import choose_grid, quantize, range_of
 from leadline.files import replacing
-from leadline.gram import ConvGram, Gram
 from leadline.graph import Graph, Layer, Session
 from leadline.progress import Bars
 from leadline.rounding import adaround, layer_error, round_best
+from leadline.steps.path import moments_of, update
 
 HERE = Path(__file__).resolve().parent
 PEER = HERE.parent / ".cache" / "full" / "bin" / "python"
@@ -75,7 +75,9 @@ class Problem:
         return float(layer_error(self.weight, self.held_out, grid, codes).sum() / power)
 
     def gram(self, pictures: NDArray[np.float32], threads: int) -> NDArray[np.float64]:
-        return take(moments(self.layer, self.weight), pictures, threads).matrix()
+        moments = moments_of(self.layer, self.weight.shape)
+        update(moments, pictures, threads)
+        return moments.matrix()
 
 
 def main() -> int:
@@ -128,7 +130,7 @@ def collect(network: str, pattern: str, bars: Bars) -> Iterator[Problem]:
     if not layers:
         return
     seen: dict[str, list[NDArray[np.float32]]] = {a.output: [] for a in layers}
-    unseen = {a.output: moments(a, graph.weights[a.weight]) for a in layers}
+    unseen = {a.output: moments_of(a, graph.weights[a.weight].shape) for a in layers}
     missing = samples.take(max(PICTURES - len(samples), 0))
     mirrored = [{n: np.ascontiguousarray(x[..., ::-1]) for n, x in feed.items()} for feed in missing]
     feeds = [(True, feed) for feed in (*samples, *mirrored)] + [(False, feed) for feed in scored]
@@ -139,24 +141,13 @@ def collect(network: str, pattern: str, bars: Bars) -> Iterator[Problem]:
             for a in layers:
                 x = found[a.input][None] if a.kind == "linear" else found[a.input]
                 if not rounding:
-                    take(unseen[a.output], x, 1)
+                    update(unseen[a.output], x, 1)
                 elif (len(seen[a.output]) + 1) * x.nbytes <= LARGEST:
                     seen[a.output].append(x)
     for a in layers:
         weights = {role: graph.weights[name] for role, name in (("weight", a.weight), ("bias", a.bias)) if name}
         inputs, held_out = np.concatenate(seen.pop(a.output)), unseen[a.output].matrix()
         yield Problem(f"{network}/{a.output}", a, weights["weight"], weights.get("bias"), inputs, held_out)
-
-
-def moments(layer: Layer, weight: NDArray[np.float32]) -> Gram | ConvGram:
-    if layer.kind == "linear":
-        return Gram(weight.shape[1])
-    attrs = layer.node.attrs
-    return ConvGram(weight.shape, attrs["strides"], attrs["pads"], attrs["dilations"], layer.groups)
-
-
-def take(gram: Gram | ConvGram, x: NDArray[np.float32], threads: int) -> Gram | ConvGram:
-    return gram.update(x.reshape(-1, x.shape[-1]) if isinstance(gram, Gram) else x, threads=threads)
 
 
 def contest(problem: Problem, python: Path | None, iterations: int | None, threads: int) -> Row:

@@ -29,7 +29,6 @@ from leadline.files import replacing
 from leadline.graph import Graph, Session
 from leadline.progress import Quiet
 from leadline.recipe import Calibrate, Recipe, Round
-from leadline.sqnr import Sqnr
 from leadline.steps import State, apply
 
 VARIANTS = {
@@ -72,12 +71,7 @@ def contest(name: str, bits: int, variants: list[str], threads: int | None) -> I
             for feed in calibration:
                 session.run(feed)
         forward = time.monotonic() - start
-
-        def simulate(state: State, outputs: list[str]) -> Session:
-            model = qdq.to_qdq(state.graph, state.grids, state.codes)
-            return Session(model, outputs=outputs, optimize=False, threads=threads)
-
-        base = State(graph.copy(), recipe, seen, held_out, Quiet(), simulate, threads)
+        base = State(graph.copy(), recipe, seen, held_out, Quiet(), pipeline._simulate, threads)
         place = [type(step) for step in recipe.steps].index(Calibrate) + 1
         for step in recipe.steps[:place]:
             apply(step, base)
@@ -89,12 +83,8 @@ def contest(name: str, bits: int, variants: list[str], threads: int | None) -> I
             seconds = time.monotonic() - start
             artefact = Path(temporary) / "leadline.onnx"
             qdq.save(qdq.to_qdq(state.graph, state.grids, state.codes), artefact)
-            totals, task = [Sqnr() for _ in reference[0]], accuracy.Task(name)
-            for wanted, got in zip(reference, accuracy.results(artefact, scored, "written"), strict=True):
-                task.update(wanted, got)
-                for total, a, b in zip(totals, wanted.values(), got.values(), strict=True):
-                    total.update(a, b)
-            decibels = [total.db for total in totals]
+            task = accuracy.Task(name)
+            decibels = accuracy.sqnr(artefact, reference, scored, "written", task)
             yield Score(name, bits, variant, seconds, seconds / forward, decibels, task.text, task.value)
 
 

@@ -33,7 +33,7 @@ void bind_rounding(py::module_& module) {
         .def("descend",
              [](const Problem& problem, Array<std::int32_t>& codes, std::int64_t sweeps, bool neighbours, int threads) {
                  const auto to = write(codes);
-                 return released([&] { return rounding::descend(problem, {sweeps, neighbours}, to, threads); });
+                 released([&] { rounding::descend(problem, {sweeps, neighbours}, to, threads); });
              },
              py::arg("codes").noconvert(), py::arg("sweeps"), py::arg("neighbours"), py::arg("threads"))
         .def("descend_coupled",
@@ -41,14 +41,13 @@ void bind_rounding(py::module_& module) {
                 bool neighbours) {
                  const auto to = write(codes);
                  const auto weights = read(fisher);
-                 return released(
-                     [&] { return rounding::descend_coupled(problem, {sweeps, neighbours}, weights, to); });
+                 released([&] { rounding::descend_coupled(problem, {sweeps, neighbours}, weights, to); });
              },
              py::arg("codes").noconvert(), py::arg("fisher").noconvert(), py::arg("sweeps"), py::arg("neighbours"))
         .def("gptq",
              [](const Problem& problem, Array<std::int32_t>& codes, double damping, bool ordered, int threads) {
                  const auto to = write(codes);
-                 return released([&] { return rounding::gptq(problem, {damping, ordered}, to, threads); });
+                 released([&] { rounding::gptq(problem, {damping, ordered}, to, threads); });
              },
              py::arg("codes").noconvert(), py::arg("damping"), py::arg("ordered"), py::arg("threads"))
         .def("adaround",

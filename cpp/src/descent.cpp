@@ -1,6 +1,3 @@
-#include <atomic>
-#include <cmath>
-
 #include "rounding_tile.hpp"
 
 namespace leadline::rounding {
@@ -8,9 +5,6 @@ namespace {
 
 // Features whose mutual influence is applied at once; that on all others waits for one product per block.
 constexpr std::int64_t block = 64;
-
-// A move must gain: half a step is a tie, and float noise must not make codes swing for ever.
-constexpr float margin = 0.501f;
 
 // How often products are taken afresh, so that float errors of updates do not pile up.
 constexpr std::int64_t refresh = 8;
@@ -24,7 +18,7 @@ struct Rows {
 
 }  // namespace
 
-std::int64_t descend(const Problem& p, const Descent& options, std::span<std::int32_t> codes, int threads) {
+void descend(const Problem& p, const Descent& options, std::span<std::int32_t> codes, int threads) {
     check(p, static_cast<std::int64_t>(codes.size()));
     const Tiles tiles(p);
     std::vector<MatrixF> grams(static_cast<std::size_t>(p.groups));
@@ -33,7 +27,6 @@ std::int64_t descend(const Problem& p, const Descent& options, std::span<std::in
         orders[group] = by_diagonal(p, group);
         grams[group] = permuted(p, group, orders[group]);
     });
-    std::atomic<std::int64_t> changed = 0;
     parallel_for(tiles.count(), threads, [&](std::int64_t task, int) {
         const auto tile = tiles.at(task);
         const MatrixF& gram = grams[tile.group];
@@ -42,12 +35,11 @@ std::int64_t descend(const Problem& p, const Descent& options, std::span<std::in
         rows.difference.resize(tile.rows, p.features);
         for (std::int64_t r = 0; r < tile.rows; ++r)
             for (std::int64_t j = 0; j < p.features; ++j) {
-                const std::int64_t row = tile.first + r, at = cell(p, row, order[j]), i = row * p.features + order[j];
+                const std::int64_t row = tile.first + r, feature = order[j];
                 rows.difference(r, j) =
-                    static_cast<float>(static_cast<double>(p.scale[at]) * (codes[i] - p.zero_point[at]) - p.weight[i]);
+                    static_cast<float>(difference(p, row, feature, codes[row * p.features + feature]));
             }
         rows.moving.assign(static_cast<std::size_t>(tile.rows), 1);
-        std::int64_t total = 0;
         for (std::int64_t sweep = 0; sweep < options.sweeps; ++sweep) {
             if (sweep % refresh == 0) rows.product.noalias() = rows.difference * gram;
             std::vector<char> moved(static_cast<std::size_t>(tile.rows), 0);
@@ -60,25 +52,15 @@ std::int64_t descend(const Problem& p, const Descent& options, std::span<std::in
                     const std::int64_t row = tile.first + r;
                     float* product = &rows.product(r, first);
                     for (std::int64_t j = 0; j < width; ++j) {
-                        const float curvature = gram(first + j, first + j);
-                        if (!(curvature > 0.0f)) continue;  // an input that is always zero: any code is as good
-                        const std::int64_t feature = order[first + j], at = cell(p, row, feature);
-                        const float scale = p.scale[at], wanted = -product[j] / curvature / scale;
-                        if (std::fabs(wanted) < margin) continue;
-                        const Bounds allowed = bounds(p, row, feature, options.neighbours);
-                        std::int32_t& code = codes[row * p.features + feature];
-                        const auto step = static_cast<std::int64_t>(affine::round_even(std::clamp(wanted, -1e6f, 1e6f)));
-                        const std::int64_t next = std::clamp(code + step, allowed.low, allowed.high);
-                        // Cut short by the grid's end, a move still gains if it goes the wanted way; from outside the
-                        // allowed codes it may not be forced.
-                        if (next == code || (next > code) != (step > 0)) continue;
-                        const float delta = scale * static_cast<float>(next - code);
-                        code = static_cast<std::int32_t>(next);
+                        const std::int64_t feature = order[first + j];
+                        const float delta = descend_code(p, options, row, feature, product[j], gram(first + j, first + j),
+                                                         codes[row * p.features + feature]);
+                        if (delta == 0.0f) continue;
                         rows.difference(r, first + j) += delta;
                         rows.change(r, j) += delta;
                         const float* influence = &gram(first + j, first);
                         for (std::int64_t k = 0; k < width; ++k) product[k] += delta * influence[k];
-                        moved[r] = 1, any = true, ++total;
+                        moved[r] = 1, any = true;
                     }
                 }
                 if (!any) continue;
@@ -92,9 +74,7 @@ std::int64_t descend(const Problem& p, const Descent& options, std::span<std::in
             rows.moving = moved;
             if (std::none_of(moved.begin(), moved.end(), [](char m) { return m; })) break;
         }
-        changed += total;
     });
-    return changed;
 }
 
 }  // namespace leadline::rounding

@@ -9,13 +9,6 @@ namespace {
 
 constexpr std::int64_t block = 128;
 
-// Upper triangular U with U^T U = (G + damping)^-1, features in `order`. The factor of the order-reversed matrix,
-// inverted and reversed back, is U: one factorisation, and the inverse itself is never formed.
-struct Factor {
-    MatrixF upper;
-    double damping;
-};
-
 // The lower triangle of `l` becomes its inverse: [A 0; B C]^-1 = [A^-1 0; -C^-1 B A^-1  C^-1], a third of the work of
 // solving for every unit vector.
 void invert_lower(Eigen::Ref<Eigen::MatrixXd> l) {
@@ -34,7 +27,9 @@ void invert_lower(Eigen::Ref<Eigen::MatrixXd> l) {
     invert_lower(c);
 }
 
-Factor factorise(const Problem& p, std::int64_t group, const std::vector<std::int64_t>& order, double damping) {
+// Upper triangular U with U^T U = (G + damping)^-1, features in `order`. The factor of the order-reversed matrix,
+// inverted and reversed back, is U: one factorisation, and the inverse itself is never formed.
+MatrixF factorise(const Problem& p, std::int64_t group, const std::vector<std::int64_t>& order, double damping) {
     const std::int64_t n = p.features;
     double mean = 0.0;
     for (std::int64_t i = 0; i < n; ++i) mean += gram_at(p, group, i, i);
@@ -53,11 +48,11 @@ Factor factorise(const Problem& p, std::int64_t group, const std::vector<std::in
         if (cholesky.info() == Eigen::Success) {
             Eigen::MatrixXd inverse = cholesky.matrixLLT();
             invert_lower(inverse);
-            Factor factor{MatrixF(n, n), damping};
+            MatrixF upper(n, n);
             for (std::int64_t i = 0; i < n; ++i)
                 for (std::int64_t j = 0; j < n; ++j)
-                    factor.upper(i, j) = j < i ? 0.0f : static_cast<float>(inverse(n - 1 - i, n - 1 - j));
-            return factor;
+                    upper(i, j) = j < i ? 0.0f : static_cast<float>(inverse(n - 1 - i, n - 1 - j));
+            return upper;
         }
         require(attempt < 12, "gptq", "the Gram must become positive definite by damping", std::to_string(damping));
     }
@@ -65,10 +60,10 @@ Factor factorise(const Problem& p, std::int64_t group, const std::vector<std::in
 
 }  // namespace
 
-double gptq(const Problem& p, const Gptq& options, std::span<std::int32_t> codes, int threads) {
+void gptq(const Problem& p, const Gptq& options, std::span<std::int32_t> codes, int threads) {
     check(p, static_cast<std::int64_t>(codes.size()));
     const Tiles tiles(p);
-    std::vector<Factor> factors(static_cast<std::size_t>(p.groups));
+    std::vector<MatrixF> factors(static_cast<std::size_t>(p.groups));
     std::vector<std::vector<std::int64_t>> orders(static_cast<std::size_t>(p.groups));
     parallel_for(p.groups, threads, [&](std::int64_t group, int) {
         orders[group] = by_diagonal(p, group);
@@ -77,7 +72,7 @@ double gptq(const Problem& p, const Gptq& options, std::span<std::int32_t> codes
     });
     parallel_for(tiles.count(), threads, [&](std::int64_t task, int) {
         const auto tile = tiles.at(task);
-        const MatrixF& upper = factors[tile.group].upper;
+        const MatrixF& upper = factors[tile.group];
         const auto& order = orders[tile.group];
         thread_local MatrixF work, errors;
         work.resize(tile.rows, p.features);
@@ -107,9 +102,6 @@ double gptq(const Problem& p, const Gptq& options, std::span<std::int32_t> codes
                 work.rightCols(later).noalias() -= errors * upper.block(first, first + width, width, later);
         }
     });
-    double damping = 0.0;
-    for (const Factor& factor : factors) damping = std::max(damping, factor.damping);
-    return damping;
 }
 
 }  // namespace leadline::rounding

@@ -1,6 +1,5 @@
 #include "leadline/rounding.hpp"
 
-#include <cmath>
 #include <numeric>
 
 #include "rounding_tile.hpp"
@@ -42,17 +41,16 @@ void error(const Problem& p, std::span<const std::int32_t> codes, std::span<doub
     const Tiles tiles(p);
     parallel_for(tiles.count(), threads, [&](std::int64_t task, int) {
         const auto tile = tiles.at(task);
-        thread_local MatrixD difference, product;
-        difference.resize(tile.rows, p.features);
+        thread_local MatrixD differences, product;
+        differences.resize(tile.rows, p.features);
         for (std::int64_t r = 0; r < tile.rows; ++r)
             for (std::int64_t j = 0; j < p.features; ++j) {
-                const std::int64_t row = tile.first + r, at = cell(p, row, j), i = row * p.features + j;
-                difference(r, j) = static_cast<double>(p.scale[at]) * (codes[i] - p.zero_point[at]) -
-                                   static_cast<double>(p.weight[i]);
+                const std::int64_t row = tile.first + r;
+                differences(r, j) = difference(p, row, j, codes[row * p.features + j]);
             }
         const Eigen::Map<const MatrixD> gram(&p.gram[tile.group * p.features * p.features], p.features, p.features);
-        product.noalias() = difference * gram;
-        for (std::int64_t r = 0; r < tile.rows; ++r) out[tile.first + r] = product.row(r).dot(difference.row(r));
+        product.noalias() = differences * gram;
+        for (std::int64_t r = 0; r < tile.rows; ++r) out[tile.first + r] = product.row(r).dot(differences.row(r));
     });
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 #include <Eigen/Core>
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -60,6 +61,33 @@ inline Bounds bounds(const Problem& p, std::int64_t row, std::int64_t feature, b
     const double exact = static_cast<double>(p.weight[row * p.features + feature]) / p.scale[at] + p.zero_point[at];
     const auto below = static_cast<std::int64_t>(std::floor(std::clamp(exact, -1e9, 1e9)));
     return {std::clamp(below, p.qmin, p.qmax), std::clamp(below + 1, p.qmin, p.qmax)};
+}
+
+// What a weight with this code dequantises to, less what is wanted.
+inline double difference(const Problem& p, std::int64_t row, std::int64_t feature, std::int64_t code) {
+    const std::int64_t at = cell(p, row, feature);
+    return static_cast<double>(p.scale[at]) * (code - p.zero_point[at]) - p.weight[row * p.features + feature];
+}
+
+// A move must gain: half a step is a tie, and float noise must not make codes swing for ever.
+inline constexpr float margin = 0.501f;
+
+// Descent by one coordinate: the code takes the value that is best where `product`, half the slope of the error, and
+// `curvature` say so. Returns by how much the weight moves.
+inline float descend_code(const Problem& p, const Descent& options, std::int64_t row, std::int64_t feature, float product,
+                          float curvature, std::int32_t& code) {
+    if (!(curvature > 0.0f)) return 0.0f;  // an input that is always zero: any code is as good
+    const float scale = p.scale[cell(p, row, feature)], wanted = -product / curvature / scale;
+    if (!(std::fabs(wanted) >= margin)) return 0.0f;
+    const Bounds allowed = bounds(p, row, feature, options.neighbours);
+    const auto step = static_cast<std::int64_t>(affine::round_even(std::clamp(wanted, -1e6f, 1e6f)));
+    const std::int64_t next = std::clamp(code + step, allowed.low, allowed.high);
+    // Cut short by the grid's end, a move still gains if it goes the wanted way; from outside the allowed codes it may
+    // not be forced.
+    if (next == code || (next > code) != (step > 0)) return 0.0f;
+    const float moved = scale * static_cast<float>(next - code);
+    code = static_cast<std::int32_t>(next);
+    return moved;
 }
 
 }  // namespace leadline::rounding

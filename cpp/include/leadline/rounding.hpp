@@ -29,14 +29,14 @@ struct Descent {
 };
 
 // Cyclic coordinate descent on the codes: each takes the value that is best with all others fixed. The error of a row
-// never rises; codes are changed in place. Returns the number of codes changed.
-std::int64_t descend(const Problem& problem, const Descent& options, std::span<std::int32_t> codes, int threads);
+// never rises; codes are changed in place.
+void descend(const Problem& problem, const Descent& options, std::span<std::int32_t> codes, int threads);
 
 // Descent where outputs matter jointly: the error is tr(F D G D^T) for the rows' differences D, with F = E[g g^T] over
 // the gradients g of a loss by the layer's outputs (rows x rows, symmetric, of positive diagonal; one group). Each row
 // in turn makes up for what the others leave.
-std::int64_t descend_coupled(const Problem& problem, const Descent& options, std::span<const double> fisher,
-                             std::span<std::int32_t> codes);
+void descend_coupled(const Problem& problem, const Descent& options, std::span<const double> fisher,
+                     std::span<std::int32_t> codes);
 
 struct Gptq {
     double damping = 0.01;    // of the Gram's mean diagonal, added to it
@@ -44,8 +44,8 @@ struct Gptq {
 };
 
 // GPTQ (Frantar et al., 2022): columns are rounded one after another, and the error of each is made up for by those that
-// follow. Writes codes. Returns the damping that made the Gram positive definite: the one asked for, or ten times, ...
-double gptq(const Problem& problem, const Gptq& options, std::span<std::int32_t> codes, int threads);
+// follow. Writes codes. A Gram that is not positive definite with the damping asked for gets ten times it, and so on.
+void gptq(const Problem& problem, const Gptq& options, std::span<std::int32_t> codes, int threads);
 
 struct AdaRound {
     std::int64_t iterations = 120;

@@ -80,7 +80,7 @@ def descend(
     count = thread_count(threads, "descend")
     start = problem.start(codes, threads)
     if fisher is None:
-        return problem.finish(_descend(problem, start, sweeps, neighbours, count))
+        return problem.finish(_descend(problem, start, sweeps, neighbours, count)[0])
     factor, found = problem.factor(fisher), start.copy()
     problem.native.descend_coupled(found, factor, sweeps, neighbours)
     better = problem.coupled_error(found, factor) <= problem.coupled_error(start, factor)
@@ -95,7 +95,7 @@ def coupled_error(weight: Any, gram: Any, grid: Grid, codes: Any, fisher: Any, *
 
 def _descend(
     problem: Problem, start: NDArray[np.int32], sweeps: int, neighbours: bool, threads: int
-) -> NDArray[np.int32]:
+) -> tuple[NDArray[np.int32], Doubles]:
     def solve(codes: NDArray[np.int32]) -> None:
         problem.native.descend(codes, sweeps, neighbours, threads)
 
@@ -180,18 +180,15 @@ def adaround(
     if not 0 <= warm_start <= 1:
         raise refuse("adaround", "warm_start must lie in [0, 1]", warm_start)
     count = thread_count(threads, "adaround")
-
     options = (iterations, rate, regularisation, warm_start, *beta, count)
 
     def solve(found: NDArray[np.int32]) -> None:
         problem.native.adaround(found, *options)
 
     start = problem.start(codes, threads)
-    projected = problem.beside(_gptq(problem, count))
-    found = [_descend(problem, c, SWEEPS, True, count) for c in (problem.improved(start, solve, count), projected)]
-    if clipped is None:
-        errors = [problem.error(c, count) for c in found]
-    else:
+    starts = problem.improved(start, solve, count)[0], problem.beside(_gptq(problem, count))
+    found, errors = map(list, zip(*(_descend(problem, c, SWEEPS, True, count) for c in starts), strict=True))
+    if clipped is not None:
         rows, features = problem.weight.shape
         inputs, outputs = clipped.check(rows, features, problem.groups)
         behind = start.copy()
@@ -262,7 +259,8 @@ def round_best(
     lowest = float(judge.error(best, count).sum())
     means = np.trace(problem.gram, axis1=1, axis2=2) / problem.gram.shape[1]
     for damping in DAMPINGS if held_out is not None else DAMPINGS[:1]:
-        damped = problem.gram + (damping * means)[:, None, None] * np.eye(problem.gram.shape[1])
+        damped = problem.gram.copy()
+        np.einsum("gii->gi", damped)[:] += (damping * means)[:, None]
         held_back = Problem(weight, damped, grid, transposed, "round_best")
         codes = _gptq(held_back, count, damping=0.0)
         held_back.native.descend(codes, 10, False, count)

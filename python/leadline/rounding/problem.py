@@ -141,9 +141,7 @@ class Problem:
         self, codes: NDArray[np.int32], inputs: FloatArray, outputs: FloatArray, clipped: Clipped
     ) -> Doubles:
         """The error of each row behind the activation, over samples as `Clipped.check` gives them."""
-        scale, zero_point = self.spread()
-        difference = (codes - zero_point) * scale - self.weight
-        grouped = difference.reshape(self.groups, -1, difference.shape[1]).astype(np.float32)
+        grouped = self.difference(codes).reshape(self.groups, -1, self.weight.shape[1]).astype(np.float32)
         moved = (grouped @ inputs.transpose(0, 2, 1)).reshape(outputs.shape)
         error = np.clip(outputs + moved, clipped.low, clipped.high) - np.clip(outputs, clipped.low, clipped.high)
         return np.square(error, dtype=np.float64).mean(1)  # type: ignore[no-any-return]
@@ -153,6 +151,11 @@ class Problem:
         width = self.weight.shape[1] // self.scale.shape[1]
         scale, zero_point = (np.repeat(v.astype(np.float64), width, 1) for v in (self.scale, self.zero_point))
         return scale, zero_point
+
+    def difference(self, codes: NDArray[np.int32]) -> Doubles:
+        """Dequantised weights less the wanted ones."""
+        scale, zero_point = self.spread()
+        return (codes - zero_point) * scale - self.weight  # type: ignore[no-any-return]
 
     def factor(self, fisher: Any) -> Doubles:
         """A Fisher factor as float64 (rows, rows)."""
@@ -168,20 +171,20 @@ class Problem:
 
     def coupled_error(self, codes: NDArray[np.int32], fisher: Doubles) -> float:
         """tr(F D G D^T), of a layer of one group."""
-        scale, zero_point = self.spread()
-        difference = (codes - zero_point) * scale - self.weight
+        difference = self.difference(codes)
         return float(np.sum((fisher @ (difference @ self.gram[0])) * difference))
 
     def improved(
-        self, start: NDArray[np.int32], solve: Callable[[NDArray[np.int32]], object], threads: int
-    ) -> NDArray[np.int32]:
-        """What `solve` makes of a copy of `start`, in place. Products are float32 on the way: where that misled a row,
-        it keeps its start."""
+        self, start: NDArray[np.int32], solve: Callable[[NDArray[np.int32]], None], threads: int
+    ) -> tuple[NDArray[np.int32], Doubles]:
+        """What `solve` makes of a copy of `start`, in place, and its errors. Products are float32 on the way: where
+        that misled a row, it keeps its start."""
         codes = start.copy()
         solve(codes)
-        worse = self.error(codes, threads) > self.error(start, threads)
+        after, before = self.error(codes, threads), self.error(start, threads)
+        worse = after > before
         codes[worse] = start[worse]
-        return codes
+        return codes, np.where(worse, before, after)
 
     def beside(self, codes: NDArray[np.int32]) -> NDArray[np.int32]:
         """The nearer of the two codes beside each weight."""

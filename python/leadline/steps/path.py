@@ -117,7 +117,8 @@ class _Store:
         for layer in layers:
             key = (layer.input, *_geometry(layer, state))
             if key not in shared:
-                shared[key] = _moments(layer, state, len(self._paths))
+                shape = state.graph.weights[layer.weight].shape
+                shared[key] = moments_of(layer, shape, len(self._paths))
                 readers.setdefault(layer.input, []).append((shared[key], layer.groups))
             found[layer.name] = shared[key]
         for i in range(self._count):
@@ -127,7 +128,7 @@ class _Store:
                     x = fake_quantize(x, state.grids[name], threads=state.threads)
                 exact = self._read("float", i, name) if "float" in self._paths else None
                 for one, groups in moments:
-                    _update(one, x if exact is None else _joined(exact, x, one, groups), state.threads)
+                    update(one, x if exact is None else _joined(exact, x, one, groups), state.threads)
         return found
 
 
@@ -140,8 +141,8 @@ def _geometry(layer: Layer, state: State) -> tuple[Any, ...]:
     return (shape[1:], layer.groups, *(tuple(attrs.get(name, ())) for name in axes))
 
 
-def _moments(layer: Layer, state: State, paths: int) -> Moments:
-    shape = state.graph.weights[layer.weight].shape
+def moments_of(layer: Layer, shape: tuple[int, ...], paths: int = 1) -> Moments:
+    """Empty moments for the inputs of a layer whose weight has this shape; of `paths` inputs side by side."""
     if layer.kind == "linear":
         return Gram(paths * shape[1 - layer.axis], layer.input)
     if layer.kind == "transpose":
@@ -166,7 +167,8 @@ def _joined(exact: NDArray[Any], x: NDArray[Any], moments: Moments, groups: int)
     return both.reshape(x.shape[0], -1, *x.shape[2:])
 
 
-def _update(moments: Moments, x: NDArray[np.float32], threads: int | None) -> None:
+def update(moments: Moments, x: NDArray[np.float32], threads: int | None) -> None:
+    """Add a layer's input, as the layer reads it."""
     if isinstance(moments, Gram) and x.ndim == 4:  # a transposed convolution reads its input pixel by pixel
         x = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
     moments.update(x.reshape(-1, x.shape[-1]) if isinstance(moments, Gram) else x, threads=threads)

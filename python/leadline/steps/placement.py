@@ -76,25 +76,18 @@ def place(graph: Graph, recipe: Recipe) -> Placement:
 
 def _kinds(graph: Graph) -> dict[str, tuple[str, ...]]:
     """Of each layer, by its name: its kind, and whether it is among the first or the last."""
-    layers = {layer.output: layer for layer in graph.layers()}
-    behind: set[str] = set()
-    ahead: set[str] = set()
-    found = {layer.name: [str(layer.kind)] for layer in layers.values()}
-    for node in graph.nodes:
-        layer = next((layers[name] for name in node.outputs if name in layers), None)
-        late = not behind.isdisjoint(node.inputs)
-        if layer is not None and not late:
-            found[layer.name].append("first")
-        if layer is not None or late:
-            behind.update(node.outputs)
-    for node in reversed(graph.nodes):
-        layer = next((layers[name] for name in node.outputs if name in layers), None)
-        early = not ahead.isdisjoint(node.outputs)
-        if layer is not None and not early:
-            found[layer.name].append("last")
-        if layer is not None or early:
-            ahead.update(node.inputs)
-    return {name: tuple(kinds) for name, kinds in found.items()}
+    kinds: dict[str, list[str]] = {layer.name: [layer.kind] for layer in graph.layers()}
+    forward = [(node, node.inputs, node.outputs) for node in graph.nodes]
+    backward = [(node, node.outputs, node.inputs) for node in reversed(graph.nodes)]
+    for end, walk in (("first", forward), ("last", backward)):
+        passed: set[str] = set()  # tensors with a layer on their way
+        for node, reached, next_ones in walk:
+            inner = not passed.isdisjoint(reached)
+            if node.name in kinds and not inner:
+                kinds[node.name].append(end)
+            if node.name in kinds or inner:
+                passed.update(next_ones)
+    return {name: tuple(own) for name, own in kinds.items()}
 
 
 def _layers(
