@@ -186,11 +186,17 @@ class Reader(quantization.CalibrationDataReader):
         return next(self._feeds, None)
 
 
-def onnxruntime_static(fixed: Path, prepared: Path, artefact: Path, method: str, samples: Samples) -> None:
-    """onnxruntime's documented route: pre-process (folds BatchNorm, infers shapes), then quantize_static."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        if not prepared.exists():
+def prepare(fixed: Path, prepared: Path) -> None:
+    """onnxruntime's quant_pre_process, once: folds BatchNorm, infers shapes."""
+    if not prepared.exists():
+        with contextlib.redirect_stdout(io.StringIO()):
             quant_pre_process(str(fixed), str(prepared), skip_symbolic_shape=True)
+
+
+def onnxruntime_static(fixed: Path, prepared: Path, artefact: Path, method: str, samples: Samples) -> None:
+    """onnxruntime's documented route: `prepare`, then quantize_static."""
+    prepare(fixed, prepared)
+    with contextlib.redirect_stdout(io.StringIO()):
         quantization.quantize_static(
             str(prepared),
             str(artefact),

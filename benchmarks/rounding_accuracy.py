@@ -2,16 +2,22 @@
 
     python benchmarks/rounding_accuracy.py                               # everything; about an hour on two cores
     python benchmarks/rounding_accuracy.py --networks D --bits 4 --json out.json
+    python benchmarks/rounding_accuracy.py --networks D --variants --aimet PYTHON    # aimet-onnx alone; hours
 
 The contestants share folding, equalisation and every grid (those of the recipe w4a8, with 4 or 8 bits), and differ in
-how weights become integers: the method, with or without compensation. Biases are corrected in all. Pictures and scores
-are those of accuracy.py: SQNR of each raw output in dB, of the artefact as written, and what the network is for.
+how weights become integers: the method, with or without compensation or K-FAC. Biases are corrected in all. Pictures
+and scores are those of accuracy.py: SQNR of each raw output in dB, of the artefact as written, and what the network is
+for.
+--aimet names an interpreter that has aimet-onnx; its AdaRound and its nearest rounding then take part, as its defaults
+are: no equalisation, every layer at the same bits, min-max ranges.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,6 +25,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -31,6 +38,8 @@ from leadline.progress import Quiet
 from leadline.recipe import Calibrate, Recipe, Round
 from leadline.steps import State, apply
 
+HERE = Path(__file__).resolve().parent
+
 VARIANTS = {
     "nearest": Round("nearest"),
     "AdaRound": Round("adaround"),
@@ -38,7 +47,9 @@ VARIANTS = {
     "descent": Round("descent"),
     "best": Round("best"),
     "best, compensated": Round("best", compensate=True),
+    "best, K-FAC": Round("best", kfac=True),
 }
+AIMET = {"aimet-onnx nearest": 0, "aimet-onnx AdaRound": None}
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,9 @@ class Score:
     task_value: float
 
 
-def contest(name: str, bits: int, variants: list[str], threads: int | None) -> Iterator[Score]:
+def contest(
+    name: str, bits: int, variants: list[str], threads: int | None, aimet: Path | None, iterations: int | None
+) -> Iterator[Score]:
     recipe = Recipe.load("w4a8")
     assert recipe.weights is not None
     recipe = replace(recipe, weights=replace(recipe.weights, bits=bits))
@@ -86,6 +99,21 @@ def contest(name: str, bits: int, variants: list[str], threads: int | None) -> I
             task = accuracy.Task(name)
             decibels = accuracy.sqnr(artefact, reference, scored, "written", task)
             yield Score(name, bits, variant, seconds, seconds / forward, decibels, task.text, task.value)
+        if aimet is None:
+            return
+        folder = Path(temporary)
+        accuracy.prepare(fixed, folder / "prepared.onnx")
+        feeds = list(calibration)
+        np.savez(folder / "calibration.npz", **{key: np.stack([feed[key] for feed in feeds]) for key in feeds[0]})
+        for contestant, default in AIMET.items():
+            command = [str(aimet), str(HERE / "accuracy_aimet.py"), temporary, "--bits", str(bits)]
+            command += ["--threads", str(threads or os.cpu_count())]
+            chosen = iterations if default is None else default
+            subprocess.run(command if chosen is None else [*command, "--iterations", str(chosen)], check=True)
+            task = accuracy.Task(name)
+            decibels = accuracy.sqnr(folder / "artefact.onnx", reference, scored, "written", task)
+            seconds = json.loads((folder / "seconds.json").read_text())["rounding"]
+            yield Score(name, bits, contestant, seconds, seconds / forward, decibels, task.text, task.value)
 
 
 def show(scores: list[Score]) -> None:
@@ -104,15 +132,18 @@ def main() -> int:
     parser.add_argument("--networks", default="ABCD", help="some of ABCD")
     parser.add_argument("--bits", nargs="*", type=int, default=[8, 4])
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--aimet", type=Path, help="interpreter that has aimet-onnx")
+    parser.add_argument("--iterations", type=int, help="of aimet-onnx's AdaRound; default: its own 10000")
     parser.add_argument("--threads", type=int, help="for the cores and onnxruntime; default: all")
     parser.add_argument("--json", type=Path, help="also write the scores here, after each of them")
     options = parser.parse_args()
+    rest = options.variants, options.threads, options.aimet, options.iterations
     scores: list[Score] = []
     interrupted = False
     try:
         for name in options.networks:
             for bits in options.bits:
-                for score in contest(name, bits, options.variants, options.threads):
+                for score in contest(name, bits, *rest):
                     scores.append(score)
                     line = f"{name} {bits} bits, {score.variant}: {accuracy.text(score.sqnr)} dB, {score.task}"
                     print(f"{line}, {score.seconds:.1f} s", file=sys.stderr, flush=True)

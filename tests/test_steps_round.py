@@ -94,6 +94,21 @@ def test_chosen_codes_are_better_than_nearest_ones(build, method):
     assert error(chosen) < 0.9 * error(near)
 
 
+@pytest.mark.parametrize("build", [NETWORKS["conv"], NETWORKS["linear"]], ids=["conv", "linear"])
+def test_outputs_make_up_for_one_another_where_the_network_gains(build):
+    shape = graph(build()).inputs[0].shape
+    plain = recipe("gptq")
+    steps = tuple(replace(step, kfac=True) if isinstance(step, Round) else step for step in plain.steps)
+    coupled = quantized(build(), replace(plain, steps=steps), correlated(64, shape))
+    records = [r for r in coupled.log if "K-FAC" in r.note]
+    assert records and any(r.kept for r in records)
+    assert all(r.kept == (r.after < r.before) for r in records)
+    without = quantized(build(), plain, correlated(64, shape))
+    changed = {r.target for r in records if r.kept}
+    first = next(layer for layer in graph(build()).layers() if layer.name == records[0].target)
+    assert (first.name in changed) != np.array_equal(coupled.codes[first.weight], without.codes[first.weight])
+
+
 def test_nearest_is_nearest():
     q = quantized(residual(), Recipe("test", (Fold(), Calibrate("minmax", "mse"), Round()), weights=W4))
     for name, codes in q.codes.items():

@@ -76,6 +76,9 @@ class Round:
     "nearest"."""
     iterations: int = 120
     """Used by "adaround": its steps for each layer."""
+    kfac: bool = False
+    """Then let a layer's outputs make up for one another, as the network's outputs depend on them (K-FAC); kept where
+    the simulated output error falls. Dozens of forward passes for each layer. Ignored by "nearest"."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from leadline.graph.ir import Graph, Layer
+from leadline.graph.ir import Graph, Layer, Node
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,11 @@ def segments(graph: Graph, layers: Sequence[Layer]) -> list[Segment]:
     lie behind i - 1 others, and the nodes that follow up to the next ones. Weights are shared, not copied."""
     chosen = {layer.node.name: layer for layer in layers}
     level = {value.name: 0 for value in graph.inputs}
-    made: dict[str, int] = {}
     parts: list[list[int]] = []
     for index, node in enumerate(graph.nodes):
         place = max((level.get(name, 0) for name in node.inputs), default=0) + (node.name in chosen)
         for name in node.outputs:
-            level[name] = made[name] = place
+            level[name] = place
         while len(parts) <= place:
             parts.append([])
         parts[place].append(index)
@@ -50,18 +49,37 @@ def segments(graph: Graph, layers: Sequence[Layer]) -> list[Segment]:
     found = []
     for place, indices in enumerate(parts):
         nodes = [graph.nodes[index] for index in indices]
-        own = [name for node in nodes for name in node.outputs if name]
-        read = dict.fromkeys(name for node in nodes for name in node.inputs if name)
-        inputs = [graph.values[name] for name in read if name in graph.values and made.get(name, -1) < place]
-        outputs = [graph.values[name] for name in own if last[name] > place or name in wanted]
-        part = Graph(
-            [*nodes],
-            {name: graph.weights[name] for name in read if name in graph.weights},
-            inputs,
-            outputs,
-            {name: graph.values[name] for name in [value.name for value in inputs] + own},
-            f"{graph.name}.{place}",
-            graph.opset,
-        )
+        later = {name for name, reader in last.items() if reader > place}
+        part = _part(graph, nodes, wanted | later, f"{graph.name}.{place}")
         found.append(Segment([chosen[node.name] for node in nodes if node.name in chosen], part))
     return found
+
+
+def behind(graph: Graph, tensor: str) -> Graph:
+    """All that depends on a tensor, as a network of its own: that tensor is its first input; the others are what else
+    it reads, and its outputs are those of the network that depend on the tensor. Weights are shared, not copied."""
+    moved = {tensor}
+    nodes = []
+    for node in graph.nodes:
+        if moved.intersection(node.inputs):
+            nodes.append(node)
+            moved.update(node.outputs)
+    part = _part(graph, nodes, {value.name for value in graph.outputs}, f"{graph.name}.behind")
+    part.inputs.sort(key=lambda value: value.name != tensor)
+    return part
+
+
+def _part(graph: Graph, nodes: list[Node], wanted: set[str], name: str) -> Graph:
+    """Nodes of a network as one of their own, with those of their outputs that are wanted."""
+    own = dict.fromkeys(name for node in nodes for name in node.outputs if name)
+    read = dict.fromkeys(name for node in nodes for name in node.inputs if name)
+    inputs = [graph.values[name] for name in read if name in graph.values and name not in own]
+    return Graph(
+        [*nodes],
+        {name: graph.weights[name] for name in read if name in graph.weights},
+        inputs,
+        [graph.values[name] for name in own if name in wanted],
+        {name: graph.values[name] for name in [*(value.name for value in inputs), *own]},
+        name,
+        graph.opset,
+    )

@@ -31,6 +31,13 @@ NEGLIGIBLE = 0.02
 """A group of tensors that causes less than this share of the noise keeps its observed ranges."""
 
 
+PREVIEW = 4
+"""Held-out samples by which observers are compared with each other; the winner has to prove itself on all."""
+
+HOPELESS = 1.5
+"""With so many times the noise of the best range so far, one that clips still more is not worth a try."""
+
+
 def calibrate(step: Calibrate, state: State) -> None:
     """Fill ``state.grids`` for activations, weights, constants and biases; one pass over the calibration samples."""
     _own_biases(state.graph)
@@ -70,7 +77,7 @@ def _choose(state: State, placement: Placement, weights: dict[str, Grid]) -> Ran
 
     def alone(tensors: list[str], ranges: Ranges) -> float:
         grids = {tensor: _grid(placement, tensor, ranges) for tensor in tensors}
-        return output_error(replace(state, grids=grids, codes={}))
+        return output_error(replace(state, grids=grids, codes={}), PREVIEW)
 
     def whole(ranges: Ranges) -> float:
         trial = replace(state, log=[])
@@ -81,8 +88,12 @@ def _choose(state: State, placement: Placement, weights: dict[str, Grid]) -> Ran
     matter = sorted((op for op in groups if errors[op] > NEGLIGIBLE * sum(errors.values())), key=lambda op: -errors[op])
     first = before = lowest = whole(plain)
     for op in state.progress.over(matter, "choose ranges", len(matter)):
-        trials = {tried: alone(groups[op], ranges) for tried, ranges in candidates.items()}
-        best = min(CANDIDATES, key=lambda tried: trials[tried])
+        trials: dict[tuple[Observer, float], float] = {}
+        for tried, ranges in candidates.items():
+            trials[tried] = alone(groups[op], ranges)
+            if trials[tried] > HOPELESS * min(errors[op], *trials.values()):
+                break
+        best = min(trials, key=lambda tried: trials[tried])
         if trials[best] < errors[op]:
             roots = {placement.root[tensor] for tensor in groups[op]}
             changed = chosen | {root: candidates[best][root] for root in roots}

@@ -15,8 +15,9 @@ LUCK = 1.1
 """The simulated error of a whole deep network varies by about this factor with nothing but the luck of rounding."""
 
 
-def output_error(state: State) -> float:
-    """Noise over signal at the outputs of the artefact as `state` has it, averaged over the outputs.
+def output_error(state: State, count: int = SAMPLES) -> float:
+    """Noise over signal at the outputs of the artefact as `state` has it, averaged over the outputs, of `count`
+    held-out samples (SAMPLES at most).
 
     Over the samples it is the geometric mean, each sample weighing as much as its signal. In a deep network most noise
     lies in the one or two samples where a decision tips over, and a plain sum would let these few decide; without the
@@ -29,7 +30,7 @@ def output_error(state: State) -> float:
             state.reference.extend(session.run(feed) for feed in held_out)
     scores: dict[str, list[Sqnr]] = {name: [] for name in names}
     with state.simulate(state, names) as session:
-        for feed, wanted in zip(held_out, state.reference, strict=True):
+        for feed, wanted in zip(held_out.take(count), state.reference, strict=False):
             got = session.run(feed)
             for name in names:
                 scores[name].append(Sqnr().update(wanted[name], got[name]))

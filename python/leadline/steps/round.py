@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,17 @@ from numpy.typing import NDArray
 from leadline import rounding
 from leadline.affine import dequantize, quantize
 from leadline.compensation import compensate
+from leadline.fisher import output_factor
 from leadline.graph import Layer
 from leadline.recipe import Round
+from leadline.steps.gate import output_error
 from leadline.steps.path import Moments, Stage, stages
 from leadline.steps.state import Record, State
 
 Doubles = NDArray[np.float64]
+
+PROBED = 4
+"""Calibration samples whose outputs say how a layer's outputs count."""
 
 
 def round_weights(step: Round | None, state: State) -> None:
@@ -68,6 +74,7 @@ class _Task:
         self.transposed = layer.kind == "transpose" or (layer.kind == "linear" and layer.axis == 1)
         # A bias takes the mean of the error away, so that only what varies about it counts.
         self.centred = layer.bias is not None and layer.bias in state.grids
+        self.bias = state.codes[layer.bias] if self.centred and layer.bias is not None else np.zeros(0)
         self._mean = np.atleast_2d(stage.seen[layer.name].mean)
         self.seen = self._moments(stage.seen[layer.name])
         self.held_out = self._moments(stage.held_out[layer.name])
@@ -117,12 +124,35 @@ def _round(step: Round, state: State, task: _Task) -> None:
     before, after = task.error(dequantize(state.codes[layer.weight], grid)), task.error(rounded)
     state.log.append(Record("round", layer.name, f"{note}{how}, held-out squared error", before, after, after < before))
     if after < before:
-        state.codes[layer.weight] = codes
-        if task.centred:
-            assert layer.bias is not None
-            own = state.grids[layer.bias]
-            moved = state.codes[layer.bias] - np.rint(task.mean_error(rounded) / own.scale)
-            state.codes[layer.bias] = np.clip(moved, own.scheme.qmin, own.scheme.qmax).astype(np.int32)
+        state.codes |= _with_bias(state, task, codes)
+    if step.kfac and layer.groups == 1 and layer.output not in {value.name for value in state.graph.outputs}:
+        _couple(step, state, task, target)
+
+
+def _with_bias(state: State, task: _Task, codes: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """The weight's new codes, and those of a bias that takes away the mean of the error that they leave."""
+    layer = task.layer
+    if not task.centred:
+        return {layer.weight: codes}
+    assert layer.bias is not None
+    own = state.grids[layer.bias]
+    moved = task.bias - np.rint(task.mean_error(dequantize(codes, task.grid)) / own.scale)
+    return {layer.weight: codes, layer.bias: np.clip(moved, own.scheme.qmin, own.scheme.qmax).astype(np.int32)}
+
+
+def _couple(step: Round, state: State, task: _Task, target: NDArray[np.float32]) -> None:
+    """Go on from the layer's codes where its outputs count jointly; kept if the network's outputs gain."""
+    layer = task.layer
+    few = state.calibration.take(PROBED)
+    with state.progress(f"probe {layer.name}"):
+        fisher = output_factor(state.graph, layer, few, threads=state.threads)
+    given: dict[str, Any] = {"neighbours": step.method == "adaround", "transposed": task.transposed}
+    codes = rounding.descend(target, task.gram(task.seen), task.grid, state.codes[layer.weight], fisher=fisher, **given)
+    before = output_error(state)
+    after = output_error(replace(state, codes=state.codes | _with_bias(state, task, codes)))
+    state.log.append(Record("round", layer.name, "K-FAC, simulated output error", before, after, after < before))
+    if after < before:
+        state.codes |= _with_bias(state, task, codes)
 
 
 def _chosen(step: Round, task: _Task, target: NDArray[np.float32]) -> tuple[NDArray[Any], str]:
