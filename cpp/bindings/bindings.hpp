@@ -40,5 +40,6 @@ void bind_observers(py::module_& module);
 void bind_gram(py::module_& module);
 void bind_rounding(py::module_& module);
 void bind_compensation(py::module_& module);
+void bind_hadamard(py::module_& module);
 
 }  // namespace leadline::bindings

@@ -48,4 +48,5 @@ PYBIND11_MODULE(LEADLINE_MODULE, module) {
     bind_gram(module);
     bind_rounding(module);
     bind_compensation(module);
+    bind_hadamard(module);
 }

@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from leadline import affine, compensation, equalization, gram, observers, rounding
+from leadline import affine, compensation, equalization, gram, hadamard, observers, rounding
 from leadline._native import build_info
 from leadline.arrays import ConversionWarning
 from leadline.rounding import adaround
@@ -23,6 +23,7 @@ __all__ = [
     "compensation",
     "equalization",
     "gram",
+    "hadamard",
     "observers",
     "rounding",
 ]

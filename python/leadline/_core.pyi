@@ -9,6 +9,7 @@ _Layout = tuple[int, int, int]
 _F32 = NDArray[np.float32]
 _F64 = NDArray[np.float64]
 _I32 = NDArray[np.int32]
+_Real = NDArray[np.float32] | NDArray[np.float64]
 _Codes = NDArray[np.int8] | NDArray[np.uint8] | NDArray[np.int16] | NDArray[np.uint16] | NDArray[np.int32]
 
 def supports_v3() -> bool: ...
@@ -109,3 +110,11 @@ def compensate(
     out: _F32,
     threads: int,
 ) -> tuple[float, int]: ...
+
+# Hadamard matrices of order blocks * bases * 2^doublings; bases are +1 and -1, row by row.
+class HadamardPlan:
+    def __init__(self, blocks: int, doublings: int) -> None: ...
+    def add_base(self, rows: NDArray[np.int8], order: int) -> None: ...
+    def apply(
+        self, x: _Real, inner: int, before: _Real, after: _Real, take: _I32, put: _I32, out: _Real, threads: int
+    ) -> None: ...

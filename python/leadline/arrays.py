@@ -104,13 +104,13 @@ def as_codes(codes: Any, dtype: np.dtype[Any], argument: str, function: str) -> 
     return np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED"])
 
 
-def check_out(out: Any, x: FloatArray, function: str) -> FloatArray:
-    """Checks an `out` argument: a writable C-contiguous float32 array of x's shape, x itself or apart from it."""
-    rule = f"out must be a writable C-contiguous float32 array of shape {x.shape}"
+def check_out(out: Any, x: NDArray[Any], function: str) -> NDArray[Any]:
+    """Checks an `out` argument: a writable C-contiguous array of x's dtype and shape, x itself or apart from it."""
+    rule = f"out must be a writable C-contiguous {x.dtype} array of shape {x.shape}"
     if not isinstance(out, np.ndarray):
         raise refuse(function, rule, f"a {type(out).__name__}")
     flags = out.flags
-    fits = out.dtype == np.float32 and out.dtype.isnative and out.shape == x.shape
+    fits = out.dtype == x.dtype and out.dtype.isnative and out.shape == x.shape
     if not (fits and flags.writeable and flags.c_contiguous and flags.aligned):
         state = "" if flags.writeable else ", read-only"
         raise refuse(function, rule, f"{out.dtype} of shape {out.shape}, strides {out.strides}{state}")

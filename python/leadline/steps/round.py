@@ -14,7 +14,7 @@ from leadline.compensation import compensate
 from leadline.fisher import output_factor
 from leadline.graph import Layer
 from leadline.recipe import Round
-from leadline.steps.gate import output_error
+from leadline.steps.gate import LUCK, output_error
 from leadline.steps.path import Moments, Stage, stages
 from leadline.steps.state import Record, State
 
@@ -125,7 +125,8 @@ def _round(step: Round, state: State, task: _Task) -> None:
     state.log.append(Record("round", layer.name, f"{note}{how}, held-out squared error", before, after, after < before))
     if after < before:
         state.codes |= _with_bias(state, task, codes)
-    if step.kfac and layer.groups == 1 and layer.output not in {value.name for value in state.graph.outputs}:
+    last = layer.output in {value.name for value in state.graph.outputs}
+    if step.kfac and layer.kind in ("linear", "conv") and layer.groups == 1 and not last:
         _couple(step, state, task, target)
 
 
@@ -141,7 +142,10 @@ def _with_bias(state: State, task: _Task, codes: NDArray[Any]) -> dict[str, NDAr
 
 
 def _couple(step: Round, state: State, task: _Task, target: NDArray[np.float32]) -> None:
-    """Go on from the layer's codes where its outputs count jointly; kept if the network's outputs gain."""
+    """Go on from the layer's codes where its outputs count jointly; kept if the network's outputs gain more than luck.
+
+    EfficientNet-Lite0 at 4 bits lost 0.8 dB on other pictures when any gain on the held-out ones sufficed.
+    """
     layer = task.layer
     few = state.calibration.take(PROBED)
     with state.progress(f"probe {layer.name}"):
@@ -150,8 +154,9 @@ def _couple(step: Round, state: State, task: _Task, target: NDArray[np.float32])
     codes = rounding.descend(target, task.gram(task.seen), task.grid, state.codes[layer.weight], fisher=fisher, **given)
     before = output_error(state)
     after = output_error(replace(state, codes=state.codes | _with_bias(state, task, codes)))
-    state.log.append(Record("round", layer.name, "K-FAC, simulated output error", before, after, after < before))
-    if after < before:
+    kept = after < before / LUCK
+    state.log.append(Record("round", layer.name, "K-FAC, simulated output error", before, after, kept))
+    if kept:
         state.codes |= _with_bias(state, task, codes)
 
 
