@@ -148,35 +148,37 @@ template <class T>
 void row(const Plan& plan, const Around<T>& around, const T* x, T* out, Scratch<T>& scratch) {
     const std::int64_t n = plan.size(), count = n / width<T>, across = plan.doublings - Wide<T>::log;
     V<T>* tile = scratch.tile.data();
-    const auto from = [&](std::int64_t i) {
-        V<T> v;
-        if (around.take.empty()) {
-            v = load(x + i * width<T>);
-        } else {
-            for (std::int64_t k = 0; k < width<T>; ++k) v[k] = x[around.take[i * width<T> + k]];
-        }
-        if (!around.before.empty()) v *= load(&around.before[i * width<T>]);
+    T* values = reinterpret_cast<T*>(tile);
+    if (!around.take.empty()) {
+        for (std::int64_t i = 0; i < n; ++i) values[i] = x[around.take[i]];
+        x = values;
+    }
+    // Captured by value, and without a condition inside: these run for every register.
+    const auto from = [x, factors = around.before.data()](std::int64_t i) {
+        V<T> v = load(x + i * width<T>) * load(factors + i * width<T>);
         within(v);
         return v;
     };
-    const auto to = [&](std::int64_t i, const V<T>& v) {
-        store(out + i * width<T>, around.after.empty() ? v : V<T>(v * load(&around.after[i * width<T>])));
+    const auto keep = [tile](std::int64_t i, const V<T>& v) { tile[i] = v; };
+    const auto plain = [out](std::int64_t i, const V<T>& v) { store(out + i * width<T>, v); };
+    const auto scaled = [out, factors = around.after.data()](std::int64_t i, const V<T>& v) {
+        store(out + i * width<T>, V<T>(v * load(factors + i * width<T>)));
     };
-    const auto keep = [&](std::int64_t i, const V<T>& v) { tile[i] = v; };
-    // Fused passes write before all is read, so a permutation goes through the tile as a whole.
-    if (plan.bases.empty() && around.take.empty() && around.put.empty()) {
-        sylvester<V<T>>(count, across, tile, from, to);
+    if (plan.bases.empty() && around.put.empty()) {
+        if (around.after.empty()) sylvester<V<T>>(count, across, tile, from, plain);
+        else sylvester<V<T>>(count, across, tile, from, scaled);
         return;
     }
     sylvester<V<T>>(count, across, tile, from, keep);
     bases(plan, count, (std::int64_t{1} << plan.doublings) / width<T>, tile, scratch.base);
-    if (around.put.empty()) {
-        for (std::int64_t i = 0; i < count; ++i) to(i, tile[i]);
-        return;
+    if (!around.put.empty()) {
+        for (std::int64_t j = 0; j < n; ++j)
+            out[j] = values[around.put[j]] * (around.after.empty() ? T{1} : around.after[j]);
+    } else if (around.after.empty()) {
+        for (std::int64_t i = 0; i < count; ++i) plain(i, tile[i]);
+    } else {
+        for (std::int64_t i = 0; i < count; ++i) scaled(i, tile[i]);
     }
-    const T* values = reinterpret_cast<const T*>(tile);
-    for (std::int64_t j = 0; j < n; ++j)
-        out[j] = values[around.put[j]] * (around.after.empty() ? T{1} : around.after[j]);
 }
 
 // `columns` (a register's width at most) side by side: element i of column c lies at i * step + c * apart.
@@ -191,7 +193,7 @@ void columns(const Plan& plan, const Around<T>& around, const T* x, T* out, std:
         V<T> v{};
         if (full) v = load(source);
         else for (std::int64_t c = 0; c < columns; ++c) v[c] = source[c * apart];
-        tile[i] = around.before.empty() ? v : V<T>(v * around.before[i]);
+        tile[i] = v * around.before[i];
     }
     const auto read = [tile](std::int64_t i) { return tile[i]; };
     const auto write = [tile](std::int64_t i, const V<T>& v) { tile[i] = v; };
@@ -243,8 +245,9 @@ void apply(const Plan& plan, const Around<T>& around, std::span<const T> x, std:
     const std::int64_t n = plan.size(), total = static_cast<std::int64_t>(x.size());
     require(inner > 0 && total % (n * inner) == 0 && x.size() == out.size(), "hadamard",
             "x must be whole rows and fit out", std::to_string(total) + " elements");
-    check(around.before, static_cast<std::size_t>(n), "factors must be one for each element");
-    check(around.after, static_cast<std::size_t>(n), "factors must be one for each element");
+    require(static_cast<std::int64_t>(around.before.size()) == n, "hadamard", "before must have a factor for each element",
+            std::to_string(around.before.size()));
+    check(around.after, static_cast<std::size_t>(n), "after must have a factor for each element");
     check_places(around.take, n);
     check_places(around.put, n);
     const std::int64_t outer = total / (n * inner);

@@ -57,18 +57,19 @@ def matrix(n: int) -> Signs:
 
 @dataclass(frozen=True)
 class _Stage:
-    """x -> after * (H^T (before * x[take]))[put], with H^T or, where not `transposed`, H."""
+    """x -> after * (H^T (before * x[take]))[put], with H^T or, where not `transposed`, H. Empty: nothing is done."""
 
     transposed: bool
-    before: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    before: NDArray[np.float64]
     after: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     take: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     put: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
 
     def inverse(self) -> _Stage:
         take, put = (np.argsort(places).astype(np.int32) for places in (self.put, self.take))
-        before = self.after[take] if take.size and self.after.size else self.after
-        after = self.before[put] if put.size and self.before.size else self.before
+        before = self.after if self.after.size else np.ones(self.before.size)
+        before = before[take] if take.size else before
+        after = self.before[put] if put.size else self.before
         return _Stage(not self.transposed, before, after, take, put)
 
 

@@ -24,8 +24,8 @@ struct Plan {
 // From its rows, +1 or -1 each.
 Plan::Base base(std::span<const std::int8_t> rows, std::int64_t order);
 
-// What happens before and after the product, each of `size` entries or empty: out[j] = after[j] y[put[j]] for
-// y = H z, z[i] = before[i] x[take[i]].
+// What happens before and after the product, each of `size` entries: out[j] = after[j] y[put[j]] for y = H z,
+// z[i] = before[i] x[take[i]]. All but `before` may be empty.
 template <class T>
 struct Around {
     std::span<const T> before, after;
