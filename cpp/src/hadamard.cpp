@@ -81,27 +81,25 @@ void butterflies(std::int64_t count, std::int64_t stride, Load&& from, Store&& t
         }
 }
 
-// All `doublings` over `count` registers, three at a time: the first pass reads `from`, the last writes `to`, those in
-// between stay in `tile`, which fits a cache.
-template <class Vector, class Load, class Store>
-void sylvester(std::int64_t count, std::int64_t doublings, Vector* tile, Load&& from, Store&& to) {
+// All `doublings` over `count` registers, three at a time, in `tile`, which fits a cache. The first pass reads `from`,
+// neighbours first: what comes from memory is read in order.
+template <class Vector, class Load>
+void sylvester(std::int64_t count, std::int64_t doublings, Vector* tile, Load&& from) {
     const auto read = [tile](std::int64_t i) { return tile[i]; };
     const auto write = [tile](std::int64_t i, const Vector& v) { tile[i] = v; };
-    const auto pass = [&](std::int64_t log, std::int64_t stride, auto&& in, auto&& out) {
-        if (log == 3) butterflies<3, Vector>(count, stride, in, out);
-        else if (log == 2) butterflies<2, Vector>(count, stride, in, out);
-        else if (log == 1) butterflies<1, Vector>(count, stride, in, out);
-        else butterflies<0, Vector>(count, 1, in, out);
+    const auto pass = [&](std::int64_t log, std::int64_t stride, auto&& in) {
+        if (log == 3) butterflies<3, Vector>(count, stride, in, write);
+        else if (log == 2) butterflies<2, Vector>(count, stride, in, write);
+        else if (log == 1) butterflies<1, Vector>(count, stride, in, write);
+        else butterflies<0, Vector>(count, 1, in, write);
     };
-    std::int64_t left = doublings, done = 0;
-    while (true) {
-        const std::int64_t log = left == 4 || left == 2 ? 2 : std::min<std::int64_t>(left, 3), next = left - log;
-        const std::int64_t stride = std::int64_t{1} << next;
-        if (done == 0 && next == 0) return pass(log, stride, from, to);
-        if (done == 0) pass(log, stride, from, write);
-        else if (next == 0) return pass(log, stride, read, to);
-        else pass(log, stride, read, write);
-        left = next, ++done;
+    const auto at_once = [](std::int64_t left) { return left == 4 || left == 2 ? 2 : std::min<std::int64_t>(left, 3); };
+    std::int64_t done = at_once(doublings);
+    pass(done, 1, from);
+    while (done < doublings) {
+        const std::int64_t log = at_once(doublings - done);
+        pass(log, std::int64_t{1} << done, read);
+        done += log;
     }
 }
 
@@ -143,9 +141,9 @@ struct Scratch {
     std::vector<V<T>> tile, base;
 };
 
-// Rows of contiguous values whose Sylvester part fills registers.
+// A row of contiguous values whose Sylvester part fills registers; `streams` past the cache.
 template <class T>
-void row(const Plan& plan, const Around<T>& around, const T* x, T* out, Scratch<T>& scratch) {
+void row(const Plan& plan, const Around<T>& around, const T* x, T* out, bool streams, Scratch<T>& scratch) {
     const std::int64_t n = plan.size(), count = n / width<T>, across = plan.doublings - Wide<T>::log;
     V<T>* tile = scratch.tile.data();
     T* values = reinterpret_cast<T*>(tile);
@@ -153,32 +151,25 @@ void row(const Plan& plan, const Around<T>& around, const T* x, T* out, Scratch<
         for (std::int64_t i = 0; i < n; ++i) values[i] = x[around.take[i]];
         x = values;
     }
-    // Captured by value, and without a condition inside: these run for every register.
-    const auto from = [x, factors = around.before.data()](std::int64_t i) {
+    // Runs for every register: by value, and without a condition. The next row is on its way meanwhile.
+    const auto from = [x, ahead = std::max<std::int64_t>(n, 1024), factors = around.before.data()](std::int64_t i) {
+        __builtin_prefetch(x + i * width<T> + ahead);
         V<T> v = load(x + i * width<T>) * load(factors + i * width<T>);
         within(v);
         return v;
     };
-    const auto keep = [tile](std::int64_t i, const V<T>& v) { tile[i] = v; };
-    const auto plain = [out](std::int64_t i, const V<T>& v) { store(out + i * width<T>, v); };
-    const auto scaled = [out, factors = around.after.data()](std::int64_t i, const V<T>& v) {
-        store(out + i * width<T>, V<T>(v * load(factors + i * width<T>)));
-    };
-    if (plan.bases.empty() && around.put.empty()) {
-        if (around.after.empty()) sylvester<V<T>>(count, across, tile, from, plain);
-        else sylvester<V<T>>(count, across, tile, from, scaled);
-        return;
-    }
-    sylvester<V<T>>(count, across, tile, from, keep);
+    sylvester<V<T>>(count, across, tile, from);
     bases(plan, count, (std::int64_t{1} << plan.doublings) / width<T>, tile, scratch.base);
     if (!around.put.empty()) {
         for (std::int64_t j = 0; j < n; ++j)
             out[j] = values[around.put[j]] * (around.after.empty() ? T{1} : around.after[j]);
-    } else if (around.after.empty()) {
-        for (std::int64_t i = 0; i < count; ++i) plain(i, tile[i]);
-    } else {
-        for (std::int64_t i = 0; i < count; ++i) scaled(i, tile[i]);
+        return;
     }
+    if (!around.after.empty())
+        for (std::int64_t i = 0; i < count; ++i) tile[i] *= load(&around.after[i * width<T>]);
+    const std::int64_t words = n * static_cast<std::int64_t>(sizeof(T) / sizeof(float));
+    if (streams) lanes::stream(reinterpret_cast<const float*>(values), words, reinterpret_cast<float*>(out));
+    else std::memcpy(out, values, static_cast<std::size_t>(n) * sizeof(T));
 }
 
 // `columns` (a register's width at most) side by side: element i of column c lies at i * step + c * apart.
@@ -195,9 +186,7 @@ void columns(const Plan& plan, const Around<T>& around, const T* x, T* out, std:
         else for (std::int64_t c = 0; c < columns; ++c) v[c] = source[c * apart];
         tile[i] = v * around.before[i];
     }
-    const auto read = [tile](std::int64_t i) { return tile[i]; };
-    const auto write = [tile](std::int64_t i, const V<T>& v) { tile[i] = v; };
-    if (plan.doublings > 0) sylvester<V<T>>(n, plan.doublings, tile, read, write);
+    sylvester<V<T>>(n, plan.doublings, tile, [tile](std::int64_t i) { return tile[i]; });
     bases(plan, n, std::int64_t{1} << plan.doublings, tile, scratch.base);
     for (std::int64_t j = 0; j < n; ++j) {
         const V<T> y = tile[around.put.empty() ? j : around.put[j]];
@@ -257,11 +246,13 @@ void apply(const Plan& plan, const Around<T>& around, std::span<const T> x, std:
     };
     if (inner == 1 && plan.doublings >= Wide<T>::log) {
         const std::int64_t rows = std::max<std::int64_t>(1, chunk_elements / n);
+        const bool streams = x.data() != out.data() && out.size_bytes() >= lanes::stream_bytes;
         parallel_for(chunk_count(outer, rows), threads, [&](std::int64_t task, int) {
             thread_local Scratch<T> scratch;
             ready(scratch, n / width<T>);
             for (std::int64_t r = task * rows; r < std::min(outer, (task + 1) * rows); ++r)
-                row(plan, around, &x[r * n], &out[r * n], scratch);
+                row(plan, around, &x[r * n], &out[r * n], streams, scratch);
+            if (streams) lanes::fence();
         });
         return;
     }
