@@ -60,8 +60,8 @@ class Plan:
 
 
 PLANS = {
-    "vit": Plan(depth_networks.TinyDepth, NETWORKS / "tinydepth.onnx", 8, 2e-3, seed=1),
-    "conv": Plan(depth_networks.TinyDepthConv, NETWORKS / "tinydepth_conv.onnx", 4, 3e-3, seed=2),
+    "vit": Plan(depth_networks.TinyDepth, NETWORKS / "tinydepth.onnx", 8, 2e-3, seed=1, cycles=2),
+    "conv": Plan(depth_networks.TinyDepthConv, NETWORKS / "tinydepth_conv.onnx", 4, 3e-3, seed=2, cycles=2),
     "small": Plan(depth_networks.SmallDepthHead, HERE / "smalldepth_head.onnx", 5, 1e-3, seed=3),
 }
 
