@@ -43,6 +43,9 @@ def assemble() -> onnx.ModelProto:
     body = encoder()
     head.ir_version = body.ir_version = max(head.ir_version, body.ir_version)
     model = onnx.compose.merge_models(body, head, io_map=[(t, f"head.{i}") for t, i in zip(TAPS, INPUTS, strict=True)])
+    opsets = {entry.domain: entry.version for entry in model.opset_import}  # merged, each is there twice
+    del model.opset_import[:]
+    model.opset_import.extend(onnx.helper.make_opsetid(*entry) for entry in opsets.items())
     onnx.checker.check_model(model, full_check=True)
     return model
 
