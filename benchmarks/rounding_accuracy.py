@@ -84,6 +84,12 @@ def contest(
             for feed in calibration:
                 session.run(feed)
         forward = time.monotonic() - start
+
+        def judged(variant: str, artefact: Path, seconds: float) -> Score:
+            task = accuracy.Task(name)
+            decibels = accuracy.sqnr(artefact, reference, scored, "written", task)
+            return Score(name, bits, variant, seconds, seconds / forward, decibels, task.text, task.value)
+
         base = State(graph.copy(), recipe, seen, held_out, Quiet(), pipeline._simulate, threads)
         place = [type(step) for step in recipe.steps].index(Calibrate) + 1
         for step in recipe.steps[:place]:
@@ -96,9 +102,7 @@ def contest(
             seconds = time.monotonic() - start
             artefact = Path(temporary) / "leadline.onnx"
             qdq.save(qdq.to_qdq(state.graph, state.grids, state.codes), artefact)
-            task = accuracy.Task(name)
-            decibels = accuracy.sqnr(artefact, reference, scored, "written", task)
-            yield Score(name, bits, variant, seconds, seconds / forward, decibels, task.text, task.value)
+            yield judged(variant, artefact, seconds)
         if aimet is None:
             return
         folder = Path(temporary)
@@ -110,10 +114,8 @@ def contest(
             command += ["--threads", str(threads or os.cpu_count())]
             chosen = iterations if default is None else default
             subprocess.run(command if chosen is None else [*command, "--iterations", str(chosen)], check=True)
-            task = accuracy.Task(name)
-            decibels = accuracy.sqnr(folder / "artefact.onnx", reference, scored, "written", task)
             seconds = json.loads((folder / "seconds.json").read_text())["rounding"]
-            yield Score(name, bits, contestant, seconds, seconds / forward, decibels, task.text, task.value)
+            yield judged(contestant, folder / "artefact.onnx", seconds)
 
 
 def show(scores: list[Score]) -> None:

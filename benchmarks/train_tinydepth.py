@@ -1,8 +1,8 @@
 """Train the depth networks on rendered scenes, in the open, on a CPU.
 
     pip install torch onnxscript
-    python benchmarks/train_tinydepth.py vit      # TinyDepth: an hour and a half
-    python benchmarks/train_tinydepth.py conv     # its convolutional variant: half an hour
+    python benchmarks/train_tinydepth.py vit      # TinyDepth: three and a half hours
+    python benchmarks/train_tinydepth.py conv     # its convolutional variant: an hour
     python benchmarks/train_tinydepth.py small    # SmallDepth's head on cached features of network A: three quarters
 
 Hours of one core: OMP_NUM_THREADS=1 is best, since on a shared machine more threads wait for one another. Scenes are

@@ -145,6 +145,7 @@ struct Scratch {
 template <class T>
 void row(const Plan& plan, const Around<T>& around, const T* x, T* out, bool streams, Scratch<T>& scratch) {
     const std::int64_t n = plan.size(), count = n / width<T>, across = plan.doublings - Wide<T>::log;
+    scratch.tile.resize(static_cast<std::size_t>(count));
     V<T>* tile = scratch.tile.data();
     T* values = reinterpret_cast<T*>(tile);
     if (!around.take.empty()) {
@@ -177,6 +178,7 @@ template <class T>
 void columns(const Plan& plan, const Around<T>& around, const T* x, T* out, std::int64_t step, std::int64_t apart,
              std::int64_t columns, Scratch<T>& scratch) {
     const std::int64_t n = plan.size();
+    scratch.tile.resize(static_cast<std::size_t>(n));
     V<T>* tile = scratch.tile.data();
     const bool full = apart == 1 && columns == width<T>;
     for (std::int64_t i = 0; i < n; ++i) {
@@ -240,16 +242,11 @@ void apply(const Plan& plan, const Around<T>& around, std::span<const T> x, std:
     check_places(around.take, n);
     check_places(around.put, n);
     const std::int64_t outer = total / (n * inner);
-    const auto ready = [n](Scratch<T>& scratch, std::int64_t registers) -> Scratch<T>& {
-        scratch.tile.resize(static_cast<std::size_t>(std::min(n, registers)));
-        return scratch;
-    };
     if (inner == 1 && plan.doublings >= Wide<T>::log) {
         const std::int64_t rows = std::max<std::int64_t>(1, chunk_elements / n);
         const bool streams = x.data() != out.data() && out.size_bytes() >= lanes::stream_bytes;
         parallel_for(chunk_count(outer, rows), threads, [&](std::int64_t task, int) {
             thread_local Scratch<T> scratch;
-            ready(scratch, n / width<T>);
             for (std::int64_t r = task * rows; r < std::min(outer, (task + 1) * rows); ++r)
                 row(plan, around, &x[r * n], &out[r * n], streams, scratch);
             if (streams) lanes::fence();
@@ -261,7 +258,7 @@ void apply(const Plan& plan, const Around<T>& around, std::span<const T> x, std:
             thread_local Scratch<T> scratch;
             const std::int64_t first = task * width<T>;
             columns(plan, around, &x[first * n], &out[first * n], std::int64_t{1}, n, std::min(width<T>, outer - first),
-                    ready(scratch, n));
+                    scratch);
         });
         return;
     }
@@ -270,7 +267,7 @@ void apply(const Plan& plan, const Around<T>& around, std::span<const T> x, std:
         thread_local Scratch<T> scratch;
         const std::int64_t first = task % parts * width<T>, start = task / parts * n * inner + first;
         columns(plan, around, &x[start], &out[start], inner, std::int64_t{1}, std::min(width<T>, inner - first),
-                ready(scratch, n));
+                scratch);
     });
 }
 

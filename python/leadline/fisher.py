@@ -80,14 +80,17 @@ def output_factor(
     with Session(graph, names, threads=threads) as front, Session(part, threads=threads) as back:
         for feed in samples:
             given = front.run({value.name: feed[value.name] for value in graph.inputs})
-            usual = back.run(given)
+            usual = _looked_at(back.run(given))
+            energy = np.concatenate([np.full(v.size, np.sum(v**2) or 1.0) for v in usual])
+            before = np.concatenate(usual)
             written = given[layer.output].astype(np.float64)
             length = step * np.sqrt(np.mean(written**2)) or step
             signs = rng.choice([-1.0, 1.0], [1 if i == axis else size for i, size in enumerate(shape)])
             changes = []
             for u in directions:
                 moved = written + length * signs * u.reshape([-1 if i == axis else 1 for i in range(len(shape))])
-                changes.append(_change(usual, back.run(given | {layer.output: moved.astype(np.float32)})))
+                after = np.concatenate(_looked_at(back.run(given | {layer.output: moved.astype(np.float32)})))
+                changes.append((after - before) / np.sqrt(energy))
             found = np.stack(changes) / length
             products += found @ found.T
     products /= len(samples)
@@ -97,12 +100,6 @@ def output_factor(
     return (factor + factor.T) / 2
 
 
-def _change(usual: dict[str, NDArray[Any]], moved: dict[str, NDArray[Any]]) -> NDArray[np.float64]:
-    """By how much the outputs moved, each relative to its own energy, in a row."""
-    found = []
-    for name, before in usual.items():
-        flat = before.astype(np.float64).ravel()
-        every = -(-flat.size // ELEMENTS)
-        energy = np.sum(flat[::every] ** 2)
-        found.append((moved[name].ravel()[::every] - flat[::every]) / np.sqrt(energy or 1.0))
-    return np.concatenate(found)
+def _looked_at(outputs: dict[str, NDArray[Any]]) -> list[NDArray[np.float64]]:
+    """Up to ELEMENTS of each output, in a row."""
+    return [v.ravel()[:: -(-v.size // ELEMENTS)].astype(np.float64) for v in outputs.values()]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def block_size(n: int) -> int:
     """
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= LARGEST:
         raise refuse("hadamard", f"a size must be an integer from 1 to {LARGEST}", repr(n))
-    return max(d for d in range(1, int(n) + 1) if n % d == 0 and _factors(d) is not None)
+    return _block(int(n))
 
 
 def matrix(n: int) -> Signs:
@@ -121,14 +121,17 @@ class Rotation:
             raise refuse("rotate", f"x must have {self.size} elements along axis {axis}", array.shape)
         count = thread_count(threads, "rotate")
         result = np.empty_like(array) if out is None else check_out(out, array, "rotate")
-        stages = [stage.inverse() for stage in reversed(self._stages)] if inverse else self._stages
         source = array
-        for stage in stages:
+        for stage in self._undo if inverse else self._stages:
             factors = [np.ascontiguousarray(f, array.dtype) for f in (stage.before, stage.after)]
             plan = _plan(core, self.size // self.blocks, self.blocks, stage.transposed)
             plan.apply(source, inner, *factors, stage.take, stage.put, result, count)
             source = result
         return result
+
+    @cached_property
+    def _undo(self) -> tuple[_Stage, ...]:
+        return tuple(stage.inverse() for stage in reversed(self._stages))
 
     def matrix(self) -> NDArray[np.float64]:
         """R itself, (size, size)."""
@@ -149,7 +152,8 @@ def random_rotation(size: int, seed: int = 0) -> Rotation:
 
     Does not commute with LayerNorm. Raises InputError unless `size` is from 1 to `LARGEST`.
     """
-    return _signed(size, np.random.default_rng(seed).choice([-1.0, 1.0], _checked(size)))
+    block_size(size)  # refuses what is no size
+    return _signed(size, np.random.default_rng(seed).choice([-1.0, 1.0], size))
 
 
 def layernorm_rotation(size: int, seed: int = 0) -> Rotation:
@@ -160,7 +164,7 @@ def layernorm_rotation(size: int, seed: int = 0) -> Rotation:
     Raises InputError unless `size` is from 1 to `LARGEST`.
     """
     rng = np.random.default_rng(seed)
-    size = _checked(size)
+    block = block_size(size)
     power = round(math.log(size, 4)) if size > 1 else 0
     if size == 4**power:
         order, rows, columns = np.zeros(1, np.int64), np.ones(1), np.ones(1)
@@ -177,22 +181,21 @@ def layernorm_rotation(size: int, seed: int = 0) -> Rotation:
             first.astype(np.int32),
             order[last].astype(np.int32),
         )
-        return Rotation(size, 1, True, (stage,))
-    block = block_size(size)
+        return Rotation(int(size), 1, True, (stage,))
     signs = rng.choice([-1.0, 1.0], size)
     signs[::block] = 1.0
     half = np.full(size, 1 / math.sqrt(block))
-    return Rotation(size, size // block, True, (_Stage(True, half, signs), _Stage(False, half)))
-
-
-def _checked(size: int) -> int:
-    block_size(size)
-    return int(size)
+    return Rotation(int(size), int(size) // block, True, (_Stage(True, half, signs), _Stage(False, half)))
 
 
 def _signed(size: int, signs: NDArray[np.float64]) -> Rotation:
     block = block_size(size)
     return Rotation(int(size), int(size) // block, False, (_Stage(True, signs / math.sqrt(block)),))
+
+
+@cache
+def _block(n: int) -> int:
+    return next(d for d in range(n, 0, -1) if n % d == 0 and _factors(d) is not None)
 
 
 @cache

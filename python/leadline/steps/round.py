@@ -152,12 +152,12 @@ def _couple(step: Round, state: State, task: _Task, target: NDArray[np.float32])
         fisher = output_factor(state.graph, layer, few, threads=state.threads)
     given: dict[str, Any] = {"neighbours": step.method == "adaround", "transposed": task.transposed}
     codes = rounding.descend(target, task.gram(task.seen), task.grid, state.codes[layer.weight], fisher=fisher, **given)
-    before = output_error(state)
-    after = output_error(replace(state, codes=state.codes | _with_bias(state, task, codes)))
+    changed = state.codes | _with_bias(state, task, codes)
+    before, after = output_error(state), output_error(replace(state, codes=changed))
     kept = after < before / LUCK
     state.log.append(Record("round", layer.name, "K-FAC, simulated output error", before, after, kept))
     if kept:
-        state.codes |= _with_bias(state, task, codes)
+        state.codes = changed
 
 
 def _chosen(step: Round, task: _Task, target: NDArray[np.float32]) -> tuple[NDArray[Any], str]:
