@@ -47,6 +47,58 @@ class Equalize:
 
 
 @dataclass(frozen=True)
+class Rotate:
+    """Hadamard rotations that spread outlier channels over all channels. Exact.
+
+    Sources: Ashkboos et al., QuaRot, 2024, for rotating a transformer's weights; `leadline.hadamard.layernorm_rotation`
+    for the rotations that LayerNorm does not see.
+    """
+
+    step: ClassVar[str] = "rotate"
+    residual: bool = True
+    """Rotate the residual stream; folded into the weights around it."""
+    heads: bool = True
+    """Rotate each attention head between value and projection; folded into their weights."""
+    online: bool = False
+    """Rotate what every linear layer reads by an operator of its own, which runs on the device: the graph gains
+    multiplications, and the log counts them. In place of the others. (Feng et al., QuantVGGT, 2025.)"""
+    seeds: int = 8
+    """Random rotations of the residual stream to choose from: the flattest is kept."""
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """Move the spread of channels from activations into weights, where it can be folded. Exact.
+
+    Sources: Xiao et al., SmoothQuant, 2023, eq. 4; Li et al., RepQ-ViT, 2023, for shifts.
+    """
+
+    step: ClassVar[str] = "smooth"
+    alpha: float = 0.0
+    """How much of the spread moves, 0 to 1; 0 chooses for each layer by the predicted error of its output."""
+    shift: bool = False
+    """Move the middle of each channel's range as well, into the bias of the layer that reads it."""
+    attention: bool = True
+    """Also scale value against projection, and query against key, channel by channel."""
+
+
+@dataclass(frozen=True)
+class Polish:
+    """LogNP: quantise the logarithm of activations, channel by channel, with explicit operators around the grid.
+
+    Source: Shen et al., QuartDepth, 2025. No NPU multiplies such codes: for simulation, or look-up tables.
+    """
+
+    step: ClassVar[str] = "polish"
+    pattern: str = "*"
+    """Shell pattern: the layers whose inputs are polished, by name."""
+    percentile: float = 95.0
+    """Of |x|, for each channel: where the logarithm bends."""
+    adaptive: bool = True
+    """Choose for each channel among several bends, and none, by the error on its histogram."""
+
+
+@dataclass(frozen=True)
 class Calibrate:
     """Observe the network on the calibration samples and choose every grid."""
 
@@ -91,7 +143,7 @@ class CorrectBias:
     step: ClassVar[str] = "correct-bias"
 
 
-Step = Fold | Equalize | Calibrate | Round | CorrectBias
+Step = Fold | Equalize | Rotate | Smooth | Polish | Calibrate | Round | CorrectBias
 STEPS: dict[str, type[Step]] = {cls.step: cls for cls in get_args(Step)}
 
 
