@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 
 from leadline.equalization import balance, predicted_noise
 from leadline.graph import Graph, Layer, Node, Session
-from leadline.recipe import Calibrate, Equalize
-from leadline.steps.calibrate import calibrate
-from leadline.steps.gate import LUCK, output_error
-from leadline.steps.round import round_weights
+from leadline.recipe import Equalize
+from leadline.steps.gate import LUCK
 from leadline.steps.state import Record, State
+from leadline.steps.trial import FLOAT, can_try, trial_error
 from leadline.types import Scheme
 
 HOMOGENEOUS = frozenset("Relu LeakyRelu PRelu Min Clip MaxPool AveragePool GlobalAveragePool Identity".split())
@@ -22,7 +21,6 @@ HOMOGENEOUS = frozenset("Relu LeakyRelu PRelu Min Clip MaxPool AveragePool Globa
 INHOMOGENEOUS_COMMON = frozenset("Gelu HardSwish Sigmoid Tanh HardSigmoid Elu Softmax".split())
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
-TRIAL_SAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -57,19 +55,18 @@ def equalize(step: Equalize, state: State) -> None:
     """Scale chains until they settle, then absorb biases; each is kept only if the simulated held-out error falls."""
     chains, refused = find_chains(state.graph)
     state.log += [Record("equalize", name, note, kept=False) for name, note in refused]
-    calibration = next((s for s in state.recipe.steps if isinstance(s, Calibrate)), None)
-    if not chains or calibration is None or state.recipe.activations is None:
-        reason = "no chain of layers to equalise" if not chains else "activations stay float, so ranges cost nothing"
+    if not chains or not can_try(state):
+        reason = "no chain of layers to equalise" if not chains else FLOAT
         state.log.append(Record("equalize", state.graph.name, reason, kept=False))
         return
     stats = _observe(state, chains)
-    best, best_error = state.graph, _trial(state, state.graph, calibration)
+    best, best_error = state.graph, trial_error(state, state.graph)
     kept_records: list[Record] = []
     for limit in _limits(step.max_scale):
         with state.progress(f"equalize x{limit:g}"):
             scaled = state.graph.copy()
             records = _scale(step, scaled, chains, stats, _bits(state), limit)
-            error = _trial(state, scaled, calibration)
+            error = trial_error(state, scaled)
         # The first scaling has to prove itself; from then on the better limit wins.
         kept = error < (best_error / LUCK if best is state.graph else best_error)
         note = f"{len(chains)} chains, scales up to {limit:g}, simulated output error"
@@ -84,7 +81,7 @@ def equalize(step: Equalize, state: State) -> None:
         names = _absorb(absorbed, state, [c for c in chains if _absorbs(c)])
         if names:
             with state.progress("absorb bias"):
-                error = _trial(state, absorbed, calibration)
+                error = trial_error(state, absorbed)
             kept = error < best_error
             state.log.append(Record("equalize", ", ".join(names), "high bias absorbed", best_error, error, kept))
             best = absorbed if kept else best
@@ -329,11 +326,3 @@ def _absorb(graph: Graph, state: State, chains: list[Chain]) -> list[str]:
         done.append(chain.name)
     return done
 
-
-def _trial(state: State, graph: Graph, step: Calibrate) -> float:
-    """The output error of a plain quantisation of `graph`: observed ranges, nearest rounding."""
-    few = state.calibration.take(TRIAL_SAMPLES)
-    trial = replace(state, graph=graph.copy(), calibration=few, grids={}, codes={}, histograms={}, log=[])
-    calibrate(replace(step, activations="minmax"), trial)
-    round_weights(None, trial)
-    return output_error(trial)

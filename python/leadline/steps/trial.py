@@ -1,0 +1,33 @@
+"""The gate of steps that rewrite the float network: a plain quantisation of what they made of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from leadline.graph import Graph
+from leadline.recipe import Calibrate
+from leadline.steps.calibrate import calibrate
+from leadline.steps.gate import output_error
+from leadline.steps.round import round_weights
+from leadline.steps.state import State
+
+SAMPLES = 8
+"""Calibration samples that a trial observes."""
+
+FLOAT = "activations stay float, so ranges cost nothing"
+"""Why there is nothing to try."""
+
+
+def can_try(state: State) -> bool:
+    """Whether the recipe quantises activations at all."""
+    return state.recipe.activations is not None and any(isinstance(step, Calibrate) for step in state.recipe.steps)
+
+
+def trial_error(state: State, graph: Graph) -> float:
+    """The output error on held-out samples of a plain quantisation of `graph`: observed ranges, nearest rounding."""
+    step = next(step for step in state.recipe.steps if isinstance(step, Calibrate))
+    few = state.calibration.take(SAMPLES)
+    trial = replace(state, graph=graph.copy(), calibration=few, grids={}, codes={}, histograms={}, log=[])
+    calibrate(replace(step, activations="minmax"), trial)
+    round_weights(None, trial)
+    return output_error(trial)
