@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from leadline.data import pictures, tensors, videos
+from leadline.data.choice import choose
 from leadline.data.inputs import Declared, HasShape, Input, parse_inputs
 from leadline.data.preprocess import Preprocess, Unreadable
-from leadline.data.samples import Item, Samples, Spool
+from leadline.data.samples import Item, Samples, Spool, check_seed
 from leadline.types import refuse
 
 KINDS = {"pictures": pictures.SUFFIXES, "videos": videos.SUFFIXES, "arrays": tensors.SUFFIXES}
@@ -45,7 +46,7 @@ def load(
     limit : int, optional
         At most so many samples, chosen at random by `seed`, in the source's order; of an iterator the first ones.
     seed : int
-        For `limit` and for `Samples.split`.
+        At least 0. For `limit` and for `Samples.split`.
     strict : bool
         Refuse the first file that cannot be read, instead of leaving it out and naming it in `Samples.skipped`.
 
@@ -57,8 +58,9 @@ def load(
     """
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise refuse("load", "limit must be at least 1", repr(limit))
+    check_seed("load", seed)
     if isinstance(source, Samples):
-        return source if limit is None else source.take(limit)
+        return source if limit is None else choose(source, min(limit, len(source)), seed=seed)
     parsed = parse_inputs(inputs)
     if isinstance(source, str | os.PathLike):
         return _load_files([Path(source)], parsed, preprocess, limit, seed, strict)

@@ -67,7 +67,7 @@ class Samples:
         """The first `n` samples, or all where there are fewer. `n` at least 1."""
         if n < 1:
             raise refuse("Samples.take", "n must be at least 1", repr(n))
-        return self._part(range(min(n, len(self))))
+        return self.part(range(min(n, len(self))))
 
     def split(self, held_out: float = 0.25) -> tuple[Samples, Samples]:
         """Two disjoint parts, (calibration, held out), each in the source's order.
@@ -84,10 +84,16 @@ class Samples:
         count = min(max(round(n * held_out), 1), n - 1)
         shuffled = np.random.default_rng(self._seed).permutation(n)
         chosen = set(shuffled[np.arange(count) * n // count].tolist())
-        return self._part([i for i in range(n) if i not in chosen]), self._part(sorted(chosen))
+        return self.part([i for i in range(n) if i not in chosen]), self.part(sorted(chosen))
 
-    def _part(self, indices: Sequence[int]) -> Samples:
+    def part(self, indices: Sequence[int]) -> Samples:
+        """The samples at these places, in this order."""
         return Samples([self._items[i] for i in indices], self._seed, self.skipped, self.ignored)
+
+
+def check_seed(function: str, seed: object) -> None:
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise refuse(function, "seed must be a whole number of at least 0", repr(seed))
 
 
 class Spool:
