@@ -25,6 +25,8 @@ app = typer.Typer(
 Data = Annotated[Path, typer.Option(help="Pictures, a video, .npy or .npz files: a file, or a folder of one kind.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output instead of tables.")]
 Samples = Annotated[int | None, typer.Option(help="Use at most so many samples, chosen by --seed.")]
+Choose = Annotated[str, typer.Option(help="How --samples are chosen: random, folder, brightness, farthest or diverse.")]
+Features = Annotated[str | None, typer.Option(help="Tensor of the network that farthest and diverse compare.")]
 Seed = Annotated[int, typer.Option(help="For the choice of samples and what is held out.")]
 Resize = Annotated[str | None, typer.Option(help="Pixels of the shorter side, or HEIGHTxWIDTH.")]
 Crop = Annotated[str | None, typer.Option(help="Centre crop: SIDE or HEIGHTxWIDTH.")]
@@ -71,6 +73,8 @@ def quantize(
     target: Annotated[str, typer.Option(help="What the artefact is placed for: onnxruntime.")] = "onnxruntime",
     encodings: Annotated[str, typer.Option(help="Version of model.encodings: 0.6.1, 1.0.0 or 2.0.0.")] = "1.0.0",
     samples: Samples = None,
+    choose: Choose = "random",
+    features: Features = None,
     seed: Seed = 0,
     resize: Resize = None,
     crop: Crop = None,
@@ -104,6 +108,8 @@ def quantize(
             data,
             preprocess=preprocess,
             samples=samples,
+            choice=choose,
+            features=features,
             seed=seed,
             strict=strict,
             threads=threads,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from leadline.affine import dequantize
 from leadline.affine import quantize as to_codes
-from leadline.data import Preprocess, Samples, load
+from leadline.data import Preprocess, Samples, choose, load
+from leadline.data.choice import check_method
+from leadline.data.samples import Feed
 from leadline.display import table
 from leadline.export import encodings, qdq
 from leadline.files import filling
@@ -22,7 +24,7 @@ from leadline.observers import Histogram
 from leadline.progress import Quiet
 from leadline.recipe import Recipe
 from leadline.steps import Progress, Record, State, apply
-from leadline.types import Grid, refuse
+from leadline.types import FloatArray, Grid, refuse
 from leadline.verification import Verification, verify
 
 if TYPE_CHECKING:
@@ -108,6 +110,8 @@ def quantize(
     held_out: Samples | None = None,
     preprocess: Preprocess | None = None,
     samples: int | None = None,
+    choice: str = "random",
+    features: str | Callable[[Feed], Any] | None = None,
     seed: int = 0,
     strict: bool = False,
     threads: int | None = None,
@@ -128,7 +132,13 @@ def quantize(
     preprocess : Preprocess, optional
         For pictures. Default: the recipe's [data] table.
     samples : int, optional
-        Use at most this many of `data`, chosen by `seed`.
+        Use at most this many of `data`, chosen by `choice` and `seed`.
+    choice : str
+        How: "random", "folder", "brightness", "farthest" or "diverse"; see ``leadline.data.choose``. All but the first
+        look at the whole of `data` (of a video: 32 frames, evenly spread; an iterator is run to its end).
+    features : str or callable, optional
+        What "farthest" and "diverse" compare: a tensor of the network by name (see `network_features`), or any
+        function from a feed to a vector. Default: the pictures themselves.
     seed : int
         For the choice of samples and the split.
     strict : bool
@@ -147,7 +157,13 @@ def quantize(
     progress = progress or Quiet()
     if preprocess is None and recipe.data:
         preprocess = Preprocess.from_dict(recipe.data)
-    network, given = load_pair(graph, data, preprocess, samples, seed, strict)
+    check_method("quantize", choice, features)
+    if choice != "random" and (not isinstance(samples, int) or samples < 1):
+        raise refuse("quantize", f"choice {choice!r} needs samples, at least 1", f"samples={samples!r}")
+    network, given = load_pair(graph, data, preprocess, samples if choice == "random" else None, seed, strict)
+    if samples is not None and samples < len(given):
+        hook = network_features(network, features, threads) if isinstance(features, str) else features
+        given = choose(given, samples, choice, features=hook, seed=seed, progress=progress)
     calibration, kept_out = (given, held_out) if held_out is not None else given.split(HELD_OUT)
     state = State(network.copy(), recipe, calibration, kept_out, progress, _simulate, threads)
     for step in recipe.steps:
@@ -183,6 +199,39 @@ def load_pair(
 
     samples = load(data, inspect_inputs(Path(graph)), preprocess, limit, seed, strict)
     return Graph.load(Path(graph), next(iter(samples))), samples
+
+
+def network_features(graph: Graph, tensor: str, threads: int | None = None) -> Callable[[Feed], FloatArray]:
+    """Features for ``leadline.data.choose`` from inside a network: what each channel of a tensor does to a sample.
+
+    Parameters
+    ----------
+    graph : Graph
+    tensor : str
+        Written by a node of the graph, such as the last one of an encoder.
+    threads : int, optional
+        Of onnxruntime. Default: all.
+
+    Returns
+    -------
+    callable from feed to (2 * channels,) float32
+        Mean and standard deviation of each channel. Channels lie along axis 1 of a tensor of rank 4, else along the
+        last axis.
+
+    Raises
+    ------
+    InputError
+        No node writes such a tensor.
+    """
+    session = Session(graph, [tensor], threads=threads)
+
+    def features(feed: Feed) -> FloatArray:
+        values = np.atleast_1d(session.run(feed)[tensor])
+        channels = np.moveaxis(values, 1 if values.ndim == 4 else -1, 0)
+        rows = channels.reshape(len(channels), -1)
+        return np.concatenate([rows.mean(1, np.float64), rows.std(1, np.float64)]).astype(np.float32)
+
+    return features
 
 
 def _simulate(state: State, outputs: Sequence[str]) -> Session:
