@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,7 +209,8 @@ def network_features(graph: Graph, tensor: str, threads: int | None = None) -> C
     ----------
     graph : Graph
     tensor : str
-        Written by a node of the graph, such as the last one of an encoder.
+        Written by a node of the graph, such as the last one of an encoder. Names are the graph's, which are also the
+        artefacts'; the file that it was loaded from may have others.
     threads : int, optional
         Of onnxruntime. Default: all.
 
@@ -221,8 +223,12 @@ def network_features(graph: Graph, tensor: str, threads: int | None = None) -> C
     Raises
     ------
     InputError
-        No node writes such a tensor.
+        No node writes such a tensor; similar names are given.
     """
+    names = [name for node in graph.nodes for name in node.outputs]
+    if tensor not in names:
+        similar = ", ".join(get_close_matches(tensor, names, 3, 0))
+        raise refuse("network_features", f"tensor must be one that a node writes, such as {similar}", repr(tensor))
     session = Session(graph, [tensor], threads=threads)
 
     def features(feed: Feed) -> FloatArray:
