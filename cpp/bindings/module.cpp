@@ -49,4 +49,5 @@ PYBIND11_MODULE(LEADLINE_MODULE, module) {
     bind_rounding(module);
     bind_compensation(module);
     bind_hadamard(module);
+    bind_polishing(module);
 }

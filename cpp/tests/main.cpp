@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "checks.hpp"
 #include "leadline/affine.hpp"
 #include "leadline/compensation.hpp"
 #include "leadline/gram.hpp"
@@ -24,38 +25,6 @@
 using namespace leadline;
 
 namespace {
-
-int failures = 0;
-
-#define CHECK(...)                                                              \
-    do {                                                                        \
-        if (!(__VA_ARGS__)) {                                                   \
-            std::printf("%s:%d: %s\n", __FILE__, __LINE__, #__VA_ARGS__);       \
-            ++failures;                                                         \
-        }                                                                       \
-    } while (false)
-
-template <class Call>
-bool refused(Call&& call, const std::string& part) {
-    try {
-        call();
-    } catch (const std::invalid_argument& error) {
-        return std::string(error.what()).find(part) != std::string::npos;
-    }
-    return false;
-}
-
-std::vector<float> normal(std::size_t n, unsigned seed = 1) {
-    std::mt19937 generator(seed);
-    std::normal_distribution<float> distribution(0.2f, 1.5f);
-    std::vector<float> x(n);
-    for (float& v : x) v = distribution(generator);
-    return x;
-}
-
-const std::vector<Layout> layouts = {{1, 1, 0},   {1, 1, 1},    {1, 1, 17},  {1, 1, 70'001}, {2, 3, 5},
-                                     {5, 7, 1},   {40, 3, 2},   {1, 33, 32}, {3, 2, 33'001}, {70, 65, 15},
-                                     {0, 4, 3},   {3, 0, 5},    {3, 4, 0},   {2, 1, 16},     {9000, 3, 1}};
 
 void parallel_rethrows_the_first_exception() {
     for (int threads : {1, 2, 3}) {
@@ -316,6 +285,7 @@ int main() {
     rounding_in_every_shape();
     hadamard_in_every_layout<float>();
     hadamard_in_every_layout<double>();
+    check_polishing();
     std::printf(failures ? "%d checks failed\n" : "all checks passed\n", failures);
     return failures ? 1 : 0;
 }

@@ -111,6 +111,28 @@ def compensate(
     threads: int,
 ) -> tuple[float, int]: ...
 
+# `omega` has an entry for each channel; infinity: not polished. Bends are pairs of a percentile and a ratio to it.
+def polish(x: _F32, layout: _Layout, omega: _F32, out: _F32, threads: int) -> bool: ...
+def unpolish(x: _F32, layout: _Layout, omega: _F32, out: _F32, threads: int) -> bool: ...
+def fake_quantize_polished(
+    x: _F32, layout: _Layout, omega: _F32, scale: _F32, zero_point: _I32, scheme: Scheme, out: _F32, threads: int
+) -> bool: ...
+def polished_error(
+    histogram: Histogram, scheme: Scheme, omega: _F32, scale: _F32, zero_point: _I32, error: _F64, threads: int
+) -> None: ...
+def choose_polishing(
+    histogram: Histogram,
+    scheme: Scheme,
+    bends: _F64,
+    affine: bool,
+    omega: _F32,
+    lo: _F32,
+    hi: _F32,
+    error: _F64,
+    kind: NDArray[np.int8],
+    threads: int,
+) -> None: ...
+
 # Hadamard matrices of order blocks * bases * 2^doublings; bases are +1 and -1, row by row.
 class HadamardPlan:
     def __init__(self, blocks: int, doublings: int) -> None: ...
