@@ -1,0 +1,14 @@
+"""leadline inside PyTorch: linear layers with integer weights whose inputs are rotated, smoothed and quantised by the
+C++ cores, and the calibration that puts them into a model. Needs the extra ``leadline[torch]``; CPU, float32.
+"""
+
+try:
+    import torch as _torch  # noqa: F401
+except ImportError as error:
+    message = "leadline.torch needs PyTorch: pip install 'leadline[torch]'"
+    raise ModuleNotFoundError(message, name="torch") from error
+
+from leadline.torch.calibration import LayerRecord, Report, quantize_linears
+from leadline.torch.linear import PER_ROW, QuantizedLinear, load_quantized
+
+__all__ = ["PER_ROW", "LayerRecord", "QuantizedLinear", "Report", "load_quantized", "quantize_linears"]

@@ -1,0 +1,162 @@
+"""QuantVGGT's order on a torch model: rotate, smooth, quantise each linear layer, by what it sees in float.
+
+Feng et al., QuantVGGT (2025). Unlike the authors' code, the rotation is n log n steps and not a dense product, and
+smoothing looks at the maxima of the rotated weight, which is what it scales. Both are done only where they lower the
+error of the layer's output, on rows that calibration did not see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import numpy as np
+from torch import nn
+
+from leadline.gram import Gram
+from leadline.hadamard import LARGEST, random_rotation
+from leadline.progress import Quiet
+from leadline.torch.linear import PER_ROW, replace_module, weight_as_seen
+from leadline.torch.observation import Seen, observe
+from leadline.torch.search import LayerRecord, Search
+from leadline.types import refuse
+
+__all__ = ["LayerRecord", "Report", "quantize_linears"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """`layers` in the model's order, and `left`: why others that the pattern names stayed in float. Prints a table."""
+
+    layers: tuple[LayerRecord, ...]
+    left: Mapping[str, str]
+
+    def __str__(self) -> str:
+        width = max((len(record.name) for record in self.layers), default=5)
+        lines = [f"{'layer':<{width}}  {'weight':>11}  rotated  alpha   clip  error before   after"]
+        for r in self.layers:
+            alpha = "-" if r.alpha is None else f"{r.alpha:g}"
+            kind = "-" if not r.rotated else "yes" if r.blocks == 1 else f"/{r.blocks}"
+            cells = f"{r.outputs}x{r.inputs}".rjust(11), kind.rjust(7), alpha.rjust(5), f"{r.clip:5.2f}"
+            lines.append(f"{r.name:<{width}}  {'  '.join(cells)}  {r.error_before:12.2%} {r.error_after:7.2%}")
+        return "\n".join(lines + [f"{name} is left in float: {why}" for name, why in self.left.items()])
+
+
+def quantize_linears(
+    module: nn.Module,
+    data: Iterable[Any],
+    *,
+    pattern: str = "*",
+    bits_weights: int = 4,
+    bits_activations: int | None = 4,
+    rotate: bool = True,
+    smooth: float | Sequence[float] | None = 0.5,
+    clip: bool = True,
+    gate: bool = True,
+    rounding: Literal["nearest", "best"] = "nearest",
+    momentum: float | None = None,
+    seed: int = 0,
+    progress: Quiet | None = None,
+) -> Report:
+    """Replaces the linear layers of a float model by quantised ones, in place; biases and all else stay float.
+
+    Parameters
+    ----------
+    module : nn.Module
+        On the CPU; ``copy.deepcopy`` it first to keep the float one. It is run in eval mode.
+    data : iterable of batches
+        A batch is what `module` is called with: a tensor, a tuple or list of arguments, or a dict of keywords. With a
+        length of 4 or more, every fourth batch is held out; otherwise every fourth token of each.
+    pattern : str
+        Shell pattern for the names of ``nn.Linear`` modules (``blocks.*.qkv``). A later call may name others: it sees
+        the layers of the earlier one quantised.
+    bits_weights : int
+        2 to 16: symmetric, a grid for each output.
+    bits_activations : int or None
+        2 to 16: symmetric, a grid for each token at run time. None: activations stay float.
+    rotate : bool
+        Each layer gets a random Hadamard rotation of its own, at run time.
+    smooth : float, sequence of floats or None
+        Exponent of smoothing, in [0, 1]: c = max|x|^alpha / max|w|^(1 - alpha) for each (rotated) channel, centred on
+        a geometric mean of one. Of several the best of each layer is taken.
+    clip : bool
+        Weights get, row by row, and tokens for the layer, that share of their range which leaves the least error.
+        (QuantVGGT learns both by gradient descent.)
+    gate : bool
+        A layer is rotated, smoothed, both or neither, whatever leaves the least error. False: every layer as asked.
+    rounding : {"nearest", "best"}
+        "best" is `rounding.round_best` on the Gram matrix of what the layer sees: 8 in^2 bytes for each layer of the
+        pattern while calibration runs.
+    momentum : float or None
+        None: maxima are over all tokens. In [0, 1): a moving average of the batches' maxima, in which the past has
+        this weight (QuantVGGT: 0.95).
+    seed : int
+        Of the rotations and of the choice of rows to judge by.
+    progress : progress.Bars, optional
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    InputError : an argument does not fit, a layer is not float32 on the CPU or sees NaN, or nothing matches.
+    """
+    alphas = _check(module, bits_weights, bits_activations, smooth, rounding, momentum)
+    progress = progress or Quiet()
+    named = {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear) and fnmatchcase(n, pattern)}
+    if not named:
+        raise refuse("quantize_linears", "pattern must match an nn.Linear inside the module", repr(pattern))
+    left = {n: f"it is a {type(m).__name__}" for n, m in named.items() if type(m) is not nn.Linear}
+    seen: dict[str, Seen] = {}
+    for place, (name, linear) in enumerate(named.items()):
+        if name not in left:
+            weight_as_seen(linear)  # refuses what cannot be quantised before anything has run
+            size = linear.in_features
+            rotation = random_rotation(size, seed + place) if rotate and 1 < size <= LARGEST else None
+            judged = np.random.default_rng((seed, place))
+            seen[name] = Seen(
+                name, linear, rotation, momentum, Gram(size, name) if rounding == "best" else None, judged
+            )
+    observe(module, seen.values(), data, progress)
+    for name, s in seen.items():
+        if not s.tokens:
+            left[name] = "its forward was never called"
+        elif not (s.bases[0].tokens and len(s.judged)):
+            left[name] = f"{s.tokens} tokens are too few to fit to and to judge by"
+    weights = replace(PER_ROW, bits=bits_weights)
+    activations = None if bits_activations is None else replace(PER_ROW, bits=bits_activations)
+    records = []
+    reached = [s for name, s in seen.items() if name not in left]
+    for s in progress.over(reached, "linear layers", len(reached)):
+        made, record = Search(s, weights, activations, clip).run(alphas, rounding == "best", gate)
+        replace_module(module, s.linear, made)
+        records.append(record)
+        s.gram = None  # its memory goes before the next layer is worked on
+    return Report(tuple(records), left)
+
+
+def _check(
+    module: Any, bits_weights: Any, bits_activations: Any, smooth: Any, rounding: Any, momentum: Any
+) -> tuple[float, ...]:
+    """The exponents to try. Raises InputError."""
+    if not isinstance(module, nn.Module) or isinstance(module, nn.Linear):
+        rule = "module must be an nn.Module that holds linear layers (of one alone: QuantizedLinear.from_float)"
+        raise refuse("quantize_linears", rule, f"a {type(module).__name__}")
+    for name, bits in (("bits_weights", bits_weights), ("bits_activations", bits_activations)):
+        optional = name == "bits_activations" and bits is None
+        if not optional and (isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16):
+            raise refuse("quantize_linears", f"{name} must be an integer from 2 to 16", repr(bits))
+    alphas = () if smooth is None else tuple(smooth) if isinstance(smooth, Sequence) else (smooth,)
+    for alpha in alphas:
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1:
+            raise refuse(
+                "quantize_linears", "smooth must lie in [0, 1], or be a sequence of such, or None", repr(smooth)
+            )
+    if rounding not in ("nearest", "best"):
+        raise refuse("quantize_linears", "rounding must be 'nearest' or 'best'", repr(rounding))
+    if momentum is not None and not 0 <= momentum < 1:
+        raise refuse("quantize_linears", "momentum must lie in [0, 1), or be None", repr(momentum))
+    return alphas

@@ -1,0 +1,134 @@
+"""What linear layers see: one pass of a model over the calibration data, with a hook on each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from leadline.gram import Gram
+from leadline.hadamard import Rotation
+from leadline.progress import Quiet
+from leadline.torch.linear import torch_threads
+from leadline.types import FloatArray, refuse
+
+Doubles = NDArray[np.float64]
+
+JUDGED = 512
+"""Rows of each layer on which stages are judged."""
+
+
+@dataclass
+class Channels:
+    """Largest magnitude and mean square of each channel in one basis: the layer's own, or a rotated one."""
+
+    rotation: Rotation | None
+    maxima: Doubles
+    squares: Doubles
+    tokens: int = 0
+
+    def update(self, rows: FloatArray, momentum: float | None, threads: int) -> None:
+        x = rows if self.rotation is None else self.rotation(rows, threads=threads)
+        largest = np.abs(x).max(0).astype(np.float64)
+        if momentum is None or not self.tokens:
+            self.maxima = np.maximum(self.maxima, largest)
+        else:
+            self.maxima = momentum * self.maxima + (1 - momentum) * largest
+        self.squares += np.einsum("ij,ij->j", x, x, dtype=np.float64)
+        self.tokens += len(x)
+
+
+@dataclass
+class Seen:
+    """What a layer saw: figures in both bases from the rows it is fitted to, and some held-out rows."""
+
+    name: str
+    linear: nn.Linear
+    rotation: Rotation | None
+    momentum: float | None
+    gram: Gram | None
+    rng: np.random.Generator
+    bases: list[Channels] = field(init=False)
+    judged: FloatArray = field(init=False)
+    tokens: int = 0
+
+    def __post_init__(self) -> None:
+        n = self.linear.in_features
+        rotations = [None] if self.rotation is None else [None, self.rotation]
+        self.bases = [Channels(rotation, np.zeros(n), np.zeros(n)) for rotation in rotations]
+        self.judged = np.zeros((0, n), np.float32)
+        self._keys: Doubles = np.zeros(0)
+
+    def update(self, input: Any, batch: int, whole: bool) -> None:
+        if not isinstance(input, torch.Tensor) or input.dtype != torch.float32 or input.device.type != "cpu":
+            received = f"{input.dtype} on {input.device}" if isinstance(input, torch.Tensor) else type(input).__name__
+            raise refuse("quantize_linears", f"the input of {self.name} must be float32 on the CPU", received)
+        rows = input.detach().reshape(-1, self.linear.in_features).contiguous().numpy()
+        if not np.isfinite(rows).all():
+            raise refuse(
+                "quantize_linears", f"the input of {self.name} must be finite", f"NaN or infinity, batch {batch}"
+            )
+        fourth = np.full(len(rows), batch % 4 == 3) if whole else (self.tokens + np.arange(len(rows))) % 4 == 3
+        self.tokens += len(rows)
+        self._judge(rows[fourth])
+        fitted = rows if not fourth.any() else np.ascontiguousarray(rows[~fourth])
+        if len(fitted):
+            threads = torch_threads()
+            for channels in self.bases:
+                channels.update(fitted, self.momentum, threads)
+            if self.gram is not None:
+                self.gram.update(fitted, batch, threads)
+
+    def _judge(self, rows: FloatArray) -> None:
+        """Keeps `JUDGED` of all held-out rows, each as likely as any other."""
+        self._keys = np.concatenate([self._keys, self.rng.random(len(rows))])
+        self.judged = np.concatenate([self.judged, rows])
+        if len(self._keys) > JUDGED:
+            kept = np.sort(np.argpartition(self._keys, JUDGED)[:JUDGED])
+            self._keys, self.judged = self._keys[kept], self.judged[kept]
+
+
+def observe(module: nn.Module, seen: Iterable[Seen], data: Any, progress: Quiet) -> None:
+    """One pass over the data."""
+    if not isinstance(data, Iterable) or isinstance(data, (str, Mapping, torch.Tensor)):
+        raise refuse("quantize_linears", "data must be an iterable of batches", f"a {type(data).__name__}")
+    total = len(data) if isinstance(data, Sized) else 0
+    whole, batch = total >= 4, 0
+
+    def watch(s: Seen) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            s.update(args[0] if args else kwargs["input"], batch, whole)
+
+        return s.linear.register_forward_pre_hook(hook, with_kwargs=True)
+
+    handles = [watch(s) for s in seen]
+    try:
+        with _evaluating(module):
+            for batch, sample in enumerate(progress.over(data, "calibrate", total)):  # noqa: B007 the hooks read it
+                if isinstance(sample, Mapping):
+                    module(**sample)
+                else:
+                    module(*sample) if isinstance(sample, (tuple, list)) else module(sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if all(not s.tokens for s in seen):
+        raise refuse("quantize_linears", "data must hold batches that reach the layers", "none")
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    training = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for m, flag in training.items():
+            m.training = flag

@@ -1,0 +1,171 @@
+"""One layer's way to its quantised form, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from leadline.affine import choose_grid, fake_quantize, quantize, range_of
+from leadline.equalization import balance
+from leadline.rounding import round_best
+from leadline.torch.linear import QuantizedLinear, torch_threads, weight_as_seen
+from leadline.torch.observation import Channels, Doubles, Seen
+from leadline.types import FloatArray, Grid, Scheme
+
+WEIGHT_SHARES = np.linspace(1.0, 0.5, 21)
+TOKEN_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65)
+"""Shares of a range tried: of a weight row's, and of all tokens'."""
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What was done to a layer.
+
+    Attributes
+    ----------
+    name : str
+    inputs, outputs : int
+    tokens : int
+        Rows that it was calibrated on.
+    rotated : bool
+    blocks : int
+        Of the rotation, 1 where it mixes all channels; 0 without one.
+    alpha : float or None
+        Smoothing's exponent, None without smoothing.
+    clip : float
+        Share of each token's range that its grid covers.
+    rounding : str
+        The method that gave the codes.
+    error_before, error_after : float
+        Squared error of the output over its power, bias apart, on held-out rows: rounded to nearest on ranges of
+        extremes and nothing else, and as it is now.
+    """
+
+    name: str
+    inputs: int
+    outputs: int
+    tokens: int
+    rotated: bool
+    blocks: int
+    alpha: float | None
+    clip: float
+    rounding: str
+    error_before: float
+    error_after: float
+
+
+class Search:
+    """What is done is kept if it lowers the error of the layer's output on the rows to judge by."""
+
+    def __init__(self, seen: Seen, weights: Scheme, activations: Scheme | None, clip: bool) -> None:
+        self.seen, self.weights, self.activations, self.clip = seen, weights, activations, clip
+        self.rows = torch.from_numpy(seen.judged)
+        with torch.no_grad():
+            self.wanted = self.rows @ seen.linear.weight.T
+        self.power = float(self.wanted.double().square().sum())
+        self.made = QuantizedLinear.from_float(seen.linear, weights, activations)
+        self.lowest = self.before = self.error(self.made)
+
+    def run(self, alphas: Sequence[float], best: bool, gate: bool) -> tuple[QuantizedLinear, LayerRecord]:
+        alpha, rounding = None, "nearest"
+        if not gate:
+            self.lowest = np.inf
+        # Together, not in turn: where a few wide channels matter little, only the two together or smoothing alone help.
+        for basis in self.seen.bases if gate else self.seen.bases[-1:]:
+            for exponent in alphas if alphas and not gate else (None, *alphas):
+                if self.lowers(self.quantized(basis, exponent)):
+                    alpha = exponent
+        if self.clip and self.activations is not None:
+            self.clip_tokens()
+        if best:
+            codes, method = self.rounded()
+            if self.lowers(self.like_made(codes)):
+                rounding = method
+        linear, rotation = self.seen.linear, self.made.rotation
+        self.made.train(linear.training)
+        return self.made, LayerRecord(
+            name=self.seen.name,
+            inputs=linear.in_features,
+            outputs=linear.out_features,
+            tokens=self.seen.tokens,
+            rotated=rotation is not None,
+            blocks=0 if rotation is None else rotation.blocks,
+            alpha=alpha,
+            clip=self.made.clip,
+            rounding=rounding,
+            error_before=self.before,
+            error_after=self.lowest,
+        )
+
+    def lowers(self, candidate: QuantizedLinear) -> bool:
+        error = self.error(candidate)
+        if error < self.lowest:
+            self.made, self.lowest = candidate, error
+            return True
+        return False
+
+    def error(self, candidate: QuantizedLinear) -> float:
+        """Of the output, over its power; the bias has no part in either."""
+        with torch.no_grad():
+            found = candidate.prepare(self.rows)[0] @ candidate.dequantized().T
+        lost = float((found - self.wanted).double().square().sum())
+        return lost / self.power if self.power else lost
+
+    def quantized(self, basis: Channels, alpha: float | None) -> QuantizedLinear:
+        linear, rotation, smooth = self.seen.linear, basis.rotation, None
+        squares = basis.squares / basis.tokens
+        if alpha is not None:
+            largest = np.abs(weight_as_seen(linear, rotation)).max(0)
+            smooth = balance(basis.maxima, largest, alpha).astype(np.float32)
+            squares = squares / np.square(smooth, dtype=np.float64)
+        weight = weight_as_seen(linear, rotation, smooth)
+        grid = self.grid(weight, squares)
+        options: dict[str, Any] = {"activations": self.activations, "rotation": rotation, "smooth": smooth}
+        return QuantizedLinear(quantize(weight, grid), grid, linear.bias, **options)
+
+    def grid(self, weight: FloatArray, squares: Doubles) -> Grid:
+        """Row by row the range that leaves the least error, each channel's weighted with its mean square."""
+        lo, hi = range_of(weight, self.weights)
+        best = choose_grid(lo, hi, self.weights)
+        if not self.clip:
+            return best
+        scale, lowest = best.scale.copy(), np.full(len(weight), np.inf)
+        for share in WEIGHT_SHARES:
+            grid = choose_grid(share * lo, share * hi, self.weights)
+            lost = np.square(weight - fake_quantize(weight, grid)) @ squares
+            better = lost < lowest
+            scale[better], lowest[better] = grid.scale[better], lost[better]
+        return Grid(scale, best.zero_point, self.weights)
+
+    def clip_tokens(self) -> None:
+        best = 1.0
+        for share in TOKEN_SHARES:
+            self.made.clip = share
+            error = self.error(self.made)
+            if error < self.lowest:
+                best, self.lowest = share, error
+        self.made.clip = best
+
+    def rounded(self) -> tuple[NDArray[Any], str]:
+        """Codes against what the layer sees, judged by what it sees once quantised."""
+        assert self.seen.gram is not None
+        made = self.made
+        smooth = None if made.smooth is None else made.smooth.numpy()
+        gram = self.seen.gram.matrix()
+        if made.rotation is not None:
+            gram = made.rotation(made.rotation(gram), axis=0)
+        if smooth is not None:
+            gram /= np.outer(smooth, smooth).astype(np.float64)
+        rows = made.prepare(self.rows)[0].double().numpy()
+        weight = weight_as_seen(self.seen.linear, made.rotation, smooth)
+        return round_best(weight, gram, made.grid, held_out=rows.T @ rows / len(rows), threads=torch_threads())
+
+    def like_made(self, codes: NDArray[Any]) -> QuantizedLinear:
+        made = self.made
+        options: dict[str, Any] = {"activations": self.activations, "rotation": made.rotation, "smooth": made.smooth}
+        return QuantizedLinear(codes, made.grid, self.seen.linear.bias, clip=made.clip, **options)
