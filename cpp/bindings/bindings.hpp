@@ -42,5 +42,6 @@ void bind_rounding(py::module_& module);
 void bind_compensation(py::module_& module);
 void bind_hadamard(py::module_& module);
 void bind_polishing(py::module_& module);
+void bind_smoothing(py::module_& module);
 
 }  // namespace leadline::bindings

@@ -50,4 +50,5 @@ PYBIND11_MODULE(LEADLINE_MODULE, module) {
     bind_compensation(module);
     bind_hadamard(module);
     bind_polishing(module);
+    bind_smoothing(module);
 }

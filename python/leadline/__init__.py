@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from leadline import affine, compensation, equalization, gram, hadamard, observers, rounding
+from leadline import affine, compensation, equalization, gram, hadamard, observers, rounding, smoothing
 from leadline._native import build_info
 from leadline.arrays import ConversionWarning
 from leadline.rounding import adaround
@@ -26,6 +26,7 @@ __all__ = [
     "hadamard",
     "observers",
     "rounding",
+    "smoothing",
 ]
 
 # Names that cost an import of onnx or more are looked up when they are first used.

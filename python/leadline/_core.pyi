@@ -133,6 +133,20 @@ def choose_polishing(
     threads: int,
 ) -> None: ...
 
+# Errors of a rows x (channels * taps) weight for each row of scales (candidates x channels); block 0: one grid for all.
+def smoothing_weight_errors(
+    weight: _F32,
+    gram: _F64,
+    rows: int,
+    channels: int,
+    taps: int,
+    scales: _F64,
+    scheme: Scheme,
+    block: int,
+    out: _F64,
+    threads: int,
+) -> None: ...
+
 # Hadamard matrices of order blocks * bases * 2^doublings; bases are +1 and -1, row by row.
 class HadamardPlan:
     def __init__(self, blocks: int, doublings: int) -> None: ...
