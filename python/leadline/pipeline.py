@@ -19,6 +19,7 @@ from leadline.data.choice import check_method
 from leadline.data.samples import Feed
 from leadline.display import table
 from leadline.export import encodings, qdq
+from leadline.export.limits import limits
 from leadline.files import filling
 from leadline.graph import Graph, Session
 from leadline.observers import Histogram
@@ -90,14 +91,22 @@ class Quantized:
         samples = self.held_out if data is None else data
         return verify(self.graph, self.to_qdq(), samples, threads=threads, progress=progress)
 
+    @property
+    def limits(self) -> list[str]:
+        """What makes the artefact a simulation that no device runs, one line for each thing; empty: deployable."""
+        return limits(self.graph, self.grids)
+
     def save(self, folder: str | os.PathLike[str], *, encodings_version: str = "1.0.0") -> None:
         """Write ``model.fp32.onnx``, ``model.qdq.onnx``, ``model.encodings`` and ``model.encodings.onnx``, its network.
 
-        All four or none. Raises InputError where the folder cannot be written.
+        All four or none; but where there are `limits`, no encodings: they could not say what was simulated, and the
+        vendor's tool would fill in its own. Raises InputError where the folder cannot be written.
         """
         with filling(folder) as out:
             self.graph.save(out / "model.fp32.onnx")
             qdq.save(self.to_qdq(), out / "model.qdq.onnx")
+            if self.limits:
+                return
             encoded = self.encoded_graph()
             encoded.save(out / "model.encodings.onnx")
             encodings.Encodings.from_grids(encoded, self.grids).write(out / "model.encodings", encodings_version)
@@ -163,8 +172,14 @@ def quantize(
         raise refuse("quantize", f"choice {choice!r} needs samples, at least 1", f"samples={samples!r}")
     network, given = load_pair(graph, data, preprocess, samples if choice == "random" else None, seed, strict)
     if samples is not None and samples < len(given):
-        hook = network_features(network, features, threads) if isinstance(features, str) else features
-        given = choose(given, samples, choice, features=hook, seed=seed, progress=progress)
+        given = choose(
+            given,
+            samples,
+            choice,
+            features=network_features(network, features, threads) if isinstance(features, str) else features,
+            seed=seed,
+            progress=progress,
+        )
     calibration, kept_out = (given, held_out) if held_out is not None else given.split(HELD_OUT)
     state = State(network.copy(), recipe, calibration, kept_out, progress, _simulate, threads)
     for step in recipe.steps:
