@@ -22,7 +22,7 @@ BY_FEATURES = METHODS[3:]
 CLUSTERS = 8
 """As many as QuantVGGT's authors form."""
 
-STARTS, ROUNDS = 10, 100
+STARTS, ROUNDS = 10, 30
 
 Vectors = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -58,8 +58,8 @@ def choose(
         - "folder": the same number from each folder of pictures, or from each file that holds several samples (a
           video, an array), as far as they go: stratified by scene.
         - "brightness": one from each of `count` equal parts of the samples in order of their mean value.
-        - "farthest": outliers are left out; then each one is the farthest from all before it (greedy k-centre: no
-          sample lies more than twice as far from a chosen one as in the best choice), from a random first one.
+        - "farthest": outliers are left out; then each one is the farthest from all before it (greedy k-centre: none
+          lies more than twice as far from a chosen one as in the best choice), from a random first one.
         - "diverse": outliers are left out; the others form 8 clusters (k-means), from each of which the same number
           is drawn, as far as they go.
     features : callable from feed to (n,) array of numbers, optional
@@ -82,8 +82,8 @@ def choose(
     -----
     Outliers are samples whose distance to the median exceeds the upper quartile by 1.5 interquartile ranges; the
     farthest go, and never so many that fewer than `count` remain. "diverse" is the noise-filtered diverse sampling of
-    QuantVGGT (Feng et al., arXiv 2509.21302), which takes its features from deep layers; "farthest" is Gonzalez, Theor. Comput.
-    Sci. 38 (1985); k-means starts from Arthur and Vassilvitskii's seeding (SODA 2007), 10 times.
+    QuantVGGT (Feng et al., arXiv 2509.21302), which takes its features from deep layers; "farthest" is Gonzalez,
+    Theor. Comput. Sci. 38 (1985); k-means is the best of 10, seeded as by Arthur and Vassilvitskii (SODA 2007).
     """
     if not isinstance(samples, Samples):
         raise refuse("choose", "samples must be leadline.data.Samples, which load gives", type(samples).__name__)
@@ -219,15 +219,13 @@ def _farthest(vectors: Vectors, count: int, rng: np.random.Generator) -> Indices
 def _clusters(vectors: Vectors, count: int, rng: np.random.Generator) -> Indices:
     """The cluster of each vector, of the best of some k-means."""
 
-    def assign(centres: Vectors) -> tuple[Indices, float]:
-        squares = np.stack([_squares(vectors, centre) for centre in centres])
-        return squares.argmin(0), float(squares.min(0).sum())
-
     best, least = np.zeros(len(vectors), np.intp), np.inf
     for _ in range(STARTS):
         centres = _seeds(vectors, count, rng)
         for _ in range(ROUNDS):
-            groups, loss = assign(centres)
+            # Squared distances less what is the same for all centres. Not by BLAS: see _squares.
+            squares = np.square(centres).sum(1) - 2 * np.einsum("nd,kd->nk", vectors, centres)
+            groups, loss = squares.argmin(1), float(squares.min(1).sum())
             members = [vectors[groups == i] for i in range(len(centres))]
             moved = np.stack([m.mean(0) if len(m) else c for m, c in zip(members, centres, strict=True)])
             if np.array_equal(moved, centres):
