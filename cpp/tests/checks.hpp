@@ -41,3 +41,4 @@ inline const std::vector<leadline::Layout> layouts = {
     {3, 2, 33'001}, {70, 65, 15}, {0, 4, 3},  {3, 0, 5},      {3, 4, 0},  {2, 1, 16}, {9000, 3, 1}};
 
 void check_polishing();
+void check_smoothing();

@@ -286,6 +286,7 @@ int main() {
     hadamard_in_every_layout<float>();
     hadamard_in_every_layout<double>();
     check_polishing();
+    check_smoothing();
     std::printf(failures ? "%d checks failed\n" : "all checks passed\n", failures);
     return failures ? 1 : 0;
 }
