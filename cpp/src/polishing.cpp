@@ -3,11 +3,12 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
+#include <cmath>
+#include <cstring>
 #include <limits>
 #include <string>
 #include <vector>
 
-#include "leadline/lanes.hpp"
 #include "leadline/parallel.hpp"
 #include "leadline/search.hpp"
 #include "passes.hpp"
@@ -15,18 +16,29 @@
 namespace leadline::polishing {
 namespace {
 
-using lanes::F, lanes::I, lanes::U;
+// As many elements at a time as a register holds: wider vectors are compared and converted one by one.
+#if defined(__AVX2__)
+constexpr int width = 8;
+#else
+constexpr int width = 4;
+#endif
+using F = float __attribute__((vector_size(4 * width)));
+using I = std::int32_t __attribute__((vector_size(4 * width)));
+using U = std::uint32_t __attribute__((vector_size(4 * width)));
 
 constexpr float largest = std::numeric_limits<float>::max();
 constexpr float infinity = std::numeric_limits<float>::infinity();
+constexpr std::int32_t one_bits = 0x3f800000, infinity_bits = 0x7f800000, mantissa = 0x7fffff;
+constexpr std::int32_t root_bits = 0x3f3504f3;  // the square root of 1/2
 
+F fill(float x) { return F{} + x; }
+F min(F a, float b) { return a < b ? a : fill(b); }
 F magnitude(F x) { return std::bit_cast<F>(std::bit_cast<U>(x) & 0x7fffffffu); }
 F with_sign(F x, F of) { return std::bit_cast<F>(std::bit_cast<U>(x) | (std::bit_cast<U>(of) & 0x80000000u)); }
-F power_of_two(I n) { return std::bit_cast<F>((n + 127) << 23); }
 
 template <std::size_t size>
 F polynomial(const float (&coefficients)[size], F x) {
-    F sum = lanes::fill(coefficients[size - 1]);
+    F sum = fill(coefficients[size - 1]);
 #pragma GCC unroll 16
     for (std::size_t i = 2; i <= size; ++i) sum = sum * x + coefficients[size - i];
     return sum;
@@ -45,46 +57,56 @@ constexpr float exp_quotient[] = {-0.30685281937242426f, 0.2402265043971941f,   
 // 1 + t = 2^k (1 + f), and both t 2^-k and 2^-k - 1 are exact where they count.
 struct Polish {
     static F of(F x, F omega) {
-        const F bound = power_of_two(I{} + static_cast<std::int32_t>(limit));
-        const F quotient = magnitude(x) / omega, t = lanes::min(quotient, bound);
-        const I k = (std::bit_cast<I>(t + 1.0f) - 0x3f3504f3) >> 23;  // the bits of sqrt(1/2)
-        const F part = power_of_two(-k), f = t * part + (part - 1.0f);
-        const F y = __builtin_convertvector(k, F) + (f + f * polynomial(log_quotient, f));
+        const F t = min(magnitude(x) / omega, power);
+        const I exponent = (std::bit_cast<I>(t + 1.0f) - root_bits) & ~mantissa;  // k, where a float has it
+        const F part = std::bit_cast<F>(one_bits - exponent), f = t * part + (part - 1.0f);
+        const F y = __builtin_convertvector(exponent >> 23, F) + (f + f * polynomial(log_quotient, f));
         return omega < infinity ? with_sign(y, x) : x;
     }
+    static constexpr float power = 0x1p126f;  // 2^limit
 };
 
 struct Unpolish {
     static F of(F y, F omega) {
-        const F t = lanes::min(magnitude(y), lanes::fill(limit));
+        const F t = min(magnitude(y), limit);
         const I n = __builtin_convertvector(t + 0.25f, I);  // rounds down: t is not negative
-        const F r = t - __builtin_convertvector(n, F), whole = power_of_two(n);
+        const F r = t - __builtin_convertvector(n, F), whole = std::bit_cast<F>((n << 23) + one_bits);
         const F x = (whole * (r + r * polynomial(exp_quotient, r)) + (whole - 1.0f)) * omega;
-        return omega < infinity ? with_sign(lanes::min(x, lanes::fill(largest)), y) : y;
+        return omega < infinity ? with_sign(min(x, largest), y) : y;
     }
 };
 
-F take(Same parameter, std::int64_t) { return lanes::fill(parameter.value); }
-F take(const float* parameter, std::int64_t i) { return lanes::load(parameter + i); }
+F load(const float* p) {
+    F v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+F take(Same parameter, std::int64_t) { return fill(parameter.value); }
+F take(const float* parameter, std::int64_t i) { return load(parameter + i); }
 
 // Returns whether all was finite. `out` may be x.
 template <class Function, class Parameter>
 bool run(const float* x, std::int64_t n, Parameter omega, float* out) {
-    I strange{};
+    I top{};  // the largest magnitude's bits
+    const auto step = [&](F v, F w) {
+        const I bits = std::bit_cast<I>(magnitude(v));
+        top = bits > top ? bits : top;
+        return Function::of(v, w);
+    };
     std::int64_t i = 0;
-    for (; i + lanes::width <= n; i += lanes::width) {
-        const F v = lanes::load(x + i), y = Function::of(v, take(omega, i));
-        strange |= ~(magnitude(v) <= largest);
+    for (; i + width <= n; i += width) {
+        const F y = step(load(x + i), take(omega, i));
         std::memcpy(out + i, &y, sizeof y);
     }
     if (i < n) {
-        F v{}, w = lanes::fill(1.0f);
+        F v{}, w = fill(1.0f);
         for (std::int64_t k = 0; k < n - i; ++k) v[k] = x[i + k], w[k] = omega[i + k];
-        const F y = Function::of(v, w);
-        strange |= ~(magnitude(v) <= largest);
+        const F y = step(v, w);
         for (std::int64_t k = 0; k < n - i; ++k) out[i + k] = y[k];
     }
-    return !lanes::any(strange);
+    std::int32_t most = 0;
+    for (int k = 0; k < width; ++k) most = std::max(most, static_cast<std::int32_t>(top[k]));
+    return most < infinity_bits;
 }
 
 // Calls alternating(position, from, n, to) or same(channel, from, n, to) for every run; both return whether all was well.
@@ -175,7 +197,7 @@ bool fake_quantize(std::span<const float> x, const Layout& layout, std::span<con
 
 namespace {
 
-float polished(float x, float omega) { return Polish::of(lanes::fill(x), lanes::fill(omega))[0]; }
+float polished(float x, float omega) { return Polish::of(fill(x), fill(omega))[0]; }
 
 // Squared errors on segments: each is cut where the nearest code changes, and integrated piece by piece.
 class Distortion {
