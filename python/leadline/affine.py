@@ -5,6 +5,7 @@ as ONNX QuantizeLinear defines it, and real zero is always exactly on the grid.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ def _grid_shape(shape: tuple[int, ...], scheme: Scheme, function: str) -> tuple[
     """The shape of scale and zero_point for an array of `shape`."""
     if scheme.granularity == "tensor":
         return ()
+    if scheme.granularity == "token":
+        raise refuse(function, "a grid per token has no scales of its own; use fake_quantize", "granularity 'token'")
     axis = axis_of(shape, scheme.axis, function)
     if scheme.granularity == "axis":
         return (shape[axis],)
@@ -184,11 +187,14 @@ def dequantize(codes: Any, grid: Grid, threads: int | None = None) -> FloatArray
 def fake_quantize(x: Any, grid: Grid, threads: int | None = None, out: FloatArray | None = None) -> FloatArray:
     """dequantize(quantize(x)), bit for bit, in one pass.
 
-    `out`, if given, is a writable C-contiguous float32 array of x's shape, possibly x itself; it is returned.
-    Raises InputError for NaN in x, a grid that does not fit x, or an `out` that does not fit.
+    `out`, if given, is a writable C-contiguous float32 array of x's shape, possibly x itself; it is returned. Per token
+    each vector along the scheme's axis gets the grid of its own minimum and maximum, as `choose_grid` makes it.
+    Raises InputError for NaN in x (per token infinity as well), a grid that does not fit x, or an `out` that does not.
     """
     native = native_scheme(grid.scheme, "fake_quantize")
     array = as_float32(x, "x", "fake_quantize")
+    if grid.scheme.granularity == "token":
+        return _per_token(array, grid.scheme, threads, out)
     view = _View(array.shape, grid.scheme, "fake_quantize")
     scale, zero_point = view.parameters(grid, "fake_quantize")
     count = thread_count(threads, "fake_quantize")
@@ -199,4 +205,15 @@ def fake_quantize(x: Any, grid: Grid, threads: int | None = None, out: FloatArra
         raise refuse("fake_quantize", "x must not contain NaN", f"{int(np.isnan(array).sum()) or 'some'}")
     if view.moved is not None:
         result[...] = view.leave(into)
+    return result
+
+
+def _per_token(x: FloatArray, scheme: Scheme, threads: int | None, out: FloatArray | None) -> FloatArray:
+    result: FloatArray = np.empty(x.shape, np.float32) if out is None else check_out(out, x, "fake_quantize")
+    axis = axis_of(x.shape, scheme.axis, "fake_quantize")
+    rows = np.ascontiguousarray(np.moveaxis(x, axis, -1)).reshape(-1, x.shape[axis])
+    each = replace(scheme, granularity="axis", axis=0)
+    rounded = fake_quantize(rows, choose_grid(*range_of(rows, each, threads), each), threads)
+    moved = np.moveaxis(x, axis, -1).shape
+    result[...] = np.moveaxis(rounded.reshape(moved), -1, axis)
     return result

@@ -19,6 +19,7 @@ from leadline.types import Scheme, refuse
 Observer = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "sqnr", "octav", "best"]
 WeightObserver = Literal["minmax", "percentile", "entropy", "mse", "sqnr", "octav"]
 Rounding = Literal["nearest", "descent", "gptq", "adaround", "best"]
+Scope = Literal["all", "layers"]
 Kind = Literal["linear", "conv", "depthwise", "transpose", "first", "last"]
 """What a layer is; and "first" where no other layer comes before it, "last" where none comes behind."""
 
@@ -191,8 +192,9 @@ ACTIVATIONS = Scheme(bits=8, signed=False, symmetric=False, granularity="tensor"
 class Recipe:
     """What to do to a network: default schemes, steps in order, overrides, and how pictures become inputs.
 
-    `weights` and `activations` are the default Scheme, or None to leave them in float. `data` is the preprocessing
-    table (see ``leadline.data.Preprocess``), used where the caller gives none.
+    `weights` and `activations` are the default Scheme, or None to leave them in float. `scope` says which activations:
+    "all" that a device would hold as integers, or, as papers simulate, only what "layers" read. `data` is the
+    preprocessing table (see ``leadline.data.Preprocess``), used where the caller gives none.
     """
 
     name: str
@@ -200,6 +202,7 @@ class Recipe:
     description: str = ""
     weights: Scheme | None = WEIGHTS
     activations: Scheme | None = ACTIVATIONS
+    scope: Scope = "all"
     overrides: tuple[Override, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
 
@@ -242,6 +245,8 @@ class Recipe:
         for key in ("weights", "activations"):
             scheme: Scheme | None = getattr(self, key)
             document[key] = "float" if scheme is None else _without_none(scheme, Scheme())
+        if self.scope != "all":
+            document["scope"] = self.scope
         document["steps"] = [{"step": s.step} | {f.name: getattr(s, f.name) for f in fields(s)} for s in self.steps]
         if self.overrides:
             document["overrides"] = [
@@ -308,6 +313,11 @@ def _parse(text: str, where: str) -> Recipe:
             raise refuse("Recipe.load", f'{where}: {key} must be a table or "float"', repr(table))
         # A table states its whole scheme: only `bits`, signedness and granularity have defaults, the fields do.
         schemes[key] = None if table == "float" else _scheme(table, Scheme() if table else base, f"{where}: {key}")
+    if schemes["weights"] is not None and schemes["weights"].granularity == "token":
+        raise refuse("Recipe.load", f"{where}: weights have no tokens; granularity must be another", "'token'")
+    scope = document.get("scope", "all")
+    if scope not in get_args(Scope):
+        raise refuse("Recipe.load", f"{where}: scope must be one of {', '.join(get_args(Scope))}", repr(scope))
     return Recipe(
         name=_text(document, "name", where, Path(where).stem),
         description=_text(document, "description", where, ""),
@@ -316,6 +326,7 @@ def _parse(text: str, where: str) -> Recipe:
             _read_override(table, f"{where}: overrides[{i}]")
             for i, table in enumerate(_tables(document, "overrides", where))
         ),
+        scope=scope,
         data=document.get("data", {}),
         **schemes,
     )
@@ -374,5 +385,7 @@ def _read_override(table: Mapping[str, Any], where: str) -> Override:
         if key in given and given[key] != "float":
             if not isinstance(given[key], Mapping):
                 raise refuse("Recipe.load", f'{where}: {key} must be a table or "float"', repr(given[key]))
-            _scheme(given[key], WEIGHTS if key == "weights" else ACTIVATIONS, f"{where}.{key}")
+            scheme = _scheme(given[key], WEIGHTS if key == "weights" else ACTIVATIONS, f"{where}.{key}")
+            if key == "weights" and scheme.granularity == "token":
+                raise refuse("Recipe.load", f"{where}: weights have no tokens; granularity must be another", "'token'")
     return Override(**given)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-Granularity = Literal["tensor", "axis", "block"]
+Granularity = Literal["tensor", "axis", "block", "token"]
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]
@@ -38,10 +38,13 @@ class Scheme:
         Codes run from -2**(bits-1) when True, from 0 when False.
     symmetric : bool
         Zero point fixed at the middle of the grid: 0 when signed, 2**(bits-1) when unsigned.
-    granularity : {"tensor", "axis", "block"}
+    granularity : {"tensor", "axis", "block", "token"}
         One scale for the tensor, one per index of `axis`, or one per run of `block_size` elements along `axis`.
+        "token" is for activations in simulation: one scale for each vector along `axis`, from its own extremes, at run
+        time.
     axis : int or None
-        Needed by "axis" (the channel axis) and by "block" (the axis that is cut into blocks, as in ONNX).
+        Needed by "axis" (the channel axis), by "block" (the axis that is cut into blocks, as in ONNX) and by "token"
+        (the channel axis).
     block_size : int or None
         Needed by "block".
     narrow : bool
@@ -63,8 +66,8 @@ class Scheme:
     def __post_init__(self) -> None:
         if not (isinstance(self.bits, int) and (2 <= self.bits <= 16 or self.bits == 32)):
             raise refuse("Scheme", "bits must be 2 to 16, or 32 for a bias", repr(self.bits))
-        if self.granularity not in ("tensor", "axis", "block"):
-            raise refuse("Scheme", "granularity must be 'tensor', 'axis' or 'block'", repr(self.granularity))
+        if self.granularity not in get_args(Granularity):
+            raise refuse("Scheme", "granularity must be 'tensor', 'axis', 'block' or 'token'", repr(self.granularity))
         if self.granularity == "block" and not (isinstance(self.block_size, int) and self.block_size > 0):
             raise refuse("Scheme", "granularity 'block' needs a positive block_size", repr(self.block_size))
         if self.narrow and not (self.signed and self.symmetric):
@@ -97,7 +100,8 @@ class Grid:
     """The grid found for a tensor: real = scale * (code - zero_point).
 
     `scale` (float32) and `zero_point` (int32) have one shape: () per tensor, (channels,) per axis, and for blocks
-    the tensor's own shape with the axis divided by block_size, as ONNX QuantizeLinear lays them out.
+    the tensor's own shape with the axis divided by block_size, as ONNX QuantizeLinear lays them out. Per token both
+    are () and mean nothing: the scales are found at run time.
     """
 
     scale: FloatArray

@@ -13,6 +13,9 @@ Every tensor keeps the name it has in the FP32 graph; what quantisation adds is 
 A Relu, Clip or Min whose only effect is the saturation of the QuantizeLinear behind it is not written: the node before
 it writes ``t`` then, and the two fuse (`clamps`).
 
+A grid per token has no scales to store: one operator ``t.quantize`` of the domain "leadline" computes and applies them;
+the model carries its definition.
+
 Codes of 4, 8, 16 and 32 bits have ONNX types of their own. Others travel in the next larger one: parameters as they
 are, activations behind a Clip to the grid's range (``t.clip``), since QuantizeLinear saturates at the type's range.
 ``doc_string`` of each DequantizeLinear holds the tensor's name and its Scheme as JSON: `read` trusts it before names.
@@ -161,7 +164,7 @@ def _check_grid(graph: Graph, name: str, grid: Grid) -> None:
         return
     if grid.scheme.bits > 16:
         raise refuse("to_qdq", f"the grid of activation '{name}' must have at most 16 bits", grid.scheme.bits)
-    if not _fills_container(grid.scheme) and grid.scheme.granularity != "tensor":
+    if not _fills_container(grid.scheme) and grid.scheme.granularity not in ("tensor", "token"):
         rule = f"the grid of activation '{name}' must be per tensor unless it fills 4, 8 or 16 bits"
         raise refuse("to_qdq", rule, f"{grid.scheme.bits} bits per {grid.scheme.granularity}")
 
@@ -172,6 +175,8 @@ def scale_shape(name: str, shape: tuple[int, ...], scheme: Scheme) -> tuple[int,
     Raises InputError naming the tensor when the scheme's axis is not one of its axes.
     """
     if scheme.granularity == "tensor":
+        return ()
+    if scheme.granularity == "token" and scheme.axis is not None and scheme.axis < len(shape):
         return ()
     if scheme.axis is None or not 0 <= scheme.axis < len(shape):
         raise refuse("export", f"the axis of the grid of '{name}' must be 0 to {len(shape) - 1}", scheme.axis)
@@ -273,6 +278,11 @@ class _Writer:
         if grid is None:
             return
         shape, source = self.graph.shape(name), written or name
+        if grid.scheme.granularity == "token":
+            output = name if name in self._outputs else self._tensor(f"{name}.dq", np.float32, shape)
+            self._renamed[name] = output
+            yield self._at_run_time(source, output, name, grid.scheme)
+            return
         if not _fills_container(grid.scheme):
             bounds = [self._constant(f"{name}.lo", grid.lo), self._constant(f"{name}.hi", grid.hi)]
             clipped = self._tensor(f"{name}.clipped", np.float32, shape)
@@ -286,6 +296,14 @@ class _Writer:
         last = self._node("DequantizeLinear", [quantised, *inputs], output, f"{name}.dequantize", attrs)
         self._note(last, name, grid.scheme)
         yield last
+
+    def _at_run_time(self, source: str, output: str, name: str, scheme: Scheme) -> Node:
+        """Scales of tokens are computed, by an operator whose definition the model carries."""
+        attrs = {"axes": [scheme.axis], "low": float(scheme.qmin), "high": float(scheme.qmax)}
+        kind = "QuantizeTokensSymmetric" if scheme.symmetric and scheme.signed else "QuantizeTokens"
+        node = self._node(kind, [source], output, f"{name}.quantize", attrs)
+        node.domain = "leadline"
+        return node
 
     def _parameter(self, name: str) -> Iterator[Node]:
         if name not in self._pending:

@@ -171,10 +171,10 @@ def _scale_outputs(graph: Graph, layer: Node, scale: Doubles, shift: Doubles) ->
     else:
         weight *= scale.reshape(-1, *[1] * (weight.ndim - 1))
     bias = graph.weights[layer.inputs[2]].astype(np.float64) if len(layer.inputs) > 2 else 0.0
-    own = [_own(graph, layer, index, role) for index, role in ((1, "weight"), (2, "bias"))]
-    layer.inputs[1:] = own
-    graph.weights[own[0]] = weight.astype(np.float32)
-    graph.weights[own[1]] = (bias * scale + shift).astype(np.float32)
+    names = [own(graph, layer, index, role) for index, role in ((1, "weight"), (2, "bias"))]
+    layer.inputs[1:] = names
+    graph.weights[names[0]] = weight.astype(np.float32)
+    graph.weights[names[1]] = (bias * scale + shift).astype(np.float32)
 
 
 def _affine_node(graph: Graph, node: Node) -> tuple[str, int, Doubles, Doubles] | None:
@@ -259,6 +259,8 @@ def _onward(graph: Graph, node: Node, tensor: str, axis: int, scale: Doubles, sh
             return perm.index(at) - len(after)
         case "Reshape" | "Transpose" | "GlobalAveragePool":
             return axis
+        case "Slice" if not axis or before[at] == after[axis]:
+            return axis
         case "MaxPool" | "GlobalMaxPool" if (scale > 0).all():
             return axis
         case "AveragePool" if not shifts or not (_is_padded(node) or node.attrs.get("ceil_mode", 0)):
@@ -278,7 +280,7 @@ def _along(axis: int, values: Doubles) -> Doubles:
 def _scale_inputs(graph: Graph, reach: _Reach, scale: Doubles, shift: Doubles) -> None:
     """weight * scale and bias + weight . shift, in double, in tensors that only these nodes read."""
     for node, index, constant in reach.constants:
-        node.inputs[index] = _own(graph, node, index, "constant")
+        node.inputs[index] = own(graph, node, index, "constant")
         graph.weights[node.inputs[index]] = constant.astype(np.float32)
     for layer in reach.layers:
         weight = graph.weights[layer.inputs[1]].astype(np.float64)
@@ -287,7 +289,7 @@ def _scale_inputs(graph: Graph, reach: _Reach, scale: Doubles, shift: Doubles) -
             bias = graph.weights[layer.inputs[2]].astype(np.float64) if len(layer.inputs) > 2 else 0.0
             taps = weight.reshape(groups, -1, channels // groups, math.prod(weight.shape[2:])).sum(3)
             added = np.einsum("goi,gi->go", taps, np.broadcast_to(shift, channels).reshape(groups, -1))
-            layer.inputs[2:] = [_own(graph, layer, 2, "bias")]
+            layer.inputs[2:] = [own(graph, layer, 2, "bias")]
             graph.weights[layer.inputs[2]] = (bias + added.reshape(-1)).astype(np.float32)
         if (scale != 1).any():
             factors = np.broadcast_to(scale, channels)
@@ -296,11 +298,11 @@ def _scale_inputs(graph: Graph, reach: _Reach, scale: Doubles, shift: Doubles) -
             else:
                 grouped = weight.reshape(groups, -1, *weight.shape[1:])
                 weight = (grouped * factors.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)
-            layer.inputs[1] = _own(graph, layer, 1, "weight")
+            layer.inputs[1] = own(graph, layer, 1, "weight")
             graph.weights[layer.inputs[1]] = weight.astype(np.float32)
 
 
-def _own(graph: Graph, node: Node, index: int, role: str) -> str:
+def own(graph: Graph, node: Node, index: int, role: str) -> str:
     """The input's name if nobody else reads it, else a new name."""
     if index < len(node.inputs) and sum(other.inputs.count(node.inputs[index]) for other in graph.nodes) == 1:
         return node.inputs[index]

@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from leadline.files import replacing
+from leadline.graph.functions import DOMAIN, definitions
 from leadline.graph.ir import Array, Graph, Node, Value
 
 IR_VERSION = 10
@@ -65,7 +66,10 @@ def to_model(graph: Graph, inline: int | None = None, location: str = "weights")
     )
     domains = sorted({node.domain for node in graph.nodes} - {""})
     opsets = [helper.make_opsetid("", graph.opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
-    model = helper.make_model(body, opset_imports=opsets, ir_version=IR_VERSION, producer_name="leadline")
+    own = definitions((node.op_type for node in graph.nodes if node.domain == DOMAIN), graph.opset)
+    model = helper.make_model(
+        body, opset_imports=opsets, ir_version=IR_VERSION, producer_name="leadline", functions=own
+    )
     helper.set_model_props(model, graph.metadata)
     return model
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from leadline.recipe import Calibrate, CorrectBias, Equalize, Fold, Round, Step
+from leadline.recipe import Calibrate, CorrectBias, Equalize, Fold, Polish, Rotate, Round, Smooth, Step
 from leadline.steps.calibrate import calibrate
 from leadline.steps.correct_bias import correct_bias
 from leadline.steps.equalize import equalize
+from leadline.steps.polish import polish
+from leadline.steps.rotate import rotate
 from leadline.steps.round import round_weights
+from leadline.steps.smooth import smooth
 from leadline.steps.state import Progress, Record, State
 
 __all__ = ["Progress", "Record", "State", "apply"]
@@ -24,6 +27,9 @@ def fold(step: Fold, state: State) -> None:
 HANDLERS: dict[type[Any], Callable[[Any, State], None]] = {
     Fold: fold,
     Equalize: equalize,
+    Rotate: rotate,
+    Smooth: smooth,
+    Polish: polish,
     Calibrate: calibrate,
     Round: round_weights,
     CorrectBias: correct_bias,

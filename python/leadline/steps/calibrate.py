@@ -57,7 +57,7 @@ def calibrate(step: Calibrate, state: State) -> None:
         ranges = _ranges(state, placement, step.activations, option)
     _fill(state, placement, weights, ranges)
     for tensor, histogram in state.histograms.items():
-        if float(histogram.lo) == float(histogram.hi):
+        if histogram.lo.ndim == 0 and float(histogram.lo) == float(histogram.hi):
             state.log.append(Record("calibrate", tensor, f"constant {float(histogram.lo):g} on every sample"))
 
 
@@ -118,20 +118,27 @@ def _fill(state: State, placement: Placement, weights: dict[str, Grid], ranges: 
 
 
 def _grid(placement: Placement, tensor: str, ranges: Ranges) -> Grid:
+    scheme = placement.schemes[tensor]
+    if scheme.granularity == "token":
+        return Grid(np.ones((), np.float32), np.zeros((), np.int32), scheme)
     lo, hi = ranges[placement.root[tensor]]
-    return choose_grid(lo, hi, placement.schemes[tensor])
+    return choose_grid(lo, hi, scheme)
 
 
 def _ranges(state: State, placement: Placement, observer: Observer, option: float = 0.0) -> Ranges:
     schemes = placement.schemes
-    return {name: _search(seen, schemes[name], observer, option) for name, seen in state.histograms.items()}
+    found = {name: _search(seen, schemes[name], observer, option) for name, seen in state.histograms.items()}
+    return found | {name: decided for name, decided in state.ranges.items() if name in found}
 
 
 def _observe(step: Calibrate, state: State, placement: Placement) -> Ranges:
     """Fill ``state.histograms``; what comes back are moving averages, if they are asked for."""
-    roots = sorted(set(placement.root.values()))
-    state.histograms = {name: Histogram(name=name) for name in roots}
-    averages = {name: MovingAverage(step.momentum) for name in roots} if step.activations == "moving-average" else {}
+    schemes = placement.schemes
+    roots = sorted(name for name in set(placement.root.values()) if schemes[name].granularity != "token")
+    axes = {name: schemes[name].axis if schemes[name].granularity == "axis" else None for name in roots}
+    state.histograms = {name: Histogram(axis=axes[name], name=name) for name in roots}
+    averaging = step.activations == "moving-average"
+    averages = {name: MovingAverage(step.momentum, axes[name]) for name in roots if averaging}
     if not roots:
         return {}
     inputs = {value.name for value in state.graph.inputs}
@@ -166,17 +173,34 @@ def _weight_grid(step: Calibrate, graph: Graph, layer: Layer, scheme: Scheme) ->
 def bias_grid(state: State, layer: Layer) -> None:
     """Give the layer's bias its grid: int32 at scale = input scale x weight scale, as integer kernels want it.
 
-    Nothing happens where the layer has no bias, its input stays float, or its weight's scales belong to blocks.
+    Nothing happens where the layer has no bias, its input stays float, or its weight's scales belong to blocks. Where
+    the input has no one scale, there is no integer kernel to suit, and the bias gets a grid as fine as it needs.
     """
-    if layer.bias is not None and _adds_integers(state, layer):
-        bias, weight = state.graph.weights[layer.bias], state.grids[layer.weight]
-        scheme = Scheme(bits=32, signed=True, symmetric=True, granularity="axis", axis=0)
+    if layer.bias is None or layer.weight not in state.grids:
+        return
+    bias, weight = state.graph.weights[layer.bias], state.grids[layer.weight]
+    scheme = Scheme(bits=32, signed=True, symmetric=True, granularity="axis", axis=0)
+    if _adds_integers(state, layer):
         scale = np.tile(weight.scale, _repeats(bias, weight)) * state.grids[layer.input].scale
-        state.grids[layer.bias] = Grid(scale, np.zeros(bias.shape, np.int32), scheme)
+    elif _reads_many_scales(state, layer):
+        scale = np.full(bias.shape, max(float(np.abs(bias).max(initial=0)), 1e-3) * 2.0**-20, np.float32)
+    else:
+        return
+    state.grids[layer.bias] = Grid(scale, np.zeros(bias.shape, np.int32), scheme)
 
 
 def _adds_integers(state: State, layer: Layer) -> bool:
-    return layer.input in state.grids and state.grids[layer.weight].scheme.granularity != "block"
+    given = state.grids.get(layer.input)
+    whole = given is not None and given.scheme.granularity == "tensor"
+    return whole and state.grids[layer.weight].scheme.granularity != "block"
+
+
+def _reads_many_scales(state: State, layer: Layer) -> bool:
+    """Per channel or per token, or behind a polished tensor."""
+    if layer.input in state.grids:
+        return state.grids[layer.input].scheme.granularity != "tensor"
+    producer = state.graph.producer(layer.input)
+    return producer is not None and producer.op_type == "LogUnpolish"
 
 
 def _repeats(bias: NDArray[np.float32], weight: Grid) -> int:

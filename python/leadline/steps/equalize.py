@@ -325,4 +325,3 @@ def _absorb(graph: Graph, state: State, chains: list[Chain]) -> list[str]:
                 graph.weights[layer.bias] = (graph.weights[layer.bias] + shift).astype(np.float32)
         done.append(chain.name)
     return done
-

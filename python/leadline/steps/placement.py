@@ -29,6 +29,9 @@ ABSORBING = frozenset("Conv ConvTranspose Gemm MatMul Add Relu".split())
 
 ELEMENTWISE = frozenset("Add Sub Mul Div".split())
 
+OWN = "leadline"
+"""The domain of leadline's own operators, which stay in float themselves."""
+
 QUANTISED = (
     frozenset(
         "Conv ConvTranspose Gemm MatMul Softmax Sigmoid HardSigmoid HardSwish Gelu Relu Clip LeakyRelu PRelu Tanh Elu "
@@ -62,7 +65,7 @@ def place(graph: Graph, recipe: Recipe) -> Placement:
     kinds = _kinds(graph)
     _check_patterns(graph, recipe, kinds)
     layers, notes = _layers(graph, recipe, kinds)
-    schemes, root = _activations(graph, recipe, kinds)
+    schemes, root = _activations(graph, recipe, kinds, {layer.input for layer, _ in layers})
     constants = {
         name: scheme
         for node in graph.nodes
@@ -123,36 +126,65 @@ def _blocks(graph: Graph, layer: Layer, scheme: Scheme) -> tuple[Scheme, list[st
 
 
 def _activations(
-    graph: Graph, recipe: Recipe, kinds: dict[str, tuple[str, ...]]
+    graph: Graph, recipe: Recipe, kinds: dict[str, tuple[str, ...]], read: set[str]
 ) -> tuple[dict[str, Scheme], dict[str, str]]:
     wanted: dict[str, Scheme] = {}
     root: dict[str, str] = {}
     producers, readers = graph.producers(), graph.readers()
     outputs = {value.name for value in graph.outputs}
+    pictures = _pictures(graph)
     for node in graph.nodes:
-        if node.op_type not in QUANTISED:
+        if node.op_type not in QUANTISED and node.domain != OWN:
             continue
         for tensor in (*_data_inputs(node), *node.outputs):
             producer = producers.get(tensor)
-            if tensor in wanted or not _is_float(graph, tensor):
+            if tensor in wanted or not _is_float(graph, tensor) or _stays_float(tensor, producer, readers):
+                continue
+            if recipe.scope == "layers" and tensor not in read and not _is_polished(producer):
                 continue
             if tensor not in outputs and _absorbed(graph, producer, readers.get(tensor, [])):
                 continue
             names = (tensor, producer.name) if producer else (tensor,)
             scheme = recipe.activation_scheme(*names, kinds=kinds.get(producer.name, ()) if producer else ())
             if scheme is not None:
-                wanted[tensor] = scheme
+                rank = len(graph.shape(tensor))
+                wanted[tensor] = scheme.at(1 if tensor in pictures else rank - 1)
     for tensor in wanted:
         root[tensor] = tensor
-    # Nodes are in topological order, so an input's root is final before its outputs ask for it.
+    # Nodes are in topological order, so an input's root is final before its outputs ask for it. Channels may lie on
+    # another axis once data has moved, so only a grid for the whole tensor is shared.
     for node in graph.nodes:
         source = node.inputs[0] if node.inputs else ""
-        if node.op_type in MOVES_DATA and source in wanted:
+        if node.op_type in MOVES_DATA and source in wanted and wanted[source].granularity == "tensor":
             for output in node.outputs:
                 if output in wanted:
                     wanted[output] = wanted[source]
                     root[output] = root[source]
     return wanted, root
+
+
+def _pictures(graph: Graph) -> set[str]:
+    """Tensors whose channels lie on axis 1: what convolutions read and write, and what is computed from it in shape."""
+    found: set[str] = set()
+    for nodes in (graph.nodes, graph.nodes[::-1]):  # once each way: from what they write, and from what they read
+        for node in nodes:
+            tensors = [name for name in (*node.inputs, *node.outputs) if name in graph.values]
+            same = {graph.shape(name)[1:2] for name in tensors} | {len(graph.shape(name)) for name in tensors}
+            convolution = node.op_type in ("Conv", "ConvTranspose") or node.op_type in ("Resize", "GlobalAveragePool")
+            if convolution or (len(same) == 2 and 4 in same and not found.isdisjoint(tensors)):
+                found.update(name for name in tensors if len(graph.shape(name)) == 4)
+    return found
+
+
+def _is_polished(producer: Node | None) -> bool:
+    return producer is not None and producer.op_type == "LogPolish" and producer.domain == OWN
+
+
+def _stays_float(tensor: str, producer: Node | None, readers: dict[str, list[Node]]) -> bool:
+    """A tensor around a polished one, which is quantised in its place; or one that an own operator alone reads."""
+    unpolished = producer is not None and producer.op_type == "LogUnpolish" and producer.domain == OWN
+    reads = readers.get(tensor, [])
+    return unpolished or (bool(reads) and all(node.domain == OWN for node in reads) and not _is_polished(producer))
 
 
 def _data_inputs(node: Node) -> list[str]:

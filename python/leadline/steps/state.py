@@ -64,6 +64,8 @@ class State:
     grids: dict[str, Grid] = field(default_factory=dict)
     codes: dict[str, NDArray[np.integer[Any]]] = field(default_factory=dict)
     histograms: dict[str, Histogram] = field(default_factory=dict)
+    ranges: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    """Of activations whose range a step has decided before calibration."""
     log: list[Record] = field(default_factory=list)
     reference: list[dict[str, NDArray[Any]]] = field(default_factory=list)
     """The float outputs of the held-out samples that gates look at; see `leadline.steps.gate`."""

@@ -1,0 +1,33 @@
+"""What no target carries, however the artefact is spelled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from leadline.graph import Graph
+from leadline.types import Grid
+
+_OPERATORS = {
+    "Rotate": "rotations at run time, {flops:.3g} million multiplications",
+    "LogPolish": "tensors whose logarithm is quantised: look-up tables, or float operators, at run time",
+}
+
+
+def limits(graph: Graph, grids: Mapping[str, Grid]) -> list[str]:
+    """One line for each thing that makes an artefact a simulation: activations with a scale per channel or per token,
+    which no integer kernel sums over, and operators of leadline's own. Empty: deployable."""
+    lines = []
+    activations = {name: grid.scheme.granularity for name, grid in grids.items() if name in graph.values}
+    for granularity, what in (("axis", "channel"), ("token", "token")):
+        names = [name for name, found in activations.items() if found == granularity]
+        if names:
+            lines.append(f"{len(names)} activations with a scale per {what}, such as {names[0]}")
+    for op_type, text in _OPERATORS.items():
+        nodes = [node for node in graph.nodes if node.op_type == op_type and node.domain == "leadline"]
+        if nodes:
+            rows = (graph.shape(node.outputs[0]) + graph.shape(node.inputs[1])[-1:] for node in nodes)
+            flops = sum(math.prod(shape) for shape in rows) / 1e6
+            lines.append(f"{len(nodes)} {text.format(flops=flops)}")
+    return lines
+

@@ -1,0 +1,249 @@
+"""Residual streams: the tensors of a transformer that share one space of features, and the layers at its borders.
+
+Whatever is linear in the features and keeps their mean and length (LayerNorm without its gain, sums, moved data) stays
+inside, constants rotated along; layers write into the stream and read from it. So one orthogonal matrix that fixes the
+mean can be folded into those layers, and nothing else in the network notices.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from leadline.graph.fold import fold
+from leadline.graph.ir import Array, Graph, Layer, Node, Value
+
+_MOVES = frozenset("Reshape Transpose Slice Gather Split Expand Identity".split())
+_PER_CHANNEL = frozenset("Resize AveragePool GlobalAveragePool".split())
+"""Linear in the features, each of them alike, along the other axes."""
+
+
+@dataclass
+class Stream:
+    """One space of features.
+
+    Attributes
+    ----------
+    size : int
+        Features.
+    tensors : dict of name to int
+        Its tensors, with the axis of the features, counted from the end (negative).
+    writers, readers : list of Layer
+        The layers whose outputs, or whose inputs, belong to it.
+    constants : list of (Node, int, int)
+        Constant operands in it: node, which input, and the axis of the features.
+    """
+
+    size: int
+    tensors: dict[str, int] = field(default_factory=dict)
+    writers: list[Layer] = field(default_factory=list)
+    readers: list[Layer] = field(default_factory=list)
+    constants: list[tuple[Node, int, int]] = field(default_factory=list)
+
+
+class _Closed(Exception):
+    """Something that is not linear in the features meets the stream."""
+
+
+def strip_norms(graph: Graph) -> list[str]:
+    """Move gain and offset of every LayerNormalization into the layers that read it, as far as that is exact.
+
+    Returns the names of those that have no gain any more.
+    """
+    moved: list[tuple[Node, Array]] = []
+    for node in [node for node in graph.nodes if node.op_type == "LayerNormalization"]:
+        constants = [graph.weights.get(name) for name in node.inputs[1:] if name]
+        ends = {value.name for value in graph.outputs}
+        if any(array is None for array in constants) or any(node.outputs[1:]) or node.outputs[0] in ends:
+            continue
+        moved.append((node, graph.weights[node.inputs[1]]))
+        _take_out(graph, node)
+    fold(graph)
+    stripped = []
+    for node, gain in moved:
+        _put_back(graph, node, gain)
+        if (graph.weights[node.inputs[1]] == 1).all():
+            stripped.append(node.name)
+    graph.prune()
+    return stripped
+
+
+def _take_out(graph: Graph, node: Node) -> None:
+    """Gain and offset as nodes of their own."""
+    tensor, given = node.outputs[0], [name for name in node.inputs[1:] if name]
+    names = [f"{tensor}.{role}" for role in ("gain", "offset")[: len(given)]]
+    for reader in graph.consumers(tensor):
+        reader.inputs = [names[-1] if name == tensor else name for name in reader.inputs]
+    place = graph.nodes.index(node) + 1
+    for op_type, source, constant, name in zip(("Mul", "Add"), (tensor, names[0]), given, names, strict=False):
+        graph.values[name] = Value(name, np.dtype(np.float32), graph.shape(tensor))
+        graph.nodes.insert(place, Node(op_type, [source, constant], [name], name))
+        place += 1
+    shape = graph.weights[given[0]].shape
+    node.inputs[1:] = [f"{tensor}.ones", f"{tensor}.zeros"]
+    graph.weights |= {f"{tensor}.ones": np.ones(shape, np.float32), f"{tensor}.zeros": np.zeros(shape, np.float32)}
+
+
+def _put_back(graph: Graph, node: Node, gain: Array) -> None:
+    """Give the LayerNormalization back what could not be folded: both, or an offset to which the gain was fitted."""
+    tensor = node.outputs[0]
+    left = {n.outputs[0]: n for n in graph.nodes if n.outputs[0] in (f"{tensor}.gain", f"{tensor}.offset")}
+    if f"{tensor}.gain" in left:
+        node.inputs[1] = f"{tensor}.scale"
+        graph.weights[node.inputs[1]] = gain
+    if f"{tensor}.offset" in left:
+        node.inputs[2] = f"{tensor}.shift"
+        offset = graph.weights[left[f"{tensor}.offset"].inputs[1]]
+        graph.weights[node.inputs[2]] = np.broadcast_to(offset.reshape(-1), gain.shape).copy()
+    graph.nodes = [n for n in graph.nodes if n.outputs[0] not in left]
+    for reader in graph.nodes:
+        reader.inputs = [tensor if name in left else name for name in reader.inputs]
+
+
+def find_streams(graph: Graph) -> tuple[list[Stream], list[tuple[str, str]]]:
+    """The streams that reach at least one LayerNormalization, and those that have no clean border, with the reason."""
+    walker = _Walker(graph)
+    found, refused = [], []
+    seen: set[str] = set()
+    for node in graph.nodes:
+        if node.op_type != "LayerNormalization" or node.inputs[0] in seen:
+            continue
+        stream = Stream(graph.shape(node.inputs[0])[-1])
+        try:
+            walker.close(stream, node.inputs[0])
+            found.append(stream)
+        except _Closed as reason:
+            refused.append((node.name, str(reason)))
+        seen.update(stream.tensors)
+    return found, refused
+
+
+class _Walker:
+    """Spreads over everything that has to be rotated together."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._producers, self._readers = graph.producers(), graph.readers()
+        self._layers = {id(layer.node): layer for layer in graph.layers()}
+        self._ends = {value.name for value in graph.outputs}
+
+    def close(self, stream: Stream, start: str) -> None:
+        queue = [(start, -1)]
+        while queue:
+            tensor, axis = queue.pop()
+            if tensor in stream.tensors:
+                if stream.tensors[tensor] != axis:
+                    raise _Closed(f"two axes of {tensor} would have to be rotated")
+                continue
+            if self._graph.shape(tensor)[axis] != stream.size:
+                raise _Closed(f"{tensor} does not hold {stream.size} features on one axis")
+            stream.tensors[tensor] = axis
+            if tensor in self._ends:
+                raise _Closed(f"it reaches the network's output {tensor}")
+            producer = self._producers.get(tensor)
+            if producer is None:
+                raise _Closed(f"it reaches the network's input {tensor}")
+            layer = self._layers.get(id(producer))
+            if layer is None:
+                queue += self._through(stream, producer, tensor, axis)
+            elif axis != _channels_axis(self._graph, tensor) or layer.groups > 1 or layer.node.op_type == "MatMul":
+                raise _Closed(f"{layer.name} does not write it as its channels")
+            else:
+                stream.writers.append(layer)
+            for node in self._readers.get(tensor, []):
+                layer = self._layers.get(id(node))
+                if layer is None:
+                    queue += self._through(stream, node, tensor, axis)
+                elif axis != _channels_axis(self._graph, tensor) or layer.groups > 1 or layer.node.op_type == "MatMul":
+                    raise _Closed(f"{layer.name} does not read it as its channels")
+                elif layer not in stream.readers:
+                    stream.readers.append(layer)
+
+    def _through(self, stream: Stream, node: Node, tensor: str, axis: int) -> list[tuple[str, int]]:
+        """All activations that a node inside the stream joins to one of its own, with their axes of features."""
+        graph, refusal = self._graph, _Closed(f"{node.op_type} {node.name} is not linear in its features")
+        rank = len(graph.shape(tensor))
+        match node.op_type:
+            case "LayerNormalization":
+                last = node.attrs.get("axis", -1) in (-1, rank - 1)
+                if tensor in node.inputs[1:] or axis != -1 or not last or any(node.outputs[1:]):
+                    raise refusal
+                if not np.all(graph.weights.get(node.inputs[1], 0) == 1):
+                    raise _Closed(f"the gain of {node.name} does not fold into the layers that read it")
+                if len(node.inputs) > 2:
+                    self._constant(stream, node, 2, -1)
+                return [(node.inputs[0], -1), (node.outputs[0], -1)]
+            case "Add" | "Sub" | "Concat":
+                at = node.attrs.get("axis", 0)
+                if node.op_type == "Concat" and (at - rank if at >= 0 else at) == axis:
+                    raise _Closed(f"{node.name} joins it with other features")
+                return self._operands(stream, node, axis)
+            case "Mul" | "Div":
+                constants = [name for name in node.inputs if name in graph.weights and graph.weights[name].size == 1]
+                if not constants or (node.op_type == "Div" and node.inputs[1] != constants[0]):
+                    raise refusal
+                return [(name, axis) for name in (*node.inputs, *node.outputs) if name not in constants]
+            case _ if node.op_type in _MOVES and tensor in (node.inputs[0], *node.outputs):
+                return self._moved(node, tensor, axis)
+            case _ if node.op_type in _PER_CHANNEL and axis == 1 - rank and rank == 4:
+                return [(node.inputs[0], axis), (node.outputs[0], axis)]
+        raise refusal
+
+    def _constant(self, stream: Stream, node: Node, index: int, axis: int) -> None:
+        if node.inputs[index] not in self._graph.weights:
+            raise _Closed(f"{node.inputs[index]} is no constant")
+        if not any(entry[0] is node and entry[1] == index for entry in stream.constants):
+            stream.constants.append((node, index, axis))
+
+    def _operands(self, stream: Stream, node: Node, axis: int) -> list[tuple[str, int]]:
+        """Operands broadcast along the features are multiples of the vector of ones, which stays what it is."""
+        graph, joined = self._graph, [(node.outputs[0], axis)]
+        for index, name in enumerate(node.inputs):
+            shape = graph.shape(name)
+            wide = len(shape) >= -axis and shape[axis] == stream.size
+            if name in graph.weights:
+                if wide:
+                    self._constant(stream, node, index, axis)
+            elif wide:
+                joined.append((name, axis))
+            elif len(shape) >= -axis and shape[axis] != 1:
+                raise _Closed(f"{node.name} adds something of another shape")
+        return joined
+
+    def _moved(self, node: Node, tensor: str, axis: int) -> list[tuple[str, int]]:
+        """The other end of moved data, and the axis that holds the features there."""
+        forward = tensor == node.inputs[0]
+        joined = []
+        for other in node.outputs if forward else node.inputs[:1]:
+            before, after = self._graph.shape(tensor), self._graph.shape(other)
+            place = self._place(node, before, after, len(before) + axis, forward)
+            if place is None or not 0 <= place < len(after) or after[place] != before[axis]:
+                raise _Closed(f"{node.op_type} {node.name} moves its features")
+            joined.append((other, place - len(after)))
+        return joined
+
+    def _place(self, node: Node, before: tuple[int, ...], after: tuple[int, ...], at: int, forward: bool) -> int | None:
+        """Where axis `at` of one end lies at the other end of moved data, counted from the front."""
+        match node.op_type:
+            case "Transpose":
+                order: list[int] = node.attrs.get("perm", list(range(len(before)))[::-1])
+                return order.index(at) if forward else order[at]
+            case "Reshape":
+                rows = math.prod(before[:at])
+                fits = (k for k, size in enumerate(after) if size == before[at] and math.prod(after[:k]) == rows)
+                return next(fits, None)
+            case "Gather":
+                rank = len(self._graph.shape(node.inputs[1]))
+                gathered = node.attrs.get("axis", 0) % len(before if forward else after)
+                if at < gathered:
+                    return at
+                width = 1 if forward else rank
+                return None if at < gathered + width else at + (rank - 1 if forward else 1 - rank)
+        return at + len(after) - len(before)
+
+
+def _channels_axis(graph: Graph, tensor: str) -> int:
+    """Of what a layer reads or writes: the last of a matrix, the second of pictures; counted from the end."""
+    return 1 - len(graph.shape(tensor))

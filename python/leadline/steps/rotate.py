@@ -1,0 +1,191 @@
+"""Rotate: Hadamard rotations folded into a transformer, kept only where simulation gains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadline.data import Samples
+from leadline.graph import Graph, Layer, Node, Session, Value
+from leadline.graph.fold import own
+from leadline.graph.stream import Stream, find_streams, strip_norms
+from leadline.graph.trace import origin, trace
+from leadline.hadamard import Rotation, layernorm_rotation, random_rotation
+from leadline.recipe import Rotate
+from leadline.steps.places import find_attention
+from leadline.steps.state import Record, State
+from leadline.steps.trial import FLOAT, can_try, trial_error
+
+WATCHED = 4
+"""Calibration samples on which rotations are compared."""
+
+
+def rotate(step: Rotate, state: State) -> None:
+    """Rotate a copy of the network; it takes the network's place if the simulated held-out error falls."""
+    if not can_try(state):
+        state.log.append(Record("rotate", state.graph.name, FLOAT, kept=False))
+        return
+    rotated = state.graph.copy()
+    records = []
+    with state.progress("rotate"):
+        if step.online:
+            records += rotate_inputs(rotated)
+        else:
+            if step.residual:
+                records += rotate_residual(rotated, state.calibration.take(WATCHED), step.seeds, state.threads)
+            if step.heads:
+                records += rotate_heads(rotated)
+        if any(record.kept for record in records):
+            before, after = trial_error(state, state.graph), trial_error(state, rotated)
+            kept = after < before
+            records.append(Record("rotate", state.graph.name, "simulated output error", before, after, kept))
+            if kept:
+                state.graph = rotated
+    state.log += records or [Record("rotate", state.graph.name, "nothing to rotate", kept=False)]
+
+
+def rotate_residual(graph: Graph, samples: Samples, seeds: int, threads: int | None = None) -> list[Record]:
+    """Rotate every residual stream that has clean borders, in place: x becomes x R, and the weights around it absorb R.
+
+    R is, of `seeds` rotations that LayerNorm does not see, the one under which the tensors of the stream have the
+    smallest peaks (geometric mean, on the samples). Weights are multiplied in double and rounded to float32 once.
+    """
+    strip_norms(graph)
+    streams, refused = find_streams(graph)
+    records = [Record("rotate", name, f"its stream stays: {reason}", kept=False) for name, reason in refused]
+    for stream in streams:
+        rotation, before, after = _flattest(graph, stream, samples, seeds, threads)
+        _fold(graph, stream, rotation)
+        mixed = "" if rotation.blocks == 1 else f" in {rotation.blocks} blocks"
+        note = (
+            f"stream of {stream.size} features{mixed}, {len(stream.writers)} writers, {len(stream.readers)} readers: "
+        )
+        note += f"peak to rms {before:.3g} to {after:.3g}"
+        records.append(Record("rotate", next(iter(stream.tensors)), note))
+    return records
+
+
+def rotate_heads(graph: Graph) -> list[Record]:
+    """Rotate each head of every attention between its values and the layer that reads what it mixes, in place."""
+    places, _, refused = find_attention(graph)
+    records = [Record("rotate", name, f"its heads stay: {reason}", kept=False) for name, reason in refused]
+    producers = graph.producers()
+    layers = {id(layer.node): layer for layer in graph.layers()}
+    for mixing in [node for node in graph.nodes if node.op_type == "MatMul"]:
+        (_, mixed), (_, source) = (origin(graph, producers, name) for name in mixing.inputs)
+        if mixed is None or mixed.op_type != "Softmax":
+            continue
+        place = next((place for place in places if place.source is source), None)
+        if place is None or any(layer.kind != "linear" for layer, _ in place.readers):
+            continue
+        value = layers[id(place.source)]
+        shape = graph.shape(value.output)
+        uses = trace(graph, value.output, np.broadcast_to(np.arange(shape[-1]), shape))
+        held = next(use.ids for use in uses if use.node is mixing and use.index == 1)
+        heads = held[..., 0, :].reshape(-1, held.shape[-1])
+        rotation = random_rotation(heads.shape[1])
+        _turn_some(graph, value, 1, rotation, value.axis, heads)
+        if value.bias is not None:
+            _turn_some(graph, value, 2, rotation, 0, heads)
+        for layer, found in place.readers:
+            columns = np.argsort(found)[np.searchsorted(place.rows, heads)]
+            _turn_some(graph, layer, 1, rotation, 1 - layer.axis, columns)
+        records.append(Record("rotate", place.name, f"{len(heads)} heads of {heads.shape[1]}"))
+    return records
+
+
+def rotate_inputs(graph: Graph) -> list[Record]:
+    """Put a random rotation in front of every linear layer, in place, as an operator that runs on the device."""
+    turned: dict[str, tuple[str, Rotation]] = {}
+    products = 0
+    for layer in graph.layers():
+        if layer.kind != "linear" or layer.axis != 0:
+            continue
+        tensor = layer.input
+        if tensor not in turned:
+            rows, size = graph.shape(tensor)
+            rotation = random_rotation(size, seed=len(turned))
+            matrix, output = f"{tensor}.rotation", f"{tensor}.rotated"
+            graph.weights[matrix] = rotation.matrix().astype(np.float32)
+            graph.values[output] = Value(output, np.dtype(np.float32), (rows, size))
+            place = graph.nodes.index(layer.node)
+            graph.nodes.insert(place, Node("Rotate", [tensor, matrix], [output], output, {}, "leadline"))
+            turned[tensor] = output, rotation
+            products += rows * size * size
+        output, rotation = turned[tensor]
+        layer.node.inputs[0] = output
+        _turn(graph, layer, 1, rotation, 1)
+    if not turned:
+        return []
+    note = (
+        f"{len(turned)} inputs of linear layers, by operators: {products / 1e6:.3g} million multiplications a picture"
+    )
+    return [Record("rotate", graph.name, note)]
+
+
+def _flattest(
+    graph: Graph, stream: Stream, samples: Samples, seeds: int, threads: int | None
+) -> tuple[Rotation, float, float]:
+    """The best rotation, with the mean peak-to-rms ratio before and after it."""
+    watched = _made(graph, stream)
+    rotations = [layernorm_rotation(stream.size, seed) for seed in range(max(seeds, 1))]
+    plain, peaks, count = 0.0, np.zeros(len(rotations)), 0
+    with Session(graph, outputs=watched, threads=threads) as session:
+        for feed in samples:
+            for name, array in session.run(feed).items():
+                rows = np.ascontiguousarray(np.moveaxis(array, stream.tensors[name], -1)).reshape(-1, stream.size)
+                rms = float(np.sqrt(np.mean(np.square(rows, dtype=np.float64)))) or 1.0
+                plain += _log_peak(rows, rms)
+                peaks += [_log_peak(rotation(rows, threads=threads), rms) for rotation in rotations]
+                count += 1
+    best = int(np.argmin(peaks))
+    return rotations[best], float(np.exp(plain / count)), float(np.exp(peaks[best] / count))
+
+
+def _made(graph: Graph, stream: Stream) -> Sequence[str]:
+    """Its tensors, but for those that only move the data of others."""
+    makers = {"Add", "Sub", "LayerNormalization", "Gemm", "Conv"}
+    names = [name for node in graph.nodes if node.op_type in makers for name in node.outputs]
+    return [name for name in names if name in stream.tensors]
+
+
+def _log_peak(rows: NDArray[np.float32], rms: float) -> float:
+    return float(np.log(max(float(np.abs(rows).max()), 1e-30) / rms))
+
+
+def _fold(graph: Graph, stream: Stream, rotation: Rotation) -> None:
+    for layer in stream.writers:
+        _turn(graph, layer, 1, rotation, layer.axis)
+        if layer.bias is not None:
+            _turn(graph, layer, 2, rotation, 0)
+    for layer in stream.readers:
+        _turn(graph, layer, 1, rotation, 0 if layer.kind == "transpose" else 1 - layer.axis)
+    for node, index, axis in stream.constants:
+        name = own(graph, node, index, "rotated")
+        graph.weights[name] = _rotated(graph.weights[node.inputs[index]], rotation, axis)
+        node.inputs[index] = name
+
+
+def _turn(graph: Graph, layer: Layer, index: int, rotation: Rotation, axis: int) -> None:
+    node = layer.node
+    name = own(graph, node, index, "bias" if index == 2 else "weight")
+    graph.weights[name] = _rotated(graph.weights[node.inputs[index]], rotation, axis)
+    node.inputs[index] = name
+
+
+def _turn_some(
+    graph: Graph, layer: Layer, index: int, rotation: Rotation, axis: int, groups: NDArray[np.int64]
+) -> None:
+    """Each of the groups (count, size of the rotation) of channels along an axis."""
+    node = layer.node
+    name = own(graph, node, index, "bias" if index == 2 else "weight")
+    array = np.moveaxis(graph.weights[node.inputs[index]], axis, 0).astype(np.float64)
+    array[groups] = rotation(array[groups], 1)
+    graph.weights[name] = np.ascontiguousarray(np.moveaxis(array, 0, axis), np.float32)
+    node.inputs[index] = name
+
+
+def _rotated(array: NDArray[np.float32], rotation: Rotation, axis: int) -> NDArray[np.float32]:
+    return rotation(array.astype(np.float64), axis).astype(np.float32)
