@@ -58,7 +58,7 @@ void errors_are_the_plain_ones() {
         const smoothing::Layer layer{weight, gram, rows, channels, taps};
         std::vector<double> scales(static_cast<std::size_t>(3 * channels), 1.0);
         for (std::size_t i = channels; i < scales.size(); ++i)
-            scales[i] = std::ldexp(1.0 + 0.01 * (i % 7), static_cast<int>(i % 5) - 2);
+            scales[i] = std::ldexp(1.0 + 0.01 * static_cast<double>(i % 7), static_cast<int>(i % 5) - 2);
         for (const auto& scheme : {symmetric, asymmetric})
             for (const std::int64_t block : {n, taps, std::int64_t{0}}) {
                 std::vector<double> first(3), again(3);

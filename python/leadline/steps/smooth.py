@@ -1,0 +1,209 @@
+"""Smooth: move the spread of channels from activations into weights, kept only where simulation gains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadline.graph import Graph, Node, Session
+from leadline.graph.fold import own
+from leadline.recipe import CorrectBias, Smooth
+from leadline.smoothing import ALPHAS, Reader, Smoothing, reparameterize, search, search_product
+from leadline.steps.path import Moments, moments_of, update
+from leadline.steps.placement import Placement, place
+from leadline.steps.places import Place, Product, find_attention, find_norms
+from leadline.steps.state import Record, State
+from leadline.steps.trial import FLOAT, can_try, trial_error
+
+Doubles = NDArray[np.float64]
+
+
+@dataclass
+class _Seen:
+    """Over all samples, per channel: extremes, and the sum of mean squares; and moments, by the layer that reads."""
+
+    lo: Doubles
+    hi: Doubles
+    square: Doubles
+
+
+@dataclass
+class _Statistics:
+    channels: dict[str, _Seen] = field(default_factory=dict)
+    moments: dict[str, Moments] = field(default_factory=dict)
+    samples: int = 0
+
+
+def smooth(step: Smooth, state: State) -> None:
+    """First what LayerNormalization and Rotate write, then values, queries and keys; each of the two is kept only if
+    the simulated held-out error falls."""
+    places, refused = find_norms(state.graph)
+    values, products, more = find_attention(state.graph) if step.attention else ([], [], [])
+    state.log += [Record("smooth", name, note, kept=False) for name, note in refused + more]
+    parts: list[tuple[str, list[Place], list[Product]]] = [
+        ("LayerNormalization", places, []),
+        ("attention", values, products),
+    ]
+    parts = [part for part in parts if part[1] or part[2]]
+    if not parts or not can_try(state):
+        reason = FLOAT if parts else "no activation whose channels can be scaled"
+        state.log.append(Record("smooth", state.graph.name, reason, kept=False))
+        return
+    seen = _observe(state, places + values, products)
+    placement = place(state.graph, state.recipe)
+    best_error = trial_error(state, state.graph)
+    for what, some, pairs in parts:
+        with state.progress(f"smooth {what}"):
+            smoothed = state.graph.copy()
+            records = [_smooth_place(step, state, smoothed, placement, one, seen) for one in some]
+            records += [_smooth_product(step, smoothed, placement, pair, seen) for pair in pairs]
+            error = trial_error(state, smoothed)
+        kept = error < best_error
+        note = f"{what}: {len(some) + len(pairs)} places, simulated output error"
+        state.log += [replace(record, kept=record.kept and kept) for record in records]
+        state.log.append(Record("smooth", state.graph.name, note, best_error, error, kept))
+        if kept:
+            state.graph, best_error = smoothed, error
+
+
+def _observe(state: State, places: list[Place], products: list[Product]) -> _Statistics:
+    """One pass: extremes and moments of what the layers read, and of queries and keys."""
+    layers = {layer.name: layer for one in places for layer, _ in one.readers}
+    uses = {use.tensor: use for product in products for use in product.uses}
+    found = _Statistics(samples=len(state.calibration))
+    by_tensor: dict[str, list[Moments]] = {}
+    shared: dict[str, Moments] = {}
+    for layer in layers.values():
+        key = layer.input if layer.kind == "linear" else layer.name
+        if key not in shared:
+            shared[key] = moments_of(layer, state.graph.weights[layer.weight].shape)
+            by_tensor.setdefault(layer.input, []).append(shared[key])
+        found.moments[layer.name] = shared[key]
+    names = sorted(by_tensor.keys() | uses.keys())
+    axes = {layer.input: -1 if layer.kind == "linear" else 1 for layer in layers.values()}
+    orders = {tensor: np.argsort(use.ids, axis=None, kind="stable") for tensor, use in uses.items()}
+    with Session(state.graph, outputs=names, threads=state.threads) as session:
+        for feed in state.progress.over(state.calibration, "channel moments", found.samples):
+            for name, array in session.run(feed).items():
+                if name in orders:
+                    count = len(np.unique(uses[name].ids))
+                    _add(found, name, array.ravel()[orders[name]].reshape(count, -1))
+                else:
+                    _add(found, name, np.moveaxis(array, axes[name], 0).reshape(array.shape[axes[name]], -1))
+                    for moments in by_tensor[name]:
+                        update(moments, array, state.threads)
+    return found
+
+
+def _add(found: _Statistics, name: str, rows: NDArray[np.float32]) -> None:
+    """`rows`: channels by values."""
+    lo, hi = rows.min(1).astype(np.float64), rows.max(1).astype(np.float64)
+    square: Doubles = np.square(rows, dtype=np.float64).mean(1)
+    if name in found.channels:
+        old = found.channels[name]
+        lo, hi, square = np.minimum(lo, old.lo), np.maximum(hi, old.hi), square + old.square
+    found.channels[name] = _Seen(lo, hi, square)
+
+
+def _smooth_place(
+    step: Smooth, state: State, graph: Graph, placement: Placement, one: Place, seen: _Statistics
+) -> Record:
+    """Choose scales (and shifts) for one place, and fold them."""
+    lo, hi = np.full(one.rows.size, np.inf), np.full(one.rows.size, -np.inf)
+    for layer, order in one.readers:
+        lo[order] = np.minimum(lo[order], seen.channels[layer.input].lo)
+        hi[order] = np.maximum(hi[order], seen.channels[layer.input].hi)
+    schemes = {layer.weight: scheme for layer, scheme in placement.layers}
+    activation = placement.schemes.get(one.readers[0][0].input)
+    corrects = any(isinstance(other, CorrectBias) for other in state.recipe.steps)
+
+    def found(shift: Doubles) -> Smoothing:
+        readers = []
+        for layer, order in one.readers:
+            inverse = np.argsort(order)
+            weight = np.ascontiguousarray(graph.weights[layer.weight][:, inverse])
+            taps = weight[0, 0].size
+            gram = _gram(seen.moments[layer.name], shift[order].repeat(taps), corrects and layer.bias is not None)
+            features = (inverse[:, None] * taps + np.arange(taps)).ravel()
+            readers.append(Reader(weight, gram[np.ix_(features, features)], schemes.get(layer.weight)))
+        alphas = (step.alpha,) if step.alpha else ALPHAS
+        return search(readers, lo - shift, hi - shift, activation=activation, alphas=alphas, threads=state.threads)
+
+    shift = np.zeros(one.rows.size)
+    best = found(shift)
+    before, note = best.before, ""
+    if step.shift and one.shifts:
+        middle = reparameterize(lo, hi)[1]
+        shifted = found(middle)
+        if shifted.after < best.after:
+            best, shift, note = shifted, middle, ", shifted"
+    _fold(graph, one, best.scales, shift)
+    changed = bool(best.alpha or shift.any())
+    return Record("smooth", one.name, f"alpha {best.alpha:g}{note}, predicted error", before, best.after, changed)
+
+
+def _gram(moments: Moments, shift: Doubles, centred: bool) -> Doubles:
+    """Second moments of x - shift, or of x - E x."""
+    matrix = moments.matrix(centred).reshape(shift.size, shift.size)
+    if centred or not shift.any():
+        return matrix
+    mean = moments.mean.ravel()
+    return matrix - np.outer(shift, mean) - np.outer(mean, shift) + np.outer(shift, shift)
+
+
+def _fold(graph: Graph, one: Place, scales: Doubles, shift: Doubles) -> None:
+    """(x - shift) / scales where it is written; scales, and the shift in the bias, where it is read."""
+    nodes = {node.name: node for node in graph.nodes}
+    source = nodes[one.source.name]
+    match source.op_type:
+        case "LayerNormalization":
+            _store(graph, source, 1, _array(graph, source, 1) / scales)
+            if len(source.inputs) > 2 or shift.any():
+                _store(graph, source, 2, (_array(graph, source, 2) - shift) / scales)
+        case "Rotate":
+            _store(graph, source, 1, _array(graph, source, 1) / scales)
+        case _:
+            _scale_rows(graph, source, one.rows, 1 / scales)
+    for layer, order in one.readers:
+        node, weight = nodes[layer.name], _array(graph, nodes[layer.name], 1)
+        if shift.any():
+            moved = np.moveaxis(weight, 1, -1).reshape(len(weight), -1, order.size).sum(1) @ shift[order]
+            _store(graph, node, 2, _array(graph, node, 2) + moved)
+        _store(graph, node, 1, weight * scales[order].reshape(-1, *[1] * (weight.ndim - 2)))
+
+
+def _array(graph: Graph, node: Node, index: int) -> Doubles:
+    """A constant input in double; zero where it is left out."""
+    return graph.weights[node.inputs[index]].astype(np.float64) if index < len(node.inputs) else np.zeros(())
+
+
+def _store(graph: Graph, node: Node, index: int, value: Doubles) -> None:
+    """As a weight that only this node reads."""
+    name = own(graph, node, index, ("", "weight", "bias")[index])
+    node.inputs[index:] = [name, *node.inputs[index + 1 :]]
+    graph.weights[name] = value.astype(np.float32)
+
+
+def _scale_rows(graph: Graph, node: Node, rows: NDArray[np.int64], factors: Doubles) -> None:
+    for index in range(1, len(node.inputs)):
+        array = _array(graph, node, index)
+        array[rows] *= factors.reshape(-1, *[1] * (array.ndim - 1))
+        _store(graph, node, index, array)
+
+
+def _smooth_product(step: Smooth, graph: Graph, placement: Placement, pair: Product, seen: _Statistics) -> Record:
+    """Choose scales for the channels in which queries and keys meet; q is divided, k multiplied."""
+    sides = []
+    for use, rows in zip(pair.uses, pair.rows, strict=True):
+        order, channels = np.searchsorted(np.unique(use.ids), rows), seen.channels[use.tensor]
+        sides.append((channels.lo[order], channels.hi[order], channels.square[order] / seen.samples))
+    schemes = [placement.schemes.get(use.tensor) for use in pair.uses]
+    alphas = (step.alpha,) if step.alpha else ALPHAS
+    found = search_product(*sides, query_scheme=schemes[0], key_scheme=schemes[1], alphas=alphas)
+    nodes = {node.name: node for node in graph.nodes}
+    _scale_rows(graph, nodes[pair.query.name], pair.rows[0], 1 / found.scales)
+    _scale_rows(graph, nodes[pair.key.name], pair.rows[1], found.scales)
+    note = f"alpha {found.alpha:g}, predicted error"
+    return Record("smooth", pair.name, note, found.before, found.after, bool(found.alpha))
