@@ -207,22 +207,22 @@ def test_outliers_are_left_out_while_others_last(method: str) -> None:
 
 
 def test_an_outlier_does_not_hide_what_the_others_are() -> None:
-    """Two groups along a column in which an outlier lies 10 000 times as far."""
-    values = np.zeros((21, 2))
-    values[:10, 0] = 1
-    values[:20, 1] = np.tile(np.linspace(0, 0.01, 10), 2)
-    values[20, 0] = 1e4
+    """Two groups, apart in three columns in which an outlier lies 10 000 times as far; the fourth spreads the first."""
+    values = np.zeros((21, 4))
+    values[:10, :3] = 1
+    values[:10, 3], values[10:20, 3] = np.linspace(0, 0.01, 10), np.linspace(0.002, 0.008, 10)
+    values[20, :3] = 1e4
     for seed in range(8):
         chosen = indices(choose(points(values), 2, "farthest", features=itself, seed=seed))
         assert sorted(i // 10 for i in chosen) == [0, 1]
 
 
 def test_diverse_draws_alike_from_each_cluster() -> None:
-    """Eight corners of a cube with 30, 20, 5, ... points; the crowd does not decide."""
-    corners = np.array(list(itertools.product([0.0, 10.0], repeat=3)))
+    """Eight places with 30, 20, 5, ... points; the crowd does not decide."""
+    centres = np.array(list(itertools.product([0.0, 10.0, 25.0], repeat=2)))[1:]
     sizes = [30, 20, 5, 5, 5, 5, 5, 5]
     groups = np.repeat(np.arange(8), sizes)
-    values = corners[groups] + np.random.default_rng(0).uniform(-0.5, 0.5, (len(groups), 3))
+    values = centres[groups] + np.random.default_rng(0).uniform(-0.5, 0.5, (len(groups), 2))
     source = points(values)
     for seed in range(6):
         for count, wanted in ((8, [1] * 8), (32, [4] * 8), (50, [10, 10, 5, 5, 5, 5, 5, 5])):
