@@ -159,7 +159,8 @@ class QuantizedLinear(nn.Module):
         _check_tensor(input, "input", "QuantizedLinear")
         if input.ndim == 0 or input.shape[-1] != self.in_features:
             raise refuse("QuantizedLinear", f"input must have shape (..., {self.in_features})", tuple(input.shape))
-        return functional.linear(_Prepare.apply(input, self), self.dequantized(), self.bias)
+        apply: Any = _Prepare.apply
+        return functional.linear(apply(input, self), self.dequantized(), self.bias)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` says."""

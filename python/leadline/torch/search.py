@@ -18,8 +18,8 @@ from leadline.torch.observation import Channels, Doubles, Seen
 from leadline.types import FloatArray, Grid, Scheme
 
 WEIGHT_SHARES = np.linspace(1.0, 0.5, 21)
-TOKEN_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65)
-"""Shares of a range tried: of a weight row's, and of all tokens'."""
+TOKEN_SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
+"""Shares of a range tried: of a weight row's; of all tokens', until one is no better than the one before."""
 
 
 @dataclass(frozen=True)
@@ -135,11 +135,14 @@ class Search:
         if not self.clip:
             return best
         scale, lowest = best.scale.copy(), np.full(len(weight), np.inf)
+        power, lost = (squares / (squares.max() or 1.0)).astype(np.float32), np.empty_like(weight)
         for share in WEIGHT_SHARES:
             grid = choose_grid(share * lo, share * hi, self.weights)
-            lost = np.square(weight - fake_quantize(weight, grid)) @ squares
-            better = lost < lowest
-            scale[better], lowest[better] = grid.scale[better], lost[better]
+            fake_quantize(weight, grid, torch_threads(), lost)
+            np.square(np.subtract(weight, lost, out=lost), out=lost)
+            errors = lost @ power
+            better = errors < lowest
+            scale[better], lowest[better] = grid.scale[better], errors[better]
         return Grid(scale, best.zero_point, self.weights)
 
     def clip_tokens(self) -> None:
@@ -147,8 +150,9 @@ class Search:
         for share in TOKEN_SHARES:
             self.made.clip = share
             error = self.error(self.made)
-            if error < self.lowest:
-                best, self.lowest = share, error
+            if error >= self.lowest:
+                break
+            best, self.lowest = share, error
         self.made.clip = best
 
     def rounded(self) -> tuple[NDArray[Any], str]:
