@@ -32,6 +32,10 @@ TENSOR = Scheme(8)
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # the layers are tiny
+    yield
+    torch.set_num_threads(before)
 
 
 def linear(inputs=48, outputs=20, bias=True):
