@@ -56,6 +56,7 @@ def document(
         "recipe": {"name": recipe.name, "description": recipe.description, "toml": recipe.to_toml()},
         "data": _data(quantized.held_out, quantized.skipped) | {"calibration": quantized.calibrated},
         "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
+        "limits": quantized.limits,
         "coverage": inspect(folder / "model.qdq.onnx").to_dict(),
         "verification": verification.to_dict(),
         "ranges": ranges(quantized),
@@ -113,7 +114,7 @@ def write(
     document: dict[str, Any], pictures: Sequence[Dense], folder: Path, quantized: Quantized | None = None
 ) -> None:
     """``report.json`` and the self-contained ``report.html`` into `folder`; `quantized` adds the histograms."""
-    run = {"recipe": None, "steps": [], "ranges": [], "rounding": []} | document
+    run = {"recipe": None, "steps": [], "ranges": [], "rounding": [], "limits": []} | document
     _write(document, [run | _drawn(run, pictures, quantized)], [], folder)
 
 
@@ -193,6 +194,8 @@ def show(document: dict[str, Any], console: Console) -> None:
     sizes = ", ".join(f"{name} {decimal(size)}" for name, size in files.items())
     console.print(sizes, markup=False, highlight=False)
     console.print(_coverage(coverage), markup=False, highlight=False)
+    for limit in document.get("limits", ()):
+        console.print(f"simulation, no device runs this: {limit}", markup=False, highlight=False, soft_wrap=True)
     for path, reason in document["data"]["skipped"]:
         console.print(f"skipped {path}: {reason}", markup=False, highlight=False)
 
