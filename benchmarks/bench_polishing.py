@@ -56,7 +56,7 @@ def passes() -> None:
                 "numpy": lambda x=x, w=around: numpy_polish(x, w),
                 "numpy inverse": lambda y=y, w=around: numpy_unpolish(y, w),
             },
-            seconds=4.0,
+            seconds=8.0,
         )
         rates = [rate(x.nbytes, t) for t in timings.values()]
         copied = timings["copy"].best
@@ -77,7 +77,7 @@ def choices() -> None:
                 "adaptive": lambda s=scheme: polishing.choose(histogram, s, threads=1),
                 "search": lambda s=scheme: search_range(histogram, "mse", s, threads=1),
             },
-            seconds=4.0,
+            seconds=8.0,
         )
         rows.append([str(bits), *(f"{1e3 * t.best:.0f}" for t in timings.values())])
     names = ["bits", "percentile", "adaptive", "of it the clipped range"]

@@ -17,8 +17,8 @@ from reference import polishing as spec
 
 __all__ = ["native"]
 
-# Of the true value's own last place; 1.76 and 2.04 were the most among 10^8 values.
-ULP = 2.1
+# Of the true value's own last place; among 5 * 10^7 values 1.8 (polish) and 2.1 (unpolish) were the most.
+ULP = 2.2
 EPS = float(np.finfo(np.float32).eps)
 # A bucket's values are spread evenly around its mean. That averages out where there are many: 2 % of "sparse" are not.
 ERROR_TOLERANCE, FEW_TOLERANCE = 0.03, 0.08

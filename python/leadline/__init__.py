@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from leadline import affine, compensation, equalization, gram, hadamard, observers, rounding, smoothing
+from leadline import affine, compensation, equalization, gram, hadamard, observers, polishing, rounding, smoothing
 from leadline._native import build_info
 from leadline.arrays import ConversionWarning
 from leadline.rounding import adaround
@@ -25,6 +25,7 @@ __all__ = [
     "gram",
     "hadamard",
     "observers",
+    "polishing",
     "rounding",
     "smoothing",
 ]

@@ -63,7 +63,7 @@ def polish(
 
     Returns
     -------
-    float32 array of x's shape, within 2 units in the last place of the true value, unless |x| / omega is below the
+    float32 array of x's shape, within 2.2 units in the last place of the true value, unless |x| / omega is below the
     normal floats. Beyond 2**126 it counts as 2**126, so that |y| never exceeds 126.
 
     Raises
