@@ -1,7 +1,7 @@
 """Does it matter which pictures calibrate? TinyDepth, 8 and 32 of 200, chosen in each way of leadline.data.choose.
 
     python benchmarks/calibration_choice.py                                       # half an hour on one core
-    python benchmarks/calibration_choice.py --recipes minmax-w8a8 --junk 20       # a minute or two
+    python benchmarks/calibration_choice.py --recipes minmax-w8a8 --junk 20       # three minutes
 
 The candidates lie as recordings do: 12 pictures each of 10 places, 2 each of 40 others; a folder for each place.
 --junk replaces as many of them, at random, by pictures that a camera takes by mistake: a covered lens, bare light,
