@@ -96,7 +96,7 @@ def _put_back(graph: Graph, node: Node, gain: Array) -> None:
     if f"{tensor}.offset" in left:
         node.inputs[2] = f"{tensor}.shift"
         offset = graph.weights[left[f"{tensor}.offset"].inputs[1]]
-        graph.weights[node.inputs[2]] = np.broadcast_to(offset.reshape(-1), gain.shape).copy()
+        graph.weights[node.inputs[2]] = np.resize(offset, gain.shape)
     graph.nodes = [n for n in graph.nodes if n.outputs[0] not in left]
     for reader in graph.nodes:
         reader.inputs = [tensor if name in left else name for name in reader.inputs]

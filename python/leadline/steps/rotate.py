@@ -84,7 +84,7 @@ def rotate_heads(graph: Graph) -> list[Record]:
         shape = graph.shape(value.output)
         uses = trace(graph, value.output, np.broadcast_to(np.arange(shape[-1]), shape))
         held = next(use.ids for use in uses if use.node is mixing and use.index == 1)
-        heads = held[..., 0, :].reshape(-1, held.shape[-1])
+        heads = np.unique(held[..., 0, :].reshape(-1, held.shape[-1]), axis=0)  # those of a batch are the same
         rotation = random_rotation(heads.shape[1])
         _turn_some(graph, value, 1, rotation, value.axis, heads)
         if value.bias is not None:
