@@ -20,8 +20,9 @@ Observer = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "
 WeightObserver = Literal["minmax", "percentile", "entropy", "mse", "sqnr", "octav"]
 Rounding = Literal["nearest", "descent", "gptq", "adaround", "best"]
 Scope = Literal["all", "layers"]
-Kind = Literal["linear", "conv", "depthwise", "transpose", "first", "last"]
-"""What a layer is; and "first" where no other layer comes before it, "last" where none comes behind."""
+Kind = Literal["linear", "conv", "depthwise", "transpose", "first", "last", "unread"]
+"""What a layer is; and "first" where no other layer comes before it, "last" where none comes behind. "unread" is an
+activation that no layer reads: sums, attention, what stands in front of an activation function."""
 
 
 @dataclass(frozen=True)

@@ -30,4 +30,3 @@ def limits(graph: Graph, grids: Mapping[str, Grid]) -> list[str]:
             flops = sum(math.prod(shape) for shape in rows) / 1e6
             lines.append(f"{len(nodes)} {text.format(flops=flops)}")
     return lines
-

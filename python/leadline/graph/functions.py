@@ -97,6 +97,4 @@ def definitions(op_types: Iterable[str], opset: int) -> list[onnx.FunctionProto]
 
 @cache
 def _definition(name: str, opset: int) -> onnx.FunctionProto:
-    return onnx.parser.parse_function(
-        f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]> {name} {_DEFINITIONS[name]}'
-    )
+    return onnx.parser.parse_function(f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]> {name} {_DEFINITIONS[name]}')

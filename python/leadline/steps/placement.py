@@ -132,7 +132,7 @@ def _activations(
     root: dict[str, str] = {}
     producers, readers = graph.producers(), graph.readers()
     outputs = {value.name for value in graph.outputs}
-    pictures = _pictures(graph)
+    pictures, reached = _pictures(graph), _reached(graph, read)
     for node in graph.nodes:
         if node.op_type not in QUANTISED and node.domain != OWN:
             continue
@@ -145,7 +145,8 @@ def _activations(
             if tensor not in outputs and _absorbed(graph, producer, readers.get(tensor, [])):
                 continue
             names = (tensor, producer.name) if producer else (tensor,)
-            scheme = recipe.activation_scheme(*names, kinds=kinds.get(producer.name, ()) if producer else ())
+            own = kinds.get(producer.name, ()) if producer else ()
+            scheme = recipe.activation_scheme(*names, kinds=own if tensor in reached else (*own, "unread"))
             if scheme is not None:
                 rank = len(graph.shape(tensor))
                 wanted[tensor] = scheme.at(1 if tensor in pictures else rank - 1)
@@ -173,6 +174,16 @@ def _pictures(graph: Graph) -> set[str]:
             convolution = node.op_type in ("Conv", "ConvTranspose") or node.op_type in ("Resize", "GlobalAveragePool")
             if convolution or (len(same) == 2 and 4 in same and not found.isdisjoint(tensors)):
                 found.update(name for name in tensors if len(graph.shape(name)) == 4)
+    return found
+
+
+def _reached(graph: Graph, read: set[str]) -> set[str]:
+    """What layers read, and what reaches them by moving data alone (or through a clamp, which takes its place)."""
+    found = set(read)
+    for node in reversed(graph.nodes):
+        moves = node.op_type in MOVES_DATA or node.op_type in ABSORBED or node.domain == OWN
+        if moves and not found.isdisjoint(node.outputs):
+            found.update(node.inputs[:1])
     return found
 
 
