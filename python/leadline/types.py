@@ -75,6 +75,9 @@ class Scheme:
             raise refuse("Scheme", "narrow applies to a signed symmetric grid", received)
         if self.fit not in ("absmax", "aimet"):
             raise refuse("Scheme", "fit must be 'absmax' or 'aimet'", repr(self.fit))
+        if self.granularity == "token" and self.symmetric and not (self.signed and self.fit == "absmax"):
+            received = f"signed={self.signed}, fit={self.fit!r}"
+            raise refuse("Scheme", "a symmetric grid per token must be signed, with fit 'absmax'", received)
 
     @property
     def qmin(self) -> int:

@@ -300,7 +300,7 @@ class _Writer:
     def _at_run_time(self, source: str, output: str, name: str, scheme: Scheme) -> Node:
         """Scales of tokens are computed, by an operator whose definition the model carries."""
         attrs = {"axes": [scheme.axis], "low": float(scheme.qmin), "high": float(scheme.qmax)}
-        kind = "QuantizeTokensSymmetric" if scheme.symmetric and scheme.signed else "QuantizeTokens"
+        kind = "QuantizeTokensSymmetric" if scheme.symmetric else "QuantizeTokens"
         node = self._node(kind, [source], output, f"{name}.quantize", attrs)
         node.domain = "leadline"
         return node
