@@ -100,16 +100,20 @@ class Quantized:
         """Write ``model.fp32.onnx``, ``model.qdq.onnx``, ``model.encodings`` and ``model.encodings.onnx``, its network.
 
         All four or none; but where there are `limits`, no encodings: they could not say what was simulated, and the
-        vendor's tool would fill in its own. Raises InputError where the folder cannot be written.
+        vendor's tool would fill in its own. Those of an earlier run go too. Raises InputError where the folder cannot be
+        written.
         """
+        deployable = not self.limits
         with filling(folder) as out:
             self.graph.save(out / "model.fp32.onnx")
             qdq.save(self.to_qdq(), out / "model.qdq.onnx")
-            if self.limits:
-                return
-            encoded = self.encoded_graph()
-            encoded.save(out / "model.encodings.onnx")
-            encodings.Encodings.from_grids(encoded, self.grids).write(out / "model.encodings", encodings_version)
+            if deployable:
+                encoded = self.encoded_graph()
+                encoded.save(out / "model.encodings.onnx")
+                encodings.Encodings.from_grids(encoded, self.grids).write(out / "model.encodings", encodings_version)
+        if not deployable:
+            for name in ("model.encodings", "model.encodings.onnx", "model.encodings.onnx.data"):
+                (Path(folder) / name).unlink(missing_ok=True)
 
 
 def quantize(

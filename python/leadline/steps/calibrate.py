@@ -128,7 +128,12 @@ def _grid(placement: Placement, tensor: str, ranges: Ranges) -> Grid:
 def _ranges(state: State, placement: Placement, observer: Observer, option: float = 0.0) -> Ranges:
     schemes = placement.schemes
     found = {name: _search(seen, schemes[name], observer, option) for name, seen in state.histograms.items()}
-    return found | {name: decided for name, decided in state.ranges.items() if name in found}
+    return found | _decided(state, found)
+
+
+def _decided(state: State, found: Ranges) -> Ranges:
+    """What a step has decided before calibration goes before what calibration finds."""
+    return {name: decided for name, decided in state.ranges.items() if name in found}
 
 
 def _observe(step: Calibrate, state: State, placement: Placement) -> Ranges:
@@ -151,7 +156,8 @@ def _observe(step: Calibrate, state: State, placement: Placement) -> Ranges:
                 state.histograms[name].update(seen[name], sample=label, threads=state.threads)
                 if averages:
                     averages[name].update(seen[name], sample=label)
-    return {name: (average.lo, average.hi) for name, average in averages.items()}
+    found: Ranges = {name: (average.lo, average.hi) for name, average in averages.items()}
+    return found | _decided(state, found)
 
 
 def _search(histogram: Histogram, scheme: Scheme, observer: str, option: float) -> tuple[Any, Any]:

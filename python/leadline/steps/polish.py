@@ -26,6 +26,10 @@ def polish(step: Polish, state: State) -> None:
         scheme = placement.schemes.get(layer.input)
         if scheme is not None and scheme.granularity in ("tensor", "axis") and fnmatchcase(layer.name, step.pattern):
             readers.setdefault(layer.input, []).append(layer)
+    if not readers:
+        note = f"no layer named {step.pattern} reads a grid that can be polished"
+        state.log.append(Record("polish", state.graph.name, note, kept=False))
+        return
     schemes = {name: placement.schemes[name] for name in readers}
     axes = {name: scheme.axis if scheme.granularity == "axis" else None for name, scheme in schemes.items()}
     histograms = _observe(state, axes)
