@@ -22,7 +22,7 @@ Doubles = NDArray[np.float64]
 
 @dataclass
 class _Seen:
-    """Over all samples, per channel: extremes, and the sum of mean squares; and moments, by the layer that reads."""
+    """Over all samples, per channel: extremes, and the sum of each sample's mean square."""
 
     lo: Doubles
     hi: Doubles
@@ -31,6 +31,8 @@ class _Seen:
 
 @dataclass
 class _Statistics:
+    """Of each tensor that is read, by its name; and moments of what each layer reads, by the layer's name."""
+
     channels: dict[str, _Seen] = field(default_factory=dict)
     moments: dict[str, Moments] = field(default_factory=dict)
     samples: int = 0
