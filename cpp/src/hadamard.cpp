@@ -1,58 +1,23 @@
 #include "leadline/hadamard.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <string>
+#include <type_traits>
 
 #include "leadline/error.hpp"
 #include "leadline/lanes.hpp"
 #include "leadline/parallel.hpp"
+#include "leadline/wide.hpp"
 
 namespace leadline::hadamard {
 namespace {
 
-// A register of values side by side, one AVX register or two SSE ones.
-template <class T>
-struct Wide;
-template <>
-struct Wide<float> {
-    using V = lanes::F;
-    static constexpr int log = 3;
-};
-template <>
-struct Wide<double> {
-    using V = double __attribute__((vector_size(32)));
-    static constexpr int log = 2;
-};
-template <class T>
-using V = typename Wide<T>::V;
-template <class T>
-constexpr std::int64_t width = std::int64_t{1} << Wide<T>::log;
-
-template <class T>
-V<T> load(const T* p) {
-    V<T> v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-template <class T>
-void store(T* p, const V<T>& v) {
-    std::memcpy(p, &v, sizeof v);
-}
-
-// The Sylvester matrix of order `width` on the lanes of one register.
-inline void within(lanes::F& x) {
-    x = __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6) + x * lanes::F{1, -1, 1, -1, 1, -1, 1, -1};
-    x = __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5) + x * lanes::F{1, 1, -1, -1, 1, 1, -1, -1};
-    x = __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3) + x * lanes::F{1, 1, 1, 1, -1, -1, -1, -1};
-}
-inline void within(V<double>& x) {
-    x = __builtin_shufflevector(x, x, 1, 0, 3, 2) + x * V<double>{1, -1, 1, -1};
-    x = __builtin_shufflevector(x, x, 2, 3, 0, 1) + x * V<double>{1, 1, -1, -1};
-}
+using namespace wide;
 
 // 2^log registers through the Sylvester matrix of that order. Unrolled, so that they stay registers.
 template <int log, class Vector>
-inline void mix(Vector* r) {
+[[gnu::always_inline]] inline void mix(Vector* r) {
     if constexpr (log > 0) {
         constexpr int half = 1 << (log - 1);
 #pragma GCC unroll 8
@@ -67,135 +32,256 @@ inline void mix(Vector* r) {
 }
 
 // The same for registers `stride` apart, for all of `count`.
-template <int log, class Vector, class Load, class Store>
-void butterflies(std::int64_t count, std::int64_t stride, Load&& from, Store&& to) {
+template <int log, class Vector, class In, class Out>
+[[gnu::always_inline]] inline void butterflies_apart(std::int64_t count, std::int64_t stride, In in, Out out) {
     constexpr int radix = 1 << log;
     for (std::int64_t start = 0; start < count; start += stride * radix)
         for (std::int64_t i = start; i < start + stride; ++i) {
+            std::int64_t at = i;
+            asm("" : "+r"(at));  // or GCC keeps a pointer for each load, most of them in memory
             Vector r[radix];
-#pragma GCC unroll 8
-            for (int k = 0; k < radix; ++k) r[k] = from(i + k * stride);
+#pragma GCC unroll 16
+            for (int k = 0; k < radix; ++k) r[k] = in(at + k * stride);
             mix<log>(r);
-#pragma GCC unroll 8
-            for (int k = 0; k < radix; ++k) to(i + k * stride, r[k]);
+#pragma GCC unroll 16
+            for (int k = 0; k < radix; ++k) out(at + k * stride, r[k]);
         }
 }
-
-// All `doublings` over `count` registers, three at a time, in `tile`, which fits a cache. The first pass reads `from`,
-// neighbours first: what comes from memory is read in order.
-template <class Vector, class Load>
-void sylvester(std::int64_t count, std::int64_t doublings, Vector* tile, Load&& from) {
-    const auto read = [tile](std::int64_t i) { return tile[i]; };
-    const auto write = [tile](std::int64_t i, const Vector& v) { tile[i] = v; };
-    const auto pass = [&](std::int64_t log, std::int64_t stride, auto&& in) {
-        if (log == 3) butterflies<3, Vector>(count, stride, in, write);
-        else if (log == 2) butterflies<2, Vector>(count, stride, in, write);
-        else if (log == 1) butterflies<1, Vector>(count, stride, in, write);
-        else butterflies<0, Vector>(count, 1, in, write);
-    };
-    const auto at_once = [](std::int64_t left) { return left == 4 || left == 2 ? 2 : std::min<std::int64_t>(left, 3); };
-    std::int64_t done = at_once(doublings);
-    pass(done, 1, from);
-    while (done < doublings) {
-        const std::int64_t log = at_once(doublings - done);
-        pass(log, std::int64_t{1} << done, read);
-        done += log;
-    }
+template <int log, class Vector, class In, class Out>
+void butterflies(std::int64_t count, std::int64_t stride, In in, Out out) {
+    if (stride == 1) butterflies_apart<log, Vector>(count, 1, in, out);
+    else butterflies_apart<log, Vector>(count, stride, in, out);
 }
 
-// One base along an axis of `stride` registers: of each row only the +1 are added, and what is left follows from the
-// sum of all.
 template <class Vector>
-void base_stage(const Plan::Base& base, std::int64_t count, std::int64_t stride, Vector* tile,
-                std::vector<Vector>& scratch) {
-    const std::int64_t order = base.order;
-    scratch.resize(static_cast<std::size_t>(order));
-    for (std::int64_t start = 0; start < count; start += stride * order)
-        for (std::int64_t i = start; i < start + stride; ++i) {
-            Vector* x = scratch.data();
-            Vector all = tile[i];
-            x[0] = all;
-            for (std::int64_t k = 1; k < order; ++k) all += x[k] = tile[i + k * stride];
+struct Read {
+    const Vector* tile;
+    Vector operator()(std::int64_t i) const { return tile[i]; }
+};
+template <class Vector>
+struct Write {
+    Vector* tile;
+    void operator()(std::int64_t i, const Vector& v) const { tile[i] = v; }
+};
+
+// One base for registers `stride` apart, `wide` neighbours at once: of each row only the +1 are added, and what is left
+// follows from the sum of all.
+template <int wide, class Vector, class In, class Out>
+void base_stage(const Plan::Base& base, std::int64_t count, std::int64_t stride, In in, Out out, Vector* x) {
+    for (std::int64_t start = 0; start < count; start += stride * base.order)
+        for (std::int64_t i = start; i < start + stride; i += wide) {
+            Vector all[wide]{};
+            for (std::int64_t k = 0; k < base.order; ++k)
+#pragma GCC unroll 4
+                for (int w = 0; w < wide; ++w) all[w] += x[k * wide + w] = in(i + k * stride + w);
             const std::int32_t* column = base.plus.data();
-            for (std::int64_t row = 0; row < order; ++row) {
-                const std::int32_t* end = base.plus.data() + base.first[row + 1];
-                Vector some = all - all, more = some;
-                for (; column + 2 <= end; column += 2) some += x[column[0]], more += x[column[1]];
-                if (column < end) some += x[*column++];
-                some += more;
-                tile[i + row * stride] = some + some - all;
+            for (std::int64_t row = 0; row < base.order; ++row) {
+                Vector some[wide]{};
+                for (const auto* end = base.plus.data() + base.first[row + 1]; column < end; ++column)
+#pragma GCC unroll 4
+                    for (int w = 0; w < wide; ++w) some[w] += x[*column * wide + w];
+#pragma GCC unroll 4
+                for (int w = 0; w < wide; ++w) out(i + row * stride + w, some[w] + some[w] - all[w]);
             }
         }
-}
-
-template <class Vector>
-void bases(const Plan& plan, std::int64_t count, std::int64_t stride, Vector* tile, std::vector<Vector>& scratch) {
-    for (auto base = plan.bases.rbegin(); base != plan.bases.rend(); ++base) {
-        base_stage(*base, count, stride, tile, scratch);
-        stride *= base->order;
-    }
 }
 
 template <class T>
 struct Scratch {
     std::vector<V<T>> tile, base;
+
+    static V<T>* room(std::vector<V<T>>& registers, std::int64_t count) {
+        if (registers.size() < static_cast<std::size_t>(count)) registers.resize(static_cast<std::size_t>(count));
+        return registers.data();
+    }
 };
 
-// A row of contiguous values whose Sylvester part fills registers; `streams` past the cache.
-template <class T>
-void row(const Plan& plan, const Around<T>& around, const T* x, T* out, bool streams, Scratch<T>& scratch) {
-    const std::int64_t n = plan.size(), count = n / width<T>, across = plan.doublings - Wide<T>::log;
-    scratch.tile.resize(static_cast<std::size_t>(count));
-    V<T>* tile = scratch.tile.data();
-    T* values = reinterpret_cast<T*>(tile);
-    if (!around.take.empty()) {
-        for (std::int64_t i = 0; i < n; ++i) values[i] = x[around.take[i]];
-        x = values;
-    }
-    // Runs for every register: by value, and without a condition. The next row is on its way meanwhile.
-    const auto from = [x, ahead = std::max<std::int64_t>(n, 1024), factors = around.before.data()](std::int64_t i) {
-        __builtin_prefetch(x + i * width<T> + ahead);
-        V<T> v = load(x + i * width<T>) * load(factors + i * width<T>);
-        within(v);
-        return v;
-    };
-    sylvester<V<T>>(count, across, tile, from);
-    bases(plan, count, (std::int64_t{1} << plan.doublings) / width<T>, tile, scratch.base);
-    if (!around.put.empty()) {
-        for (std::int64_t j = 0; j < n; ++j)
-            out[j] = values[around.put[j]] * (around.after.empty() ? T{1} : around.after[j]);
-        return;
-    }
-    if (!around.after.empty())
-        for (std::int64_t i = 0; i < count; ++i) tile[i] *= load(&around.after[i * width<T>]);
-    const std::int64_t words = n * static_cast<std::int64_t>(sizeof(T) / sizeof(float));
-    if (streams) lanes::stream(reinterpret_cast<const float*>(values), words, reinterpret_cast<float*>(out));
-    else std::memcpy(out, values, static_cast<std::size_t>(n) * sizeof(T));
+// The Sylvester matrix of order 2^doublings and the bases over `count` registers, neighbours `unit` apart, in passes
+// over `tile`. The first pass reads `in`, the last one writes `out`.
+template <class T, class In, class Out>
+void product(std::span<const Plan::Base> bases, std::int64_t doublings, std::int64_t unit, std::int64_t count,
+             V<T>* tile, Scratch<T>& scratch, In in, Out out) {
+    const Read<V<T>> read{tile};
+    const Write<V<T>> write{tile};
+    bool first = true;
+    do {
+        const Plan::Base* base = doublings || bases.empty() ? nullptr : &bases.back();
+        const std::int64_t passes = (doublings + 2) / 3, log = passes ? (doublings + passes - 1) / passes : 0;
+        doublings -= log;
+        if (base) bases = bases.first(bases.size() - 1);
+        const bool last = bases.empty() && !doublings;
+        const auto pass = [&](auto from, auto to) {
+            if (base) {
+                V<T>* x = scratch.room(scratch.base, base->order * 4);
+                if (unit % 4 == 0) base_stage<4>(*base, count, unit, from, to, x);
+                else if (unit % 2 == 0) base_stage<2>(*base, count, unit, from, to, x);
+                else base_stage<1>(*base, count, unit, from, to, x);
+            } else if (log == 3) butterflies<3, V<T>>(count, unit, from, to);
+            else if (log == 2) butterflies<2, V<T>>(count, unit, from, to);
+            else if (log == 1) butterflies<1, V<T>>(count, unit, from, to);
+            else butterflies<0, V<T>>(count, 1, from, to);
+        };
+        if constexpr (std::is_same_v<In, Read<V<T>>>) pass(read, write);
+        else if (first && last) pass(in, out);
+        else if (first) pass(in, write);
+        else if (last) pass(read, out);
+        else pass(read, write);
+        unit *= base ? base->order : std::int64_t{1} << log;
+        first = false;
+    } while (doublings || !bases.empty());
 }
 
-// `columns` (a register's width at most) side by side: element i of column c lies at i * step + c * apart.
+// `count` registers of contiguous rows whose Sylvester part fills registers; `streams` past the cache.
 template <class T>
-void columns(const Plan& plan, const Around<T>& around, const T* x, T* out, std::int64_t step, std::int64_t apart,
-             std::int64_t columns, Scratch<T>& scratch) {
-    const std::int64_t n = plan.size();
-    scratch.tile.resize(static_cast<std::size_t>(n));
-    V<T>* tile = scratch.tile.data();
-    const bool full = apart == 1 && columns == width<T>;
-    for (std::int64_t i = 0; i < n; ++i) {
-        const T* source = x + (around.take.empty() ? i : around.take[i]) * step;
-        V<T> v{};
-        if (full) v = load(source);
-        else for (std::int64_t c = 0; c < columns; ++c) v[c] = source[c * apart];
-        tile[i] = v * around.before[i];
+void rows(const Plan& plan, const T* before, const T* after, const T* x, std::int64_t count, T* out, bool streams,
+          Scratch<T>& scratch) {
+    V<T>* tile = scratch.room(scratch.tile, count);
+    // Run for every register: by value, and without a condition. The next rows are on their way meanwhile.
+    const auto in = [x, before, ahead = std::max<std::int64_t>(count * width<T>, 1024)](std::int64_t i) {
+        __builtin_prefetch(x + i * width<T> + ahead);
+        return within(load(x + i * width<T>) * load(before + i * width<T>));
+    };
+    const std::int64_t across = plan.doublings - Wide<T>::log;
+    if (!after && !streams) {
+        product<T>(plan.bases, across, 1, count, tile, scratch, in,
+                   [out](std::int64_t i, const V<T>& v) { store(out + i * width<T>, v); });
+        return;
     }
-    sylvester<V<T>>(n, plan.doublings, tile, [tile](std::int64_t i) { return tile[i]; });
-    bases(plan, n, std::int64_t{1} << plan.doublings, tile, scratch.base);
+    product<T>(plan.bases, across, 1, count, tile, scratch, in, Write<V<T>>{tile});
+    if (after)
+        for (std::int64_t i = 0; i < count; ++i) tile[i] *= load(after + i * width<T>);
+    const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(V<T>);
+    const auto floats = static_cast<std::int64_t>(bytes / sizeof(float));
+    if (streams) lanes::stream(reinterpret_cast<const float*>(tile), floats, reinterpret_cast<float*>(out));
+    else std::memcpy(out, tile, bytes);
+}
+
+// Of values that are `unit` registers each and lie side by side in a tile. Behind each `segment` some registers stay
+// free: values a power of two apart would compete for the same few places of a cache.
+constexpr std::int64_t segment_log = 6, segment = 1 << segment_log, pitch = segment + 2;
+
+template <class T>
+struct Tile {
+    const Plan& plan;
+    std::int64_t unit, inside, gap;  // the doublings inside a segment, and the registers behind it
+    Scratch<T>& scratch;
+    V<T>* registers;
+
+    Tile(const Plan& of, std::int64_t each, Scratch<T>& in)
+        : plan(of), unit(each), inside(std::countr_zero(static_cast<std::uint64_t>(segment / each))),
+          gap(of.doublings >= inside ? pitch - segment : 0), scratch(in),
+          registers(in.room(in.tile, of.size() * each / segment * pitch + segment)) {}
+
+    V<T>* operator[](std::int64_t i) const { return registers + i * unit + (i * unit >> segment_log) * gap; }
+    void transform() const {
+        const std::int64_t count = plan.size() * unit;
+        const auto run = [&](std::span<const Plan::Base> bases, std::int64_t doublings, std::int64_t apart,
+                             std::int64_t of, V<T>* at) {
+            if (doublings || !bases.empty())
+                product<T>(bases, doublings, apart, of, at, scratch, Read<V<T>>{at}, Write<V<T>>{at});
+        };
+        if (!gap) return run(plan.bases, plan.doublings, unit, count, registers);
+        for (std::int64_t s = 0; s < count / segment; ++s) run({}, inside, unit, segment, registers + s * pitch);
+        run(plan.bases, plan.doublings - inside, pitch, count / segment * pitch, registers);
+    }
+};
+
+// Up to `unit` registers of rows of n values beside one another. Where there are less rows, the last is read again.
+template <int unit, class T>
+void beside(const Plan& plan, const Around<T>& around, const std::vector<std::int32_t>& untake, const T* x, T* out,
+            std::int64_t count, Scratch<T>& scratch) {
+    const std::int64_t n = plan.size(), whole = n / width<T> * width<T>;
+    const Tile<T> tile(plan, unit, scratch);
+    for (int w = 0; w < unit; ++w) {
+        std::int64_t at[width<T>];
+        for (std::int64_t c = 0; c < width<T>; ++c) at[c] = std::min(w * width<T> + c, count - 1) * n;
+        const auto put = [&](std::int64_t i, const V<T>& v) {
+            const std::int64_t to = untake.empty() ? i : untake[i];
+            tile[to][w] = v * around.before[to];
+        };
+        for (std::int64_t i = 0; i < whole; i += width<T>) {
+            V<T> r[width<T>];
+#pragma GCC unroll 8
+            for (int c = 0; c < width<T>; ++c) {
+                r[c] = load(x + at[c] + i);
+                __builtin_prefetch(x + at[c] + i + unit * width<T> * n, 0, 2);
+            }
+            transpose(r);
+#pragma GCC unroll 8
+            for (int k = 0; k < width<T>; ++k) put(i + k, r[k]);
+        }
+        for (std::int64_t i = whole; i < n; ++i) {
+            V<T> v;
+            for (std::int64_t c = 0; c < width<T>; ++c) v[c] = x[at[c] + i];
+            put(i, v);
+        }
+    }
+    tile.transform();
+    for (int w = 0; w * width<T> < count; ++w) {
+        const std::int64_t left = std::min(width<T>, count - w * width<T>);
+        T* target = out + w * width<T> * n;
+        const auto take = [&](std::int64_t j) {
+            const V<T> v = tile[around.put.empty() ? j : around.put[j]][w];
+            return around.after.empty() ? v : v * around.after[j];
+        };
+        for (std::int64_t j = 0; j < whole; j += width<T>) {
+            V<T> r[width<T>];
+#pragma GCC unroll 8
+            for (int k = 0; k < width<T>; ++k) r[k] = take(j + k);
+            transpose(r);
+#pragma GCC unroll 8
+            for (int c = 0; c < width<T>; ++c)
+                if (c < left) store(target + c * n + j, r[c]);
+        }
+        for (std::int64_t j = whole; j < n; ++j) {
+            const V<T> v = take(j);
+            for (std::int64_t c = 0; c < left; ++c) target[c * n + j] = v[c];
+        }
+    }
+}
+
+// Columns lie far apart: lines are asked for this many rows before they are read or written.
+constexpr std::int64_t rows_ahead = 8;
+
+// `unit` registers of columns, or `count` columns that do not fill one.
+template <int unit, class T>
+void columns(const Plan& plan, const Around<T>& around, const T* x, T* out, std::int64_t step, std::int64_t count,
+             Scratch<T>& scratch) {
+    const std::int64_t n = plan.size();
+    const std::size_t bytes = static_cast<std::size_t>(std::min(count, unit * width<T>)) * sizeof(T);
+    const bool full = count >= unit * width<T>;
+    const Tile<T> tile(plan, unit, scratch);
+    const auto from = [&](std::int64_t i) { return x + (around.take.empty() ? i : around.take[i]) * step; };
+    for (std::int64_t i = 0; i < n; ++i) {
+        const T* source = from(i);
+        const T* ahead = from(std::min(i + rows_ahead, n - 1));
+        V<T>* to = tile[i];
+        if (full) {
+#pragma GCC unroll 8
+            for (int w = 0; w < unit; ++w) {
+                to[w] = load(source + w * width<T>) * around.before[i];
+                __builtin_prefetch(ahead + w * width<T>);
+            }
+        } else {
+            V<T> v{};
+            std::memcpy(&v, source, bytes);
+            *to = v * around.before[i];
+        }
+    }
+    tile.transform();
     for (std::int64_t j = 0; j < n; ++j) {
-        const V<T> y = tile[around.put.empty() ? j : around.put[j]];
-        const V<T> v = around.after.empty() ? y : V<T>(y * around.after[j]);
-        T* target = out + j * step;
-        if (full) store(target, v);
-        else for (std::int64_t c = 0; c < columns; ++c) target[c * apart] = v[c];
+        const V<T>* y = tile[around.put.empty() ? j : around.put[j]];
+        const T factor = around.after.empty() ? T{1} : around.after[j];
+        if (full) {
+#pragma GCC unroll 8
+            for (int w = 0; w < unit; ++w) {
+                store(out + j * step + w * width<T>, y[w] * factor);
+                __builtin_prefetch(out + (j + rows_ahead) * step + w * width<T>, 1);
+            }
+        } else {
+            const V<T> v = *y * factor;
+            std::memcpy(out + j * step, &v, bytes);
+        }
     }
 }
 
@@ -204,10 +290,25 @@ void check(std::span<const T> entries, std::size_t size, const char* rule) {
     require(entries.empty() || entries.size() == size, "hadamard", rule, std::to_string(entries.size()));
 }
 
-void check_places(std::span<const std::int32_t> places, std::int64_t size) {
+// The inverse of a permutation.
+std::vector<std::int32_t> inverse(std::span<const std::int32_t> places, std::int64_t size) {
     check(places, static_cast<std::size_t>(size), "a permutation must have an entry for each element");
-    for (const std::int32_t place : places)
+    std::vector<std::int32_t> found(places.size(), -1);
+    for (std::size_t i = 0; i < places.size(); ++i) {
+        const std::int32_t place = places[i];
         require(place >= 0 && place < size, "hadamard", "a permutation must stay inside", std::to_string(place));
+        require(found[place] < 0, "hadamard", "a permutation must name each place once", std::to_string(place));
+        found[place] = static_cast<std::int32_t>(i);
+    }
+    return found;
+}
+
+// `entries` repeated.
+template <class T>
+std::vector<T> repeated(std::span<const T> entries, std::int64_t times) {
+    std::vector<T> found;
+    for (std::int64_t k = 0; k < times; ++k) found.insert(found.end(), entries.begin(), entries.end());
+    return found;
 }
 
 }  // namespace
@@ -236,38 +337,47 @@ void apply(const Plan& plan, const Around<T>& around, std::span<const T> x, std:
     const std::int64_t n = plan.size(), total = static_cast<std::int64_t>(x.size());
     require(inner > 0 && total % (n * inner) == 0 && x.size() == out.size(), "hadamard",
             "x must be whole rows and fit out", std::to_string(total) + " elements");
-    require(static_cast<std::int64_t>(around.before.size()) == n, "hadamard", "before must have a factor for each element",
-            std::to_string(around.before.size()));
+    require(static_cast<std::int64_t>(around.before.size()) == n, "hadamard",
+            "before must have a factor for each element", std::to_string(around.before.size()));
     check(around.after, static_cast<std::size_t>(n), "after must have a factor for each element");
-    check_places(around.take, n);
-    check_places(around.put, n);
+    const auto untake = inverse(around.take, n);
+    inverse(around.put, n);
     const std::int64_t outer = total / (n * inner);
-    if (inner == 1 && plan.doublings >= Wide<T>::log) {
-        const std::int64_t rows = std::max<std::int64_t>(1, chunk_elements / n);
-        const bool streams = x.data() != out.data() && out.size_bytes() >= lanes::stream_bytes;
-        parallel_for(chunk_count(outer, rows), threads, [&](std::int64_t task, int) {
+    // Runs body(first, count) for parts of `size` of `of` things.
+    const auto each = [&](std::int64_t of, std::int64_t size, auto&& body) {
+        parallel_for(chunk_count(of, size), threads, [&](std::int64_t task, int) {
             thread_local Scratch<T> scratch;
-            for (std::int64_t r = task * rows; r < std::min(outer, (task + 1) * rows); ++r)
-                row(plan, around, &x[r * n], &out[r * n], streams, scratch);
+            body(task * size, std::min(size, of - task * size), scratch);
+        });
+    };
+    if (inner == 1 && plan.doublings >= Wide<T>::log && around.take.empty() && around.put.empty()) {
+        const std::int64_t together = std::max<std::int64_t>(1, 512 / n);  // short rows
+        const auto before = repeated(around.before, together), after = repeated(around.after, together);
+        const bool streams = x.data() != out.data() && out.size_bytes() >= lanes::stream_bytes;
+        const std::int64_t share = chunk_count(chunk_elements, n * together) * together;
+        each(outer, share, [&](std::int64_t first, std::int64_t count, Scratch<T>& scratch) {
+            for (std::int64_t r = first; r < first + count; r += together)
+                rows(plan, before.data(), after.empty() ? nullptr : after.data(), &x[r * n],
+                     std::min(together, first + count - r) * n / width<T>, &out[r * n], streams, scratch);
             if (streams) lanes::fence();
         });
         return;
     }
-    if (inner == 1) {  // rows beside one another
-        parallel_for(chunk_count(outer, width<T>), threads, [&](std::int64_t task, int) {
-            thread_local Scratch<T> scratch;
-            const std::int64_t first = task * width<T>;
-            columns(plan, around, &x[first * n], &out[first * n], std::int64_t{1}, n, std::min(width<T>, outer - first),
-                    scratch);
+    if (inner == 1) {
+        const auto run = n <= 128 ? beside<4, T> : beside<1, T>;
+        each(outer, (n <= 128 ? 4 : 1) * width<T>, [&](std::int64_t first, std::int64_t count, Scratch<T>& scratch) {
+            run(plan, around, untake, &x[first * n], &out[first * n], count, scratch);
         });
         return;
     }
-    const std::int64_t parts = chunk_count(inner, width<T>);
-    parallel_for(outer * parts, threads, [&](std::int64_t task, int) {
-        thread_local Scratch<T> scratch;
-        const std::int64_t first = task % parts * width<T>, start = task / parts * n * inner + first;
-        columns(plan, around, &x[start], &out[start], inner, std::int64_t{1}, std::min(width<T>, inner - first),
-                scratch);
+    const std::int64_t group = (n <= 1024 ? 8 : 4) * width<T>, full = inner / group;
+    const std::int64_t parts = full + chunk_count(inner % group, width<T>);
+    each(outer * parts, 1, [&](std::int64_t task, std::int64_t, Scratch<T>& scratch) {
+        const std::int64_t part = task % parts;
+        const std::int64_t first = part < full ? part * group : full * group + (part - full) * width<T>;
+        const std::int64_t start = task / parts * n * inner + first;
+        const auto run = part >= full ? columns<1, T> : n <= 1024 ? columns<8, T> : columns<4, T>;
+        run(plan, around, &x[start], &out[start], inner, inner - first, scratch);
     });
 }
 
