@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from leadline.depth.metrics import FAR
 from leadline.depth.networks import PREPROCESS
 from leadline.files import replacing
 from leadline.graph import Graph, Session
@@ -46,8 +47,19 @@ def assemble() -> onnx.ModelProto:
     opsets = {entry.domain: entry.version for entry in model.opset_import}  # merged, each is there twice
     del model.opset_import[:]
     model.opset_import.extend(onnx.helper.make_opsetid(*entry) for entry in opsets.items())
+    _cut(model)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def _cut(model: onnx.ModelProto) -> None:
+    """Clip the logarithm at 80 m, as the shipped networks do: the sky's would stretch every grid to -69."""
+    exp = model.graph.node[-1]
+    assert exp.op_type == "Exp"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(-np.log(FAR)), "head.cut"))
+    clip = onnx.helper.make_node("Clip", [exp.input[0], "head.cut"], ["head.logarithm"], "head.clip")
+    exp.input[0] = "head.logarithm"
+    model.graph.node.insert(len(model.graph.node) - 1, clip)
 
 
 def features(data: tuple[np.ndarray, np.ndarray], cache: Path) -> tuple[np.ndarray, np.ndarray]:
