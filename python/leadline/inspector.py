@@ -330,6 +330,7 @@ def _count(grids: Mapping[str, Grid], kinds: Mapping[str, str]) -> dict[str, int
     def text(name: str) -> str:
         scheme = grids[name].scheme
         size = {"tensor": "per tensor", "axis": "per channel", "block": f"in blocks of {scheme.block_size}"}
+        size["token"] = "per token"
         return f"{kinds[name]} {'' if scheme.signed else 'u'}int{scheme.bits} {size[scheme.granularity]}"
 
     return dict(sorted(Counter(map(text, grids)).items()))

@@ -100,8 +100,8 @@ class Quantized:
         """Write ``model.fp32.onnx``, ``model.qdq.onnx``, ``model.encodings`` and ``model.encodings.onnx``, its network.
 
         All four or none; but where there are `limits`, no encodings: they could not say what was simulated, and the
-        vendor's tool would fill in its own. Those of an earlier run go too. Raises InputError where the folder cannot be
-        written.
+        vendor's tool would fill in its own, and those of an earlier run go. Raises InputError where the folder cannot
+        be written.
         """
         deployable = not self.limits
         with filling(folder) as out:

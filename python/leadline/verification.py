@@ -216,7 +216,8 @@ class _Run:
                 score.update(wanted[name], got[name])
             self._worst[name] = min(self._worst[name], one.db)
             self._fused[name].update(wanted[name], fused[name])
-            step = float(grids[name].scale.min()) if name in grids else float(np.std(wanted[name])) / 256
+            known = name in grids and grids[name].scheme.granularity != "token"
+            step = float(grids[name].scale.min()) if known else float(np.std(wanted[name])) / 256
             self._agreement[name] = self._agreement[name].updated(got[name], fused[name], step)
             if self._seen < PICTURES and (planes := _planes(wanted[name], got[name])):
                 self.pictures.append(Dense(name, label, *planes))

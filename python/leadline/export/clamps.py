@@ -40,7 +40,7 @@ def drop_clamps(graph: Graph, grids: Mapping[str, Grid]) -> None:
 def _is_performed(graph: Graph, node: Node, output: str, grid: Grid) -> bool:
     """Whether the node only clamps, and to bounds at or beyond the ends of the grid's codes."""
     bounds = _bounds(graph, node, output)
-    if bounds is None:
+    if bounds is None or grid.scheme.granularity == "token":  # whose ends are those of the data, clamped or not
         return False
     with np.errstate(over="ignore"):  # exporters write "no bound" as the largest float32
         lowest, highest = (np.rint(bound / grid.scale) + grid.zero_point for bound in bounds)

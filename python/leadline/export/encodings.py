@@ -73,8 +73,12 @@ class Encodings:
     def from_grids(cls, graph: Graph, grids: Mapping[str, Grid]) -> Encodings:
         """The encodings of a network.
 
-        Raises InputError for a grid whose tensor the graph does not have, or whose shape does not fit it.
+        Raises InputError for a grid whose tensor the graph does not have, whose shape does not fit it, or that is per
+        token.
         """
+        tokens = [name for name, grid in grids.items() if grid.scheme.granularity == "token"]
+        if tokens:
+            raise _wrong(tokens[0], "no file holds scales that are computed at run time", "granularity 'token'")
         found = cls({name: _plain(grid) for name, grid in grids.items()})
         return found._placed(graph, _wrong)
 

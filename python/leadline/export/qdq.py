@@ -18,7 +18,8 @@ the model carries its definition.
 
 Codes of 4, 8, 16 and 32 bits have ONNX types of their own. Others travel in the next larger one: parameters as they
 are, activations behind a Clip to the grid's range (``t.clip``), since QuantizeLinear saturates at the type's range.
-``doc_string`` of each DequantizeLinear holds the tensor's name and its Scheme as JSON: `read` trusts it before names.
+``doc_string`` of each DequantizeLinear, and of each such operator, holds the tensor's name and its Scheme as JSON:
+`read` trusts it before names.
 
 A linear layer whose input stays float is written as Gemm(transB=0) with the weight as [in, out] (``w.transposed``):
 onnxruntime fuses this form, and not transB=1, to MatMulNBits (with the bias; not where a Relu or Clip follows the
@@ -281,7 +282,9 @@ class _Writer:
         if grid.scheme.granularity == "token":
             output = name if name in self._outputs else self._tensor(f"{name}.dq", np.float32, shape)
             self._renamed[name] = output
-            yield self._at_run_time(source, output, name, grid.scheme)
+            node = self._at_run_time(source, output, name, grid.scheme)
+            self._note(node, name, grid.scheme)
+            yield node
             return
         if not _fills_container(grid.scheme):
             bounds = [self._constant(f"{name}.lo", grid.lo), self._constant(f"{name}.hi", grid.hi)]

@@ -92,6 +92,10 @@ class _Reader:
         for node in graph.node:
             if node.op_type == _DEQUANTIZE and node.domain in _DOMAINS:
                 self._pair(node)
+            elif node.domain == TAG and (own := _record(node.doc_string)):  # scales are computed: a grid per token
+                name, one = own["tensor"], np.ones((), np.float32)
+                self.qdq.grids[name] = Grid(one, np.zeros((), np.int32), own["scheme"])
+                self.qdq.dequantised[name] = node.output[0]
 
     def _pair(self, node: onnx.NodeProto) -> None:
         own = _record(node.doc_string)
@@ -147,7 +151,7 @@ class _Reader:
 
 
 def _record(text: str) -> dict[str, Any] | None:
-    """What leadline noted on a DequantizeLinear: the tensor's name, and its Scheme under "scheme"."""
+    """What leadline noted on a DequantizeLinear or its own operator: the tensor's name, and its Scheme as "scheme"."""
     if not text.startswith(f'{{"{TAG}"'):
         return None
     try:

@@ -72,7 +72,7 @@ def place(graph: Graph, recipe: Recipe) -> Placement:
         if node.op_type in ELEMENTWISE
         for name in node.inputs
         if name in graph.weights and graph.weights[name].dtype == np.float32
-        if (scheme := _partner(node, name, schemes)) is not None
+        if (scheme := _partner(graph, node, name, schemes)) is not None
     }
     return Placement(schemes, root, constants, layers, notes)
 
@@ -218,8 +218,16 @@ def _absorbed(graph: Graph, producer: Node | None, readers: list[Node]) -> bool:
     )
 
 
-def _partner(node: Node, constant: str, schemes: dict[str, Scheme]) -> Scheme | None:
-    return next((schemes[other] for other in node.inputs if other != constant and other in schemes), None)
+def _partner(graph: Graph, node: Node, constant: str, schemes: dict[str, Scheme]) -> Scheme | None:
+    """The scheme of the other operand: along the same channels if the constant has them, else with one scale."""
+    other = next((name for name in node.inputs if name != constant and name in schemes), None)
+    if other is None or schemes[other].granularity == "tensor":
+        return None if other is None else schemes[other]
+    scheme, shape = schemes[other], graph.shape(constant)
+    axis = (scheme.axis or 0) + len(shape) - len(graph.shape(other))
+    if scheme.granularity == "axis" and axis >= 0 and shape[axis] > 1:
+        return scheme.at(axis)
+    return replace(scheme, granularity="tensor", axis=None)
 
 
 def _check_patterns(graph: Graph, recipe: Recipe, kinds: dict[str, tuple[str, ...]]) -> None:
