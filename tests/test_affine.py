@@ -196,6 +196,45 @@ def test_both_modules_agree_bit_for_bit(monkeypatch):
 
 
 AXIS1 = Scheme(granularity="axis", axis=1)
+TOKENS = [((7, 33), 1), ((7, 33), -1), ((2, 5, 16), 2), ((2, 16, 3, 5), 1), ((33, 7), 0), ((1, 70), 1), ((4, 1), 1)]
+PER_TOKEN = [
+    Scheme(bits, signed, symmetric, "token", narrow=narrow)
+    for bits in (2, 4, 8, 16)
+    for signed, symmetric, narrow in (
+        (False, False, False),
+        (True, False, False),
+        (True, True, False),
+        (True, True, True),
+    )
+]
+
+
+@pytest.mark.parametrize("scheme", PER_TOKEN, ids=str)
+@pytest.mark.parametrize("shape, axis", TOKENS, ids=str)
+def test_each_token_gets_the_grid_of_its_own_extremes(native, shape, axis, scheme):
+    """Vector by vector, by the specification of a grid per tensor."""
+    x = np.random.default_rng(5).normal(0.2, 1.0, shape).astype(np.float32)
+    np.moveaxis(x, axis, -1)[0, ...] *= 0  # real zero stays zero
+    plain = Scheme(scheme.bits, scheme.signed, scheme.symmetric, narrow=scheme.narrow)
+    wanted = np.empty_like(x)
+    into, given = np.moveaxis(wanted, axis, -1), np.moveaxis(x, axis, -1)
+    for place in np.ndindex(given.shape[:-1]):
+        scale, zero_point = spec.choose_grid(given[place].min(), given[place].max(), plain)
+        scale, zero_point = np.float32(scale), np.int32(zero_point)
+        codes = spec.quantize(given[place], scale, zero_point, plain)
+        into[place] = spec.dequantize(codes, scale, zero_point, plain)
+    grid = Grid(np.ones(()), np.zeros((), int), scheme.at(axis))
+    assert affine.fake_quantize(x, grid, threads=2).tobytes() == wanted.tobytes()
+    out = np.empty_like(x)
+    assert affine.fake_quantize(x, grid, out=out) is out and out.tobytes() == wanted.tobytes()
+    copy = x.copy()
+    assert affine.fake_quantize(copy, grid, out=copy) is copy and copy.tobytes() == wanted.tobytes()
+
+
+def token(axis):
+    return Grid(np.ones(()), np.zeros((), int), Scheme(granularity="token", axis=axis))
+
+
 X = np.ones((4, 6), np.float32)
 G = affine.choose_grid(0, 1, ACTIVATION)
 REFUSALS = [
@@ -238,6 +277,23 @@ REFUSALS = [
     (lambda: affine.fake_quantize(X, G, out=np.empty((6, 4), np.float32)), r"out must be a writable .* shape \(4, 6\)"),
     (lambda: affine.fake_quantize(X, G, out=np.empty((4, 6))), r"Received float64"),
     (lambda: affine.fake_quantize(X, G, out=[0]), r"Received a list"),
+    (lambda: affine.fake_quantize(X, token(2)), r"\[fake_quantize\] axis must lie in an array of shape \(4, 6\)"),
+    (lambda: affine.fake_quantize(X, token(None)), r"axis must be an integer. Received None"),
+    (lambda: affine.fake_quantize(np.array([[1, np.nan]], np.float32), token(1)), r"must be finite. Received nan"),
+    (lambda: affine.fake_quantize(np.array([[1, np.inf]], np.float32), token(1)), r"must be finite. Received inf"),
+    (lambda: affine.fake_quantize(X, token(1), out=np.empty((6, 4), np.float32)), r"out must be .* shape \(4, 6\)"),
+    (lambda: affine.quantize(X, token(1)), r"\[quantize\] a grid per token has no scales of its own"),
+    (lambda: affine.dequantize(X.astype(np.uint8), token(1)), r"\[dequantize\] a grid per token has no scales"),
+    (lambda: affine.range_of(X, token(1).scheme), r"\[range_of\] a grid per token has no scales"),
+    (
+        lambda: Scheme(symmetric=True, granularity="token"),
+        r"\[Scheme\] a symmetric grid per token must be signed, with fit 'absmax'. Received signed=False",
+    ),
+    (
+        lambda: Scheme(signed=True, symmetric=True, granularity="token", fit="aimet"),
+        r"per token must be signed, with fit 'absmax'. Received signed=True, fit='aimet'",
+    ),
+    (lambda: Scheme(granularity="row"), r"granularity must be 'tensor', 'axis', 'block' or 'token'. Received 'row'"),
     (lambda: affine.fake_quantize(X, G, out=np.broadcast_to(X, X.shape)), r"read-only"),
 ]
 

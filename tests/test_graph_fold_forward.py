@@ -197,6 +197,64 @@ def test_one_factor_into_two_layers_is_one_line():
     load_same(proto, fold=True)
 
 
+# Bounds and steps of a Slice over the axes given, and what it leaves of (1, 4, 8, 8).
+SLICES = {
+    "rows": ([2], [7], [2], [1], True),
+    "back to front": ([-1], [-9], [3], [-2], True),
+    "rows and columns": ([1, 0], [8, 100], [2, 3], [2, 1], True),
+    "every channel": ([0], [4], [1], [1], True),
+    "some channels": ([1], [3], [1], [1], False),
+}
+
+
+@pytest.mark.parametrize("case", SLICES)
+@pytest.mark.parametrize("term", [False, True])
+def test_a_slice_that_leaves_the_channels_alone_passes_a_factor(case, term):
+    starts, ends, axes, steps, passes = SLICES[case]
+    bounds = {k: np.array(v) for k, v in zip("fela", (starts, ends, axes, steps), strict=True)}
+    nodes = [
+        node("Mul", "h k", "m"),
+        node("Add", "m c", "s"),
+        node("Slice", "s f e l a", "p"),
+        node("Conv", "p w", "y"),
+    ]
+    channels = 2 if case == "some channels" else 4
+    weights = {"k": positive(4, 1, 1), "c": random(4, 1, 1) if term else np.zeros((4, 1, 1), np.float32)}
+    graph = chain(*nodes, w=random(6, channels, 1, 1), **weights, **bounds)
+    assert ("Mul" in ops(graph)) == (not passes)
+    assert ("Add" in ops(graph)) == (not passes and term)
+
+
+def test_a_slice_of_the_channels_passes_one_factor_for_all():
+    nodes = [node("Mul", "h k", "m"), node("Slice", "m f e l", "p"), node("Conv", "p w", "y")]
+    bounds = {"f": np.array([1]), "e": np.array([3]), "l": np.array([1])}
+    assert "Mul" not in ops(chain(*nodes, k=random(), w=random(6, 2, 1, 1), **bounds))
+
+
+def test_a_slice_backwards_over_the_channels():
+    """All of them, in another order: the factors would go into the wrong channels. One for all may pass."""
+    nodes = [node("Mul", "h k", "m"), node("Slice", "m f e l a", "p"), node("Conv", "p w", "y")]
+    bounds = {"f": np.array([-1]), "e": np.array([-9]), "l": np.array([1]), "a": np.array([-1])}
+    assert "Mul" in ops(chain(*nodes, k=positive(4, 1, 1), w=random(6, 4, 1, 1), **bounds))
+    assert "Mul" not in ops(chain(*nodes, k=positive(), w=random(6, 4, 1, 1), **bounds))
+    # Without axes the bounds are those of the first ones.
+    first = {"f": np.array([0, -1]), "e": np.array([1, -9]), "a": np.array([1, -1])}
+    nodes[1] = node("Slice", "m f e - a", "p")
+    assert "Mul" in ops(chain(*nodes, k=positive(4, 1, 1), w=random(6, 4, 1, 1), **first))
+
+
+def test_a_slice_of_tokens_behind_a_norm_passes_its_gain():
+    """As a tap on a transformer's last LayerNorm: the class token goes, the rest becomes a picture."""
+    nodes = [
+        node("Mul", "h k", "m"), node("Add", "m b", "s"), node("Slice", "s f e l", "p"),
+        node("Transpose", "p", "t", perm=[0, 2, 1]), node("Reshape", "t image", "i"), node("Conv", "i w", "y"),
+    ]  # fmt: skip
+    weights = {"k": positive(6), "b": random(6), "w": random(3, 6, 1, 1), "image": np.array([1, 6, 4, 2])}
+    bounds = {"f": np.array([1]), "e": np.array([9]), "l": np.array([1])}
+    graph = chain(*nodes, shape=(1, 9, 6), **weights, **bounds)
+    assert not {"Mul", "Add"} & set(ops(graph))
+
+
 STEPS = ["Mul", "Add", "Sub", "Div", "MaxPool", "GlobalAveragePool"]
 
 

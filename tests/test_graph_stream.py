@@ -173,6 +173,12 @@ def slices_its_features(b):
     b.linear(b.add("Slice", f"{b.add('Add', f'stem {h}', 'sum')} {bounds}", "half"), "y", 8, 4)
 
 
+def turns_its_features_around(b):
+    h = b.linear(b.norm(b.stem(), "n"), "fc", 16, 16)
+    bounds = " ".join(b.constant(f"s{k}", [v]) for k, v in enumerate((-1, -17, 2, -1)))
+    b.linear(b.add("Slice", f"{b.add('Add', f'stem {h}', 'sum')} {bounds}", "turned"), "y", 16, 4)
+
+
 def gathers_features(b):
     h = b.linear(b.norm(b.stem(), "n"), "fc", 16, 16)
     index = b.constant("index", np.arange(16)[::-1].copy())
@@ -215,6 +221,7 @@ REFUSED = {
     writes_in_groups: "c does not write it as its channels",
     splits_its_features: "Reshape parted moves its features",
     slices_its_features: "Slice half moves its features",
+    turns_its_features_around: "Slice turned moves its features",
     gathers_features: "Gather g moves its features",
     multiplies_by_a_stack: "stack does not read it as its channels",
     averages_features: "ReduceMean mean is not linear in its features",

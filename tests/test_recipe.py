@@ -7,7 +7,20 @@ from typing import Any
 import pytest
 
 from data_samples import refused
-from leadline.recipe import ACTIVATIONS, STEPS, WEIGHTS, Calibrate, CorrectBias, Equalize, Override, Recipe, Round
+from leadline.recipe import (
+    ACTIVATIONS,
+    STEPS,
+    WEIGHTS,
+    Calibrate,
+    CorrectBias,
+    Equalize,
+    Override,
+    Polish,
+    Recipe,
+    Rotate,
+    Round,
+    Smooth,
+)
 from leadline.types import InputError, Scheme
 
 MINIMAL = '[[steps]]\nstep = "calibrate"\n[[steps]]\nstep = "round"\n'
@@ -55,6 +68,25 @@ def test_every_field_survives_a_round_trip(tmp_path):
     assert Recipe.load(tmp_path / "all.toml") == recipe
 
 
+@pytest.mark.parametrize("scope", ["all", "layers"])
+def test_scopes_and_the_steps_that_rewrite_survive_a_round_trip(scope, tmp_path):
+    recipe = Recipe(
+        "simulation",
+        (Rotate(False, True, True, 3), Smooth(0.5, True, False), Polish("enc*", 90.0, False), Calibrate()),
+        activations=Scheme(4, True, True, "token"),
+        scope=scope,
+        overrides=(Override("head*", (), None, {"granularity": "axis", "bits": 8}),),
+    )
+    recipe.save(tmp_path / "copy.toml")
+    assert Recipe.load(tmp_path / "copy.toml") == recipe
+    assert ("scope" in recipe.to_toml()) == (scope != "all")  # older readers know what they know
+
+
+def test_without_a_scope_all_activations_count(written):
+    assert Recipe.load(written(MINIMAL)).scope == "all"
+    assert Recipe.load(written('scope = "layers"\n' + MINIMAL)).scope == "layers"
+
+
 def test_w8a8_means_what_its_name_says():
     recipe = Recipe.load("w8a8")
     assert recipe.weights is not None and recipe.activations is not None
@@ -94,6 +126,19 @@ def test_whole_numbers_are_taken_for_real_ones(written):
         ("[weights]\ngranularity = 'row'\n" + MINIMAL, ["granularity", "'row'"]),
         ("[weights]\ngranularity = 'block'\n" + MINIMAL, ["block_size", "None"]),
         ("[weights]\nfit = 'best'\n" + MINIMAL, ["fit", "'best'"]),
+        ("[weights]\ngranularity = 'token'\n" + MINIMAL, ["mine.toml", "weights have no tokens", "'token'"]),
+        (
+            MINIMAL + "[[overrides]]\n[overrides.weights]\ngranularity = 'token'\n",
+            ["overrides[0]", "weights have no tokens", "'token'"],
+        ),
+        ("scope = 'some'\n" + MINIMAL, ["scope must be one of all, layers", "'some'"]),
+        ("scope = 3\n" + MINIMAL, ["scope must be one of all, layers", "3"]),
+        ("scope = ['all']\n" + MINIMAL, ["scope must be one of all, layers", "['all']"]),
+        ("[activations]\nsymmetric = true\ngranularity = 'token'\n" + MINIMAL, ["per token must be signed"]),
+        ('[[steps]]\nstep = "rotate"\nseeds = 1.5\n', ["steps[0]", "seeds must be of type int", "1.5"]),
+        ('[[steps]]\nstep = "rotate"\nonline = 1\n', ["steps[0]", "online must be of type bool", "1"]),
+        ('[[steps]]\nstep = "polish"\npattern = 1\n', ["steps[0]", "pattern must be of type str", "1"]),
+        ('[[steps]]\nstep = "polish"\nbend = 1\n', ["steps[0]", "polish", "bend"]),
         ("weights = 8\n" + MINIMAL, ["weights must be a table", "8"]),
         ("activations = 'none'\n" + MINIMAL, ["activations must be a table", "'none'"]),
         ("name = 3\n" + MINIMAL, ["name must be text", "3"]),

@@ -259,7 +259,7 @@ def _onward(graph: Graph, node: Node, tensor: str, axis: int, scale: Doubles, sh
             return perm.index(at) - len(after)
         case "Reshape" | "Transpose" | "GlobalAveragePool":
             return axis
-        case "Slice" if not axis or before[at] == after[axis]:
+        case "Slice" if not axis or (before[at] == after[axis] and not runs_backwards(graph, node, axis)):
             return axis
         case "MaxPool" | "GlobalMaxPool" if (scale > 0).all():
             return axis
@@ -270,6 +270,16 @@ def _onward(graph: Graph, node: Node, tensor: str, axis: int, scale: Doubles, sh
         case "Mul" | "Div" if not shifts and (node.op_type == "Mul" or node.inputs[0] == tensor):
             return axis if not axis or after[axis] == before[axis] else None
     return None
+
+
+def runs_backwards(graph: Graph, node: Node, axis: int) -> bool:
+    """Whether a Slice turns an axis (counted from the end) around, which leaves its length what it is."""
+    _, axes, steps = (graph.weights.get(name) for name in (*node.inputs[2:], "", "", "")[:3])
+    if steps is None:
+        return any(node.inputs[4:5])
+    rank = len(graph.shape(node.inputs[0]))
+    turned = (np.arange(steps.size) if axes is None else axes)[steps < 0]
+    return bool((turned % rank == axis % rank).any())
 
 
 def _along(axis: int, values: Doubles) -> Doubles:

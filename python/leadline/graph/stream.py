@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from leadline.graph.fold import fold
+from leadline.graph.fold import fold, runs_backwards
 from leadline.graph.ir import Array, Graph, Layer, Node, Value
 
 _MOVES = frozenset("Reshape Transpose Slice Gather Split Expand Identity".split())
@@ -227,6 +227,8 @@ class _Walker:
     def _place(self, node: Node, before: tuple[int, ...], after: tuple[int, ...], at: int, forward: bool) -> int | None:
         """Where axis `at` of one end lies at the other end of moved data, counted from the front."""
         match node.op_type:
+            case "Slice" if runs_backwards(self._graph, node, at - len(before)):
+                return None
             case "Transpose":
                 order: list[int] = node.attrs.get("perm", list(range(len(before)))[::-1])
                 return order.index(at) if forward else order[at]
