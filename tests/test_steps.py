@@ -231,7 +231,7 @@ def test_a_constant_activation_has_a_grid(observer, value):
     assert (simulated(q, data) == 0).all()
 
 
-@pytest.mark.parametrize("name", Recipe.names())
+@pytest.mark.parametrize("name", sorted({*Recipe.names()} - {"quantvggt-w4a4"}))  # which leaves convolutions in float
 def test_a_dead_activation_works_under_every_recipe(name):
     """A ReLU that never fires, and a layer of zeros behind it."""
     q = quantized(conv_chain(RELU, b1=np.full(8, -1e3, np.float32), w2=np.zeros((4, 8, 3, 3), np.float32)), name)

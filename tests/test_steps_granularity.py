@@ -132,16 +132,13 @@ def test_moved_data_has_a_grid_of_its_own_where_scales_are_many():
 def test_constants_of_elementwise_operators_have_channels_or_one_scale(scheme, shape, axis):
     """Whatever their rank: a constant has no tokens, and channels only where it spreads over them."""
     nodes = [node("Sigmoid", "x", "s"), node("Mul", "c s", "m"), node("Tanh", "m", "t"), node("Conv", "t w", "y")]
-    before = graph(model(nodes, SHAPE, c=draw(1, *shape, spread=1.0) + np.float32(2), w=draw(2, 4, 3, 1, 1)))
-    q = run(before, scheme)
+    q = run(model(nodes, SHAPE, c=draw(1, *shape, spread=1.0) + np.float32(2), w=draw(2, 4, 3, 1, 1)), scheme)
     name = next(name for n in q.graph.nodes if n.op_type == "Mul" for name in n.inputs if name in q.graph.weights)
     grid = q.grids[name]
     wanted = ("axis", axis) if scheme is CHANNEL and axis is not None else ("tensor", None)
     assert (grid.scheme.granularity, grid.scheme.axis) == wanted
     assert grid.scheme.bits == 8 and not grid.scheme.signed
-    x = samples(2, seed=7)  # as written: onnxruntime fuses a Mul of many scales to one that it then refuses
-    wanted, got = outputs(before, x)["y"], outputs(q.to_qdq(), x, optimize=False)["y"]
-    assert np.square(wanted - got).mean() < 0.01 * np.square(wanted).mean()
+    assert q.verify().outputs[0].sqnr > 20  # although onnxruntime's kernels refuse a scale for each channel
 
 
 def tensors(q, names: list[str]) -> dict[str, np.ndarray]:
