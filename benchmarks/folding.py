@@ -61,7 +61,7 @@ def rotated(graph: Graph, samples: Samples) -> None:
 
 def smoothed(graph: Graph, samples: Samples) -> None:
     state = State(graph, Recipe.load("w8a8"), *samples.split(HELD_OUT), Quiet(), _simulate)
-    fold_scales(Smooth(), state, graph)
+    fold_scales(Smooth(), state)
 
 
 def both(graph: Graph, samples: Samples) -> None:

@@ -21,8 +21,9 @@ WeightObserver = Literal["minmax", "percentile", "entropy", "mse", "sqnr", "octa
 Rounding = Literal["nearest", "descent", "gptq", "adaround", "best"]
 Scope = Literal["all", "layers"]
 Kind = Literal["linear", "conv", "depthwise", "transpose", "first", "last", "unread"]
-"""What a layer is; and "first" where no other layer comes before it, "last" where none comes behind. "unread" is an
-activation that no layer reads: sums, attention, what stands in front of an activation function."""
+"""What a layer is; and "first" where no other layer comes before it (or an activation is the network's input), "last"
+where none comes behind. "unread" is an activation that no layer reads: sums, attention, what stands in front of an
+activation function."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,9 @@ class Calibrate:
     """Exponent of the error that "mse" minimises."""
     momentum: float = 0.01
     """Used by "moving-average": weight of each new sample."""
+    widen: float = 0.0
+    """Of the activations with fewer than 8 bits, the share (0 to 1) that get 8: those whose grids, each by itself,
+    disturb the network's outputs most."""
 
 
 @dataclass(frozen=True)

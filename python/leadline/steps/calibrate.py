@@ -34,6 +34,9 @@ NEGLIGIBLE = 0.02
 PREVIEW = 4
 """Held-out samples by which observers are compared with each other; the winner has to prove itself on all."""
 
+WIDE, GLANCE = 8, 2
+"""Bits of an activation that is worth more than the others, and the held-out samples that tell."""
+
 HOPELESS = 1.5
 """With so many times the noise of the best range so far, one that clips still more is not worth a try."""
 
@@ -50,6 +53,8 @@ def calibrate(step: Calibrate, state: State) -> None:
     for layer, scheme in placement.layers:
         if layer.weight not in weights:
             weights[layer.weight] = _weight_grid(step, state.graph, layer, scheme)
+    if step.widen:
+        _widen(step, state, placement)
     if step.activations == "best" and placement.schemes:
         ranges = _choose(state, placement, weights)
     elif step.activations != "moving-average":
@@ -59,6 +64,24 @@ def calibrate(step: Calibrate, state: State) -> None:
     for tensor, histogram in state.histograms.items():
         if histogram.lo.ndim == 0 and float(histogram.lo) == float(histogram.hi):
             state.log.append(Record("calibrate", tensor, f"constant {float(histogram.lo):g} on every sample"))
+
+
+def _widen(step: Calibrate, state: State, placement: Placement) -> None:
+    """Give 8 bits to the activations that cost most: an error of 4 bits mostly comes from a few of them."""
+    schemes, ranges = placement.schemes, _ranges(state, placement, "mse", 2.0)
+    shared: dict[str, list[str]] = {}
+    for tensor, root in placement.root.items():
+        if schemes[root].bits < WIDE:
+            shared.setdefault(root, []).append(tensor)
+    noise: dict[str, float] = {}
+    for root in state.progress.over(shared, "noise of each activation", len(shared)):
+        grids = {tensor: _grid(placement, tensor, ranges) for tensor in shared[root]}
+        noise[root] = output_error(replace(state, grids=grids, codes={}), GLANCE)
+    for root in sorted(noise, key=lambda root: -noise[root])[: round(step.widen * len(noise))]:
+        note = f"{WIDE} bits, for {noise[root] / sum(noise.values()):.0%} of the noise of {len(noise)} narrower ones"
+        state.log.append(Record("calibrate", root, note))
+        for tensor in shared[root]:
+            schemes[tensor] = replace(schemes[tensor], bits=WIDE)
 
 
 def _choose(state: State, placement: Placement, weights: dict[str, Grid]) -> Ranges:

@@ -145,7 +145,7 @@ def _activations(
             if tensor not in outputs and _absorbed(graph, producer, readers.get(tensor, [])):
                 continue
             names = (tensor, producer.name) if producer else (tensor,)
-            own = kinds.get(producer.name, ()) if producer else ()
+            own = kinds.get(producer.name, ()) if producer else ("first",)
             scheme = recipe.activation_scheme(*names, kinds=own if tensor in reached else (*own, "unread"))
             if scheme is not None:
                 rank = len(graph.shape(tensor))

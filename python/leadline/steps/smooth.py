@@ -38,42 +38,64 @@ class _Statistics:
     samples: int = 0
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What is kept or dropped together."""
+
+    what: str
+    places: list[Place]
+    products: list[Product]
+
+
 def smooth(step: Smooth, state: State) -> None:
     """First what LayerNormalization and Rotate write, then values, queries and keys; each of the two is kept only if
     the simulated held-out error falls."""
-    places, refused = find_norms(state.graph)
-    values, products, more = find_attention(state.graph) if step.attention else ([], [], [])
-    state.log += [Record("smooth", name, note, kept=False) for name, note in refused + more]
-    parts: list[tuple[str, list[Place], list[Product]]] = [
-        ("LayerNormalization", places, []),
-        ("attention", values, products),
-    ]
-    parts = [part for part in parts if part[1] or part[2]]
+    parts, refused = _parts(step, state.graph)
+    state.log += [Record("smooth", name, note, kept=False) for name, note in refused]
     if not parts or not can_try(state):
         reason = FLOAT if parts else "no activation whose channels can be scaled"
         state.log.append(Record("smooth", state.graph.name, reason, kept=False))
         return
-    seen = _observe(state, places + values, products)
-    placement = place(state.graph, state.recipe)
+    seen, placement = _observe(state, parts), place(state.graph, state.recipe)
     best_error = trial_error(state, state.graph)
-    for what, some, pairs in parts:
-        with state.progress(f"smooth {what}"):
+    for part in parts:
+        with state.progress(f"smooth {part.what}"):
             smoothed = state.graph.copy()
-            records = [_smooth_place(step, state, smoothed, placement, one, seen) for one in some]
-            records += [_smooth_product(step, smoothed, placement, pair, seen) for pair in pairs]
+            records = _fold_part(step, state, smoothed, placement, part, seen)
             error = trial_error(state, smoothed)
         kept = error < best_error
-        note = f"{what}: {len(some) + len(pairs)} places, simulated output error"
+        note = f"{part.what}: {len(records)} places, simulated output error"
         state.log += [replace(record, kept=record.kept and kept) for record in records]
         state.log.append(Record("smooth", state.graph.name, note, best_error, error, kept))
         if kept:
             state.graph, best_error = smoothed, error
 
 
-def _observe(state: State, places: list[Place], products: list[Product]) -> _Statistics:
+def fold_scales(step: Smooth, state: State) -> list[Record]:
+    """Smooth every place of the state's graph, in place and whatever simulation says."""
+    parts, _ = _parts(step, state.graph)
+    seen, placement = _observe(state, parts), place(state.graph, state.recipe)
+    return [record for part in parts for record in _fold_part(step, state, state.graph, placement, part, seen)]
+
+
+def _parts(step: Smooth, graph: Graph) -> tuple[list[_Part], list[tuple[str, str]]]:
+    places, refused = find_norms(graph)
+    values, products, more = find_attention(graph) if step.attention else ([], [], [])
+    parts = [_Part("LayerNormalization", places, []), _Part("attention", values, products)]
+    return [part for part in parts if part.places or part.products], refused + more
+
+
+def _fold_part(
+    step: Smooth, state: State, graph: Graph, placement: Placement, part: _Part, seen: _Statistics
+) -> list[Record]:
+    records = [_smooth_place(step, state, graph, placement, one, seen) for one in part.places]
+    return records + [_smooth_product(step, graph, placement, pair, seen) for pair in part.products]
+
+
+def _observe(state: State, parts: list[_Part]) -> _Statistics:
     """One pass: extremes and moments of what the layers read, and of queries and keys."""
-    layers = {layer.name: layer for one in places for layer, _ in one.readers}
-    uses = {use.tensor: use for product in products for use in product.uses}
+    layers = {layer.name: layer for part in parts for one in part.places for layer, _ in one.readers}
+    uses = {use.tensor: use for part in parts for product in part.products for use in product.uses}
     found = _Statistics(samples=len(state.calibration))
     by_tensor: dict[str, list[Moments]] = {}
     shared: dict[str, Moments] = {}
