@@ -293,3 +293,30 @@ def test_the_body_of_a_transformer_alone_reaches_its_end():
     b.add("Identity", body(b), "y")
     streams, ((_, reason),) = found(b.graph())
     assert not streams and reason == "it reaches the network's output y"
+
+
+def test_gains_that_came_back_after_stripping_are_moved_again():
+    """As smoothing puts them back, under the names that stripping gave."""
+    graph = transformer()
+    strip_norms(graph)
+    norms = [node for node in graph.nodes if node.op_type == "LayerNormalization"]
+    for norm in norms:
+        for name in norm.inputs[1:]:
+            graph.weights[name] = graph.weights[name] + np.linspace(1, 2, 16, dtype=np.float32)
+    before = graph.copy()
+    assert len(strip_norms(graph)) == len(norms)
+    assert same(before, graph)
+
+
+def test_a_gemm_that_adds_an_activation_is_no_border():
+    b = Builder()
+    b.add("Reshape", f"{b.stem()} {b.constant('matrix', [TOKENS, 16])}", "flat")
+    h = b.linear(b.norm("flat", "n"), "fc", 16, 16)
+    b.add("Gemm", f"{h} {b.weight('w', 16, 16)} flat", "sum", transB=1)
+    b.linear(b.norm("sum", "last"), "y", 16, 4)
+    graph = b.graph()
+    strip_norms(graph)
+    assert any(layer.bias is None for layer in graph.layers() if len(layer.node.inputs) > 2)
+    streams, refused = find_streams(graph)
+    assert not streams and [name for name, _ in refused] == ["n", "last"]
+    assert "sum does not" in str(refused)

@@ -120,6 +120,16 @@ def test_the_clip_of_a_narrow_activation_is_no_tensor_of_its_own(tmp_path: Path)
     assert found.grids["activation uint5 per tensor"] == 1 and "Clip" not in found.float_operators
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_grids_per_token_count_as_grids(symmetric: bool, tmp_path: Path) -> None:
+    some = grids()
+    some["x"] = Grid(F32.type(1), np.int32(0), Scheme(8, symmetric, symmetric, "token", 1))
+    found = written(tmp_path, some)
+    assert (found.tensors, found.quantized, found.uncovered) == (11, 9, ("gain", "e"))
+    assert found.grids[f"activation {'' if symmetric else 'u'}int8 per token"] == 1
+    assert found.float_operators == {"Erf": ("erf",), "Mul": ("mul",)}
+
+
 def test_external_data_counts_as_the_file(tmp_path: Path) -> None:
     model = qdq.to_qdq(network(), grids())
     qdq.save(model, tmp_path / "m.onnx", limit=0)

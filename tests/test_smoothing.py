@@ -182,6 +182,14 @@ def test_a_grid_for_each_channel_gains_nothing_from_scaling():
     assert found.after == pytest.approx(found.before, rel=1e-6)
 
 
+def test_a_grid_for_each_token_gains_as_one_grid_does():
+    weight, gram, lo, hi = problem(6, 9, 12)
+    schemes = [Scheme(8, granularity=kind) for kind in ("tensor", "token")]
+    one, token = (search([Reader(weight, gram)], lo, hi, activation=scheme) for scheme in schemes)
+    assert token.alpha == one.alpha > 0 and token.after == one.after
+    assert np.array_equal(token.scales, one.scales)
+
+
 def test_the_prediction_is_what_rounding_does():
     """Sampled: both sides rounded, mean squared error within 10 %, and the chosen scales better than none."""
     rng = np.random.default_rng(7)

@@ -200,6 +200,13 @@ def test_two_steps_polish_different_layers():
     assert distance(shared(), q.graph, heavy(2, seed=5)) < SAME
 
 
+def test_two_steps_may_polish_one_tensor_for_different_layers():
+    q = quantized(shared(), recipe(Polish("left"), Polish("right", adaptive=False)), heavy(12))
+    bends = [n for n in q.graph.nodes if n.op_type == "LogPolish"]
+    assert [n.inputs[0] for n in bends] == ["stem", "stem"] and len({n.outputs[0] for n in bends}) == 2
+    assert distance(shared(), q.graph, heavy(2, seed=5)) < SAME
+
+
 def test_what_is_polished_is_not_polished_again():
     once, twice = (quantized(shared(), recipe(*[Polish()] * count), heavy(12)) for count in (1, 2))
     assert once.grids == twice.grids and set(pairs(once)) == set(pairs(twice))

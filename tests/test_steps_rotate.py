@@ -271,6 +271,27 @@ def test_values_whose_weight_others_share_stay():
     assert all(np.array_equal(after.weights[name], array) for name, array in before.weights.items())
 
 
+def test_one_layer_may_write_the_values_of_two_attentions():
+    b = Builder()
+    h, shape, order = b.norm(b.stem(), "n"), b.constant("four", [1, TOKENS, 4, 8]), [0, 2, 1, 3]
+    both = b.linear(h, "values", 16, 32)
+    turned = b.add("Transpose", b.add("Reshape", f"{both} {shape}", "both_r"), "both_t", perm=order)
+    b.add("Split", f"{turned} {b.constant('halves', [2, 2])}", "first second", axis=1)
+    found = []
+    for name, half in (("p", "first"), ("q", "second")):
+        rows = b.add("Reshape", f"{b.linear(h, f'{name}_s', 16, TOKENS)} {b.constant('one', [1, 1, TOKENS, -1])}", name)
+        mixed = b.add("MatMul", f"{b.add('Softmax', rows, f'{name}_soft', axis=-1)} {half}", f"{name}_av")
+        back = b.add("Transpose", mixed, f"{name}_back", perm=order)
+        joined = b.add("Reshape", f"{back} {b.constant('flat', [1, TOKENS, 16])}", f"{name}_j")
+        found.append(b.linear(joined, f"{name}_proj", 16, 16))
+    b.add("Add", " ".join(found), "y")
+    before = b.graph()
+    after, records = rotated(before, "heads")
+    assert [r.target for r in records] == ["values > p_proj", "values > q_proj"] and error(before, after) < SAME
+    old, new = ({x.name: g.weights[x.weight] for x in g.layers()}["values"] for g in (before, after))
+    assert not np.isclose(old, new, atol=1e-3).all(1).any()  # every row is turned
+
+
 def test_layers_that_read_one_tensor_share_its_rotation():
     before = transformer()
     after, (record,) = rotated(before, "online")
@@ -362,6 +383,7 @@ def test_the_gate_keeps_what_is_lower_and_nothing_else(errors):
     assert (last.before, last.after, last.kept) == (*errors, errors[1] < errors[0])
     changed = not np.array_equal(q.graph.weights["patch_w"], before.weights["patch_w"])
     assert changed == last.kept
+    assert {r.kept for r in q.log if r.step == "rotate"} == {last.kept}
 
 
 def test_float_activations_have_nothing_to_gain():

@@ -308,6 +308,24 @@ def test_grouped_convolutions_are_refused():
     assert any("conv is no linear layer or plain convolution" in r.note for r in records(after))
 
 
+def test_channels_that_nobody_reads_are_refused():
+    bounds = {"from": np.array([0]), "to": np.array([WIDTH // 2]), "at": np.array([2])}
+    half = [node("Slice", "n from to at", "s"), node("MatMul", "s w", "y", name="fc")]
+    before, after = smoothed(chain(*half, w=draw(2, WIDTH // 2, 3), **bounds))
+    assert any(r.target == "norm" and "nothing reads some of its channels" in r.note for r in records(after))
+    same(before, after.graph)
+
+
+def test_vectors_are_no_attention():
+    nodes = [
+        node("MatMul", "n v", "a", name="one"), node("Reshape", "a vector", "av"),
+        node("MatMul", "n u", "b", name="two"), node("Reshape", "b vector", "bv"),
+        node("MatMul", "av bv", "dot", name="dot"), node("Add", "n dot", "y"),
+    ]  # fmt: skip
+    proto = chain(*nodes, v=draw(2, WIDTH, 1), u=draw(3, WIDTH, 1), vector=np.array([TOKENS]))
+    assert find_attention(Graph.from_model(proto)) == ([], [], [])
+
+
 def test_tokens_mixed_into_features_are_refused():
     nodes = [node("Reshape", "n row", "r"), node("MatMul", "r w", "y", name="fc")]
     row = {"row": np.array([1, TOKENS * WIDTH]), "w": draw(2, TOKENS * WIDTH, 3)}

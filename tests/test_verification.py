@@ -9,7 +9,9 @@ import pytest
 from data_samples import refused
 from graph_models import model, node
 from leadline.data import load
+from leadline.recipe import Calibrate, Recipe, Round
 from leadline.sqnr import Sqnr
+from leadline.types import Scheme
 from leadline.verification import verify
 from small_networks import RELU, SHAPE, conv_chain, conv_relu_conv, draw, factors, graph, quantized, samples
 
@@ -143,6 +145,13 @@ def test_paths_are_taken_and_missing_ones_refused(tmp_path):
         verify(fp32, tmp_path / "missing.onnx", samples(1))
     with refused("missing.onnx"):
         verify(tmp_path / "missing.onnx", artefact, samples(1))
+
+
+@pytest.mark.parametrize("scheme", [Scheme(4), Scheme(3), Scheme(8, granularity="axis")], ids=str)
+def test_what_onnxruntime_has_no_kernels_for_runs_unfused(scheme):
+    recipe = Recipe("test", (Calibrate("minmax", "minmax"), Round()), activations=scheme)
+    (output,) = quantized(conv_relu_conv(), recipe).verify(threads=1).outputs
+    assert output.fused == output.sqnr and output.agreement.exact == 1
 
 
 def test_factors_are_far_apart():

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import onnx
 
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+_TOKENS = ("QuantizeTokens", "QuantizeTokensSymmetric")
+"""leadline's own operators that do both, with scales found at run time."""
 _ABSORBED = {"Relu", "Clip", "LeakyRelu"}  # what kernels clamp or scale on the way out
 _FIRST_INPUT_ONLY = {"Resize", "Upsample", "Clip", "Pad"}  # their other float inputs are settings, not data
 _DEAD_RANGE = 1e-6
@@ -216,7 +218,8 @@ class _Network:
         self._clips = {
             n.output[0] for n in self._nodes if n.op_type == "Clip" and n.name.endswith(".clip") and self._feeds_pair(n)
         }
-        self._real = [node for node in self._nodes if node.op_type not in (_QUANTIZE, _DEQUANTIZE, "Constant")]
+        carriers = (_QUANTIZE, _DEQUANTIZE, *_TOKENS, "Constant")
+        self._real = [node for node in self._nodes if node.op_type not in carriers]
         self._real = [node for node in self._real if not self._clips.intersection(node.output)]
         inputs = [value.name for value in model.graph.input if value.name not in self._stored]
         names = [*inputs, *(name for node in self._real for name in node.output if name)]
@@ -234,7 +237,7 @@ class _Network:
 
     def _is_quantised(self, name: str) -> bool:
         readers = self._readers.get(name, [])
-        return any(n.op_type == _QUANTIZE or self._clips.intersection(n.output) for n in readers)
+        return any(n.op_type in (_QUANTIZE, *_TOKENS) or self._clips.intersection(n.output) for n in readers)
 
     def _is_absorbed(self, name: str) -> bool:
         readers = self._readers.get(name, [])
@@ -281,7 +284,7 @@ class _Network:
     def _is_integer(self, name: str) -> bool:
         """Read from integers, or not float at all, or never in memory."""
         producer = self._producers.get(name)
-        if producer is not None and producer.op_type == _DEQUANTIZE:
+        if producer is not None and producer.op_type in (_DEQUANTIZE, *_TOKENS):
             return True
         is_float = self._stored[name].data_type == 1 if name in self._stored else self._types.get(name) == 1
         return not is_float or name in self.absorbed

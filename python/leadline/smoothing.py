@@ -144,7 +144,7 @@ def search(
         Lowest and highest value of each channel of the activation, less its shift if it is shifted.
     activation : Scheme or None
         Of the activation; None where it stays float. With granularity "axis" each channel has its own step, so that
-        scaling cannot make it finer.
+        scaling cannot make it finer; with "token" the step is taken for the whole tensor's, its upper bound.
     alphas : sequence of float
         Candidates; 0 is no scaling. Of equal ones the first wins.
     max_scale : float
@@ -303,7 +303,7 @@ def _activation_noise(lo: Float64, hi: Float64, power: Float64, scheme: Scheme |
     """Sum over channels of step^2 / 12 * power, the step that of the grid of lo..hi."""
     if scheme is None:
         return 0.0
-    one = scheme.granularity == "tensor"
+    one = scheme.granularity != "axis"  # a token's channels share a grid as well, no wider than the tensor's
     grid = choose_grid(lo.min() if one else lo, hi.max() if one else hi, scheme)
     step = np.where((lo == 0) & (hi == 0), 0.0, grid.scale.astype(np.float64))  # a channel of zeros is exact
     return float(np.square(step) @ power / 12)

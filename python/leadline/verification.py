@@ -105,7 +105,8 @@ def verify(
     """Run the float network and the artefact side by side.
 
     The simulation is the artefact itself, run without graph optimisation. Beside it runs what onnxruntime makes of it
-    with all its fusions, as a device would; the distance of the two is given in steps of the output's grid.
+    with all its fusions, as a device would; the distance of the two is given in steps of the output's grid. Where
+    onnxruntime has no kernels (activations of at most four bits, or with a scale per channel) it runs unfused as well.
 
     Parameters
     ----------
@@ -127,8 +128,9 @@ def verify(
     samples = data if isinstance(data, Samples) else load(data, graph.inputs)
     written = qdq.read(artefact if not isinstance(artefact, os.PathLike) else Path(artefact))
     model = artefact if not isinstance(artefact, os.PathLike) else Path(artefact)
-    # onnxruntime fuses activations with a scale for each channel to kernels that then refuse them.
-    fits = not any(g.scheme.granularity == "axis" for name, g in written.grids.items() if name not in written.codes)
+    # onnxruntime fuses activations of four bits, or with a scale for each channel, to kernels that then refuse them.
+    schemes = [grid.scheme for name, grid in written.grids.items() if name not in written.codes]
+    fits = not any(scheme.bits <= 4 or scheme.granularity == "axis" for scheme in schemes)
     with Session(model, optimize=fits, threads=threads) as fused:
         own = {value.name for value in graph.outputs}
         has = {"inputs": {name for name, _, _ in fused.inputs}, "outputs": set(fused.outputs)}

@@ -67,7 +67,7 @@ def _forward(graph: Graph) -> list[str]:
             _remove(graph, node)
         elif shifts and scales and scale.all() and (reach := _reach(graph, node.outputs[0], axis, scale, False)):
             _scale_inputs(graph, reach, scale, np.zeros_like(shift))
-            name = _new_name(graph, f"{node.name}.shift")
+            name = new_name(graph, f"{node.name}.shift")
             graph.weights[name] = _along(axis, shift / scale).astype(np.float32)
             node.op_type, node.inputs, node.attrs = "Add", [tensor, name], {}
             what = f"scale of {what}"
@@ -316,10 +316,11 @@ def own(graph: Graph, node: Node, index: int, role: str) -> str:
     """The input's name if nobody else reads it, else a new name."""
     if index < len(node.inputs) and sum(other.inputs.count(node.inputs[index]) for other in graph.nodes) == 1:
         return node.inputs[index]
-    return _new_name(graph, f"{node.name}.{role}")
+    return new_name(graph, f"{node.name}.{role}")
 
 
-def _new_name(graph: Graph, wanted: str) -> str:
+def new_name(graph: Graph, wanted: str) -> str:
+    """`wanted`, or with a number behind it what no tensor is called."""
     name, number = wanted, 1
     while name in graph.weights or name in graph.values:
         name, number = f"{wanted}_{number}", number + 1

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from leadline.graph.fold import fold, runs_backwards
+from leadline.graph.fold import fold, new_name, runs_backwards
 from leadline.graph.ir import Array, Graph, Layer, Node, Value
 
 _MOVES = frozenset("Reshape Transpose Slice Gather Split Expand Identity".split())
@@ -82,8 +82,8 @@ def _take_out(graph: Graph, node: Node) -> None:
         graph.nodes.insert(place, Node(op_type, [source, constant], [name], name))
         place += 1
     shape = graph.weights[given[0]].shape
-    node.inputs[1:] = [f"{tensor}.ones", f"{tensor}.zeros"]
-    graph.weights |= {f"{tensor}.ones": np.ones(shape, np.float32), f"{tensor}.zeros": np.zeros(shape, np.float32)}
+    node.inputs[1:] = [new_name(graph, f"{tensor}.{role}") for role in ("ones", "zeros")]
+    graph.weights |= {node.inputs[1]: np.ones(shape, np.float32), node.inputs[2]: np.zeros(shape, np.float32)}
 
 
 def _put_back(graph: Graph, node: Node, gain: Array) -> None:
@@ -91,10 +91,10 @@ def _put_back(graph: Graph, node: Node, gain: Array) -> None:
     tensor = node.outputs[0]
     left = {n.outputs[0]: n for n in graph.nodes if n.outputs[0] in (f"{tensor}.gain", f"{tensor}.offset")}
     if f"{tensor}.gain" in left:
-        node.inputs[1] = f"{tensor}.scale"
+        node.inputs[1] = new_name(graph, f"{tensor}.scale")
         graph.weights[node.inputs[1]] = gain
     if f"{tensor}.offset" in left:
-        node.inputs[2] = f"{tensor}.shift"
+        node.inputs[2] = new_name(graph, f"{tensor}.shift")
         offset = graph.weights[left[f"{tensor}.offset"].inputs[1]]
         graph.weights[node.inputs[2]] = np.resize(offset, gain.shape)
     graph.nodes = [n for n in graph.nodes if n.outputs[0] not in left]
@@ -148,7 +148,7 @@ class _Walker:
             layer = self._layers.get(id(producer))
             if layer is None:
                 queue += self._through(stream, producer, tensor, axis)
-            elif axis != _channels_axis(self._graph, tensor) or layer.groups > 1 or layer.node.op_type == "MatMul":
+            elif axis != _channels_axis(self._graph, tensor) or not _is_plain(layer):
                 raise _Closed(f"{layer.name} does not write it as its channels")
             else:
                 stream.writers.append(layer)
@@ -156,7 +156,7 @@ class _Walker:
                 layer = self._layers.get(id(node))
                 if layer is None:
                     queue += self._through(stream, node, tensor, axis)
-                elif axis != _channels_axis(self._graph, tensor) or layer.groups > 1 or layer.node.op_type == "MatMul":
+                elif axis != _channels_axis(self._graph, tensor) or not _is_plain(layer):
                     raise _Closed(f"{layer.name} does not read it as its channels")
                 elif layer not in stream.readers:
                     stream.readers.append(layer)
@@ -244,6 +244,13 @@ class _Walker:
                 width = 1 if forward else rank
                 return None if at < gathered + width else at + (rank - 1 if forward else 1 - rank)
         return at + len(after) - len(before)
+
+
+def _is_plain(layer: Layer) -> bool:
+    """Neither groups, nor an activation as its bias, nor an input with its channels first."""
+    node = layer.node
+    dynamic = layer.bias is None and any(node.inputs[2:])
+    return not (node.op_type == "MatMul" or dynamic or layer.groups > 1 or node.attrs.get("transA", 0))
 
 
 def _channels_axis(graph: Graph, tensor: str) -> int:

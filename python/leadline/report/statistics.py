@@ -40,7 +40,7 @@ def rounding(quantized: Quantized) -> list[dict[str, Any]]:
 
 
 def ranges(quantized: Quantized) -> list[dict[str, Any]]:
-    """Each quantised activation: what calibration saw, the range that was chosen, and the share of values outside."""
+    """Each activation with one grid: what calibration saw, the chosen range, and the share of values outside."""
     rows = []
     for name, histogram in quantized.histograms.items():
         grid = quantized.grids.get(name)

@@ -80,6 +80,8 @@ def find_attention(graph: Graph) -> tuple[list[Place], list[Product], list[tuple
     for node in graph.nodes:
         if node.op_type != "MatMul" or any(name not in graph.values for name in node.inputs):
             continue
+        if any(len(graph.shape(name)) < 2 for name in node.inputs):
+            continue  # a vector: no attention
         _, left = origin(graph, finder.producers, node.inputs[0])
         try:
             if left is not None and left.op_type == "Softmax":
@@ -113,7 +115,10 @@ class _Finder:
             raise Unfit("its parameters are not constant")
         if any(node.outputs[1:]) or (norm and node.attrs.get("axis", -1) % len(shape) != len(shape) - 1):
             raise Unfit("it does more than normalise the last axis")
-        return self._place(node, trace(self.graph, tensor, np.broadcast_to(np.arange(shape[-1]), shape)), norm)
+        found = self._place(node, trace(self.graph, tensor, np.broadcast_to(np.arange(shape[-1]), shape)), norm)
+        if found.rows.size < shape[-1]:
+            raise Unfit("nothing reads some of its channels")
+        return found
 
     def value(self, mixing: Node) -> Place:
         """Softmax mixes the values of different tokens, each channel by itself, so that scales pass through it."""
@@ -165,7 +170,8 @@ class _Finder:
         return own[0]
 
     def _check(self, layer: Layer) -> None:
-        if layer.axis != 0 or layer.groups > 1 or layer.kind not in ("linear", "conv"):
+        turned = layer.node.attrs.get("transA", 0)
+        if turned or layer.axis != 0 or layer.groups > 1 or layer.kind not in ("linear", "conv"):
             raise Unfit(f"{layer.name} is no linear layer or plain convolution")
         if len(self.readers[layer.weight]) > 1:
             raise Unfit(f"{layer.name} shares its weight")

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from leadline.graph import Graph, Layer, Node, Session, Value
+from leadline.graph.fold import new_name
 from leadline.observers import Histogram
 from leadline.polishing import Choice, choose
 from leadline.recipe import Polish
@@ -68,7 +69,7 @@ def _observe(state: State, axes: dict[str, int | None]) -> dict[str, Histogram]:
 
 def _insert(graph: Graph, tensor: str, layers: list[Layer], choice: Choice, axis: int | None) -> str:
     """The pair in front of these layers; returns the tensor between."""
-    polished, omega, unpolished = (f"{tensor}.{part}" for part in ("polished", "omega", "unpolished"))
+    polished, omega, unpolished = (new_name(graph, f"{tensor}.{part}") for part in ("polished", "omega", "unpolished"))
     shape = graph.shape(tensor)
     wide = () if axis is None else (-1, *[1] * (len(shape) - 1 - axis))
     graph.weights[omega] = choice.omega.reshape(wide)

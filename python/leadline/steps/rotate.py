@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,7 @@ def rotate(step: Rotate, state: State) -> None:
         if any(record.kept for record in records):
             before, after = trial_error(state, state.graph), trial_error(state, rotated)
             kept = after < before
+            records = [replace(record, kept=record.kept and kept) for record in records]
             records.append(Record("rotate", state.graph.name, "simulated output error", before, after, kept))
             if kept:
                 state.graph = rotated
@@ -77,14 +79,20 @@ def rotate_heads(graph: Graph) -> list[Record]:
         (_, mixed), (_, source) = (origin(graph, producers, name) for name in mixing.inputs)
         if mixed is None or mixed.op_type != "Softmax":
             continue
-        place = next((place for place in places if place.source is source), None)
-        if place is None or any(layer.kind != "linear" for layer, _ in place.readers):
+        if not any(place.source is source for place in places):
             continue
-        value = layers[id(place.source)]
+        value = layers[id(source)]
         shape = graph.shape(value.output)
         uses = trace(graph, value.output, np.broadcast_to(np.arange(shape[-1]), shape))
-        held = next(use.ids for use in uses if use.node is mixing and use.index == 1)
+        held = next((use.ids for use in uses if use.node is mixing and use.index == 1), None)
+        if held is None:
+            continue
         heads = np.unique(held[..., 0, :].reshape(-1, held.shape[-1]), axis=0)  # those of a batch are the same
+        # One layer may write the values of several attentions.
+        mine = (p for p in places if p.source is source and np.array_equal(p.rows, np.unique(heads)))
+        place = next(mine, None)
+        if place is None or any(layer.kind != "linear" for layer, _ in place.readers):
+            continue
         rotation = random_rotation(heads.shape[1])
         _turn_some(graph, value, 1, rotation, value.axis, heads)
         if value.bias is not None:
@@ -101,7 +109,7 @@ def rotate_inputs(graph: Graph) -> list[Record]:
     turned: dict[str, tuple[str, Rotation]] = {}
     products = 0
     for layer in graph.layers():
-        if layer.kind != "linear" or layer.axis != 0:
+        if layer.kind != "linear" or layer.axis != 0 or layer.node.attrs.get("transA", 0):
             continue
         tensor = layer.input
         if tensor not in turned:
