@@ -13,6 +13,7 @@ from graph_models import model, node
 from leadline.affine import dequantize
 from leadline.affine import quantize as to_codes
 from leadline.recipe import Calibrate, CorrectBias, Equalize, Fold, Override, Recipe, Round
+from leadline.types import Scheme
 from small_networks import (
     RELU,
     SHAPE,
@@ -402,6 +403,29 @@ def test_kinds_reach_their_layers():
     recipe = Recipe.load("minmax-w8a8").changed(overrides=(Override(kinds=("linear",), weights={"bits": 4}),))
     q = quantized(residual(), recipe)
     assert [q.grids[name].scheme.bits for name in ("w1", "w2", "w3", "w4")] == [8, 8, 4, 4]
+
+
+@pytest.mark.parametrize("kind", ["token", "axis"])
+def test_ranges_are_chosen_beside_grids_that_have_none_or_many(kind):
+    overrides = (Override("second", activations={"granularity": kind, "bits": 8}),)
+    plan = Recipe("test", (Fold(), Calibrate("best", "minmax"), Round()), activations=Scheme(4), overrides=overrides)
+    q = quantized(conv_chain(node("Sigmoid", "a", "b")), plan, samples(12) ** 5)
+    assert any("ranges by" in r.note and r.target == "every Conv" for r in q.log)
+    found = {grid.scheme.granularity for name, grid in q.grids.items() if name in q.graph.values}
+    assert found == {"tensor", kind}
+
+
+def test_a_single_number_has_no_channels():
+    nodes = [
+        node("Conv", "x w", "c", name="conv"),
+        node("GlobalAveragePool", "c", "p"),
+        node("Reshape", "p one", "m"),
+        node("Add", "c m", "y"),
+    ]
+    network = model(nodes, SHAPE, w=draw(1, 1, 3, 3, 3), one=np.zeros(0, np.int64))
+    plan = Recipe("test", (Calibrate("minmax", "minmax"), Round()), activations=Scheme(granularity="axis"))
+    q = quantized(network, plan)
+    assert q.graph.shape("m") == () and q.grids["m"].scheme.granularity == "tensor"
 
 
 @pytest.mark.parametrize(

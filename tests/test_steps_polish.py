@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -205,6 +207,17 @@ def test_two_steps_may_polish_one_tensor_for_different_layers():
     bends = [n for n in q.graph.nodes if n.op_type == "LogPolish"]
     assert [n.inputs[0] for n in bends] == ["stem", "stem"] and len({n.outputs[0] for n in bends}) == 2
     assert distance(shared(), q.graph, heavy(2, seed=5)) < SAME
+
+
+@pytest.mark.parametrize(
+    "change", [{"bits": 8}, {"granularity": "axis"}, {"signed": True, "symmetric": True}], ids=lambda c: next(iter(c))
+)
+@pytest.mark.parametrize("named", [Override("stem"), Override(kinds=("first",))], ids=["name", "kind"])
+def test_overrides_reach_the_grid_between_the_pair(change, named):
+    override = replace(named, activations=change)
+    q = quantized(shared(), recipe(Polish("left", adaptive=False), overrides=(override,)), heavy(12))
+    scheme = q.grids["stem.polished"].scheme
+    assert all(getattr(scheme, key) == value for key, value in change.items())
 
 
 def test_what_is_polished_is_not_polished_again():

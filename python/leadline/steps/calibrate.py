@@ -78,7 +78,8 @@ def _widen(step: Calibrate, state: State, placement: Placement) -> None:
         grids = {tensor: _grid(placement, tensor, ranges) for tensor in shared[root]}
         noise[root] = output_error(replace(state, grids=grids, codes={}), GLANCE)
     for root in sorted(noise, key=lambda root: -noise[root])[: round(step.widen * len(noise))]:
-        note = f"{WIDE} bits, for {noise[root] / sum(noise.values()):.0%} of the noise of {len(noise)} narrower ones"
+        share = noise[root] / (sum(noise.values()) or 1.0)
+        note = f"{WIDE} bits, for {share:.0%} of the noise of {len(noise)} narrower ones"
         state.log.append(Record("calibrate", root, note))
         for tensor in shared[root]:
             schemes[tensor] = replace(schemes[tensor], bits=WIDE)
@@ -118,7 +119,7 @@ def _choose(state: State, placement: Placement, weights: dict[str, Grid]) -> Ran
                 break
         best = min(trials, key=lambda tried: trials[tried])
         if trials[best] < errors[op]:
-            roots = {placement.root[tensor] for tensor in groups[op]}
+            roots = {placement.root[tensor] for tensor in groups[op]} & chosen.keys()  # tokens have no ranges
             changed = chosen | {root: candidates[best][root] for root in roots}
             after = whole(changed)
             note = f"ranges by {best[0]}{f' {best[1]:g}' if best[1] else ''}, simulated output error"

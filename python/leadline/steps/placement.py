@@ -144,11 +144,12 @@ def _activations(
                 continue
             if tensor not in outputs and _absorbed(graph, producer, readers.get(tensor, [])):
                 continue
-            names = (tensor, producer.name) if producer else (tensor,)
-            own = kinds.get(producer.name, ()) if producer else ("first",)
+            names, own = _known_as(tensor, producers, kinds)
             scheme = recipe.activation_scheme(*names, kinds=own if tensor in reached else (*own, "unread"))
-            if scheme is not None:
-                rank = len(graph.shape(tensor))
+            rank = len(graph.shape(tensor))
+            if scheme is not None and rank == 0:
+                wanted[tensor] = replace(scheme, granularity="tensor", axis=None)
+            elif scheme is not None:
                 wanted[tensor] = scheme.at(1 if tensor in pictures else rank - 1)
     for tensor in wanted:
         root[tensor] = tensor
@@ -162,6 +163,17 @@ def _activations(
                     wanted[output] = wanted[source]
                     root[output] = root[source]
     return wanted, root
+
+
+def _known_as(
+    tensor: str, producers: dict[str, Node], kinds: dict[str, tuple[str, ...]]
+) -> tuple[list[str], tuple[str, ...]]:
+    """What overrides call a tensor, and the kinds of its producer. Behind an own operator, as what that reads: a grid
+    that moves there keeps its scheme."""
+    names = [tensor]
+    while (producer := producers.get(names[-1])) is not None and producer.domain == OWN:
+        names.append(producer.inputs[0])
+    return (names, ("first",)) if producer is None else ([*names, producer.name], kinds.get(producer.name, ()))
 
 
 def _pictures(graph: Graph) -> set[str]:
