@@ -146,7 +146,7 @@ def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
         alt.Chart(alt.Data(values=rows), width=300, height=220)
         .mark_line(point={"size": 18}, strokeWidth=1.2)
         .encode(
-            x=alt.X("layer:Q", title="layer, in order"),
+            x=alt.X("layer:Q", title="layer: behind norms, then behind attention"),
             y=alt.Y("peak / rms:Q", scale=alt.Scale(type="log")),
             color=alt.Color("folded in:N", sort=list(VARIANTS), legend=alt.Legend(orient="bottom")),
         )
