@@ -1,6 +1,6 @@
 """QuartDepth's stages, each alone and in sequence, and what its choices are worth, on TinyDepth.
 
-    python benchmarks/quartdepth_ablation.py                              # half an hour on two cores, most of it K-FAC's
+    python benchmarks/quartdepth_ablation.py                              # half an hour on two cores, mostly K-FAC's
     python benchmarks/quartdepth_ablation.py --recipe quartdepth-w4a8 --json out.json
 
 The stages are those of the recipe: LogNP polishing of what layers read, grids per channel (always on), weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from leadline.recipe import (
     Calibrate,
     CorrectBias,
     Equalize,
+    Fold,
     Override,
     Polish,
     Recipe,
@@ -253,3 +255,27 @@ def test_the_programmer_s_mistake_in_an_override_is_refused_too():
     recipe = Recipe("o", (Calibrate(),), overrides=(Override("a", weights={"bitz": 4}),))
     with pytest.raises(InputError, match="bitz"):
         recipe.weight_scheme("a", "conv")
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (lambda: Rotate(seeds=0), "rotate: seeds must lie from 1 to 1000. Received 0."),
+        (lambda: Smooth(alpha=1.5), "smooth: alpha must lie from 0 to 1. Received 1.5."),
+        (lambda: Polish(percentile=0.0), "polish: percentile must lie from 1 to 100. Received 0.0."),
+        (lambda: Calibrate(widen=-0.1), "calibrate: widen must lie from 0 to 1. Received -0.1."),
+    ],
+)
+def test_options_out_of_range_are_refused(step, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        step()
+
+
+def test_polish_comes_behind_what_rewrites_the_network():
+    with pytest.raises(InputError, match="polish must come behind fold, equalize, rotate and smooth"):
+        Recipe("mine", (Fold(), Polish(), Smooth(), Calibrate()))
+
+
+def test_activations_have_no_blocks():
+    with pytest.raises(InputError, match="activations have no blocks"):
+        Recipe("mine", (Calibrate(),), activations=Scheme(granularity="block", block_size=32))

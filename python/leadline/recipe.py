@@ -1,6 +1,6 @@
 """Recipes: an ordered tuple of Steps, the default schemes, and overrides by name; loaded from and saved to TOML.
 
-A Step here is only its frozen configuration; its handler lives in ``leadline.steps``.
+A Step is only its frozen configuration (``leadline.options``); its handler lives in ``leadline.steps``.
 """
 
 from __future__ import annotations
@@ -12,145 +12,52 @@ from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
+from leadline.options import (
+    STEPS,
+    Calibrate,
+    CorrectBias,
+    Equalize,
+    Fold,
+    Observer,
+    Polish,
+    Rotate,
+    Round,
+    Rounding,
+    Smooth,
+    Step,
+    WeightObserver,
+)
 from leadline.types import Scheme, refuse
 
-Observer = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "sqnr", "octav", "best"]
-WeightObserver = Literal["minmax", "percentile", "entropy", "mse", "sqnr", "octav"]
-Rounding = Literal["nearest", "descent", "gptq", "adaround", "best"]
+__all__ = [
+    "ACTIVATIONS",
+    "STEPS",
+    "WEIGHTS",
+    "Calibrate",
+    "CorrectBias",
+    "Equalize",
+    "Fold",
+    "Kind",
+    "Observer",
+    "Override",
+    "Polish",
+    "Recipe",
+    "Rotate",
+    "Round",
+    "Rounding",
+    "Scope",
+    "Smooth",
+    "Step",
+    "WeightObserver",
+]
+
 Scope = Literal["all", "layers"]
 Kind = Literal["linear", "conv", "depthwise", "transpose", "first", "last", "unread"]
 """What a layer is; and "first" where no other layer comes before it (or an activation is the network's input), "last"
 where none comes behind. "unread" is an activation that no layer reads: sums, attention, what stands in front of an
 activation function."""
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Fold BatchNorm, LayerScale and constant per-channel factors into the neighbouring layer. Exact."""
-
-    step: ClassVar[str] = "fold"
-
-
-@dataclass(frozen=True)
-class Equalize:
-    """Cross-layer equalisation of chains joined by ReLU-like activations, and absorption of high biases.
-
-    Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, 2019, eq. 8-15.
-    """
-
-    step: ClassVar[str] = "equalize"
-    iterations: int = 20
-    """Sweeps over all chains at most; stops early once no scale moves by more than 1 %."""
-    max_scale: float = 32.0
-    """Scales are clamped to [1/max_scale, max_scale], so that a pruned channel cannot blow up its neighbour."""
-    absorb_bias: bool = True
-    """Move max(0, mean - 3 std) of each ReLU input into the next layer's bias (means from calibration)."""
-
-
-@dataclass(frozen=True)
-class Rotate:
-    """Hadamard rotations that spread outlier channels over all channels. Exact.
-
-    Sources: Ashkboos et al., QuaRot, 2024, for rotating a transformer's weights; `leadline.hadamard.layernorm_rotation`
-    for the rotations that LayerNorm does not see.
-    """
-
-    step: ClassVar[str] = "rotate"
-    residual: bool = True
-    """Rotate the residual stream; folded into the weights around it."""
-    heads: bool = True
-    """Rotate each attention head between value and projection; folded into their weights."""
-    online: bool = False
-    """Rotate what every linear layer reads by an operator of its own, which runs on the device: the graph gains
-    multiplications, and the log counts them. In place of the others. (Feng et al., QuantVGGT, 2025.)"""
-    seeds: int = 8
-    """Random rotations of the residual stream to choose from: the flattest is kept."""
-
-
-@dataclass(frozen=True)
-class Smooth:
-    """Move the spread of channels from activations into weights, where it can be folded. Exact.
-
-    Sources: Xiao et al., SmoothQuant, 2023, eq. 4; Li et al., RepQ-ViT, 2023, for shifts.
-    """
-
-    step: ClassVar[str] = "smooth"
-    alpha: float = 0.0
-    """How much of the spread moves, 0 to 1; 0 chooses for each layer by the predicted error of its output."""
-    shift: bool = False
-    """Move the middle of each channel's range as well, into the bias of the layer that reads it."""
-    attention: bool = True
-    """Also scale value against projection, and query against key, channel by channel."""
-
-
-@dataclass(frozen=True)
-class Polish:
-    """LogNP: quantise the logarithm of activations, channel by channel, with explicit operators around the grid.
-
-    Source: Shen et al., QuartDepth, 2025. No NPU multiplies such codes: for simulation, or look-up tables.
-    """
-
-    step: ClassVar[str] = "polish"
-    pattern: str = "*"
-    """Shell pattern: the layers whose inputs are polished, by name."""
-    percentile: float = 95.0
-    """Of |x|, for each channel: where the logarithm bends."""
-    adaptive: bool = True
-    """Choose for each channel among several bends, and none, by the error on its histogram."""
-
-
-@dataclass(frozen=True)
-class Calibrate:
-    """Observe the network on the calibration samples and choose every grid."""
-
-    step: ClassVar[str] = "calibrate"
-    activations: Observer = "best"
-    """"best" tries min-max, SQNR and Lp ranges for the tensors of each operator type and keeps what simulates
-    best on held-out samples."""
-    weights: WeightObserver = "mse"
-    percentile: float = 99.999
-    """Used by "percentile": share of the values, in percent, that the range keeps."""
-    p: float = 2.0
-    """Exponent of the error that "mse" minimises."""
-    momentum: float = 0.01
-    """Used by "moving-average": weight of each new sample."""
-    widen: float = 0.0
-    """Of the activations with fewer than 8 bits, the share (0 to 1) that get 8: those whose grids, each by itself,
-    disturb the network's outputs most."""
-
-
-@dataclass(frozen=True)
-class Round:
-    """Turn weights into integer codes."""
-
-    step: ClassVar[str] = "round"
-    method: Rounding = "nearest"
-    """The others choose codes against the moments of each layer's inputs behind everything quantised upstream:
-    "best" keeps, for each layer, what is lowest on held-out samples."""
-    compensate: bool = False
-    """Round not the weight itself, but the one that makes up for the errors of the layer's inputs. Ignored by
-    "nearest"."""
-    iterations: int = 120
-    """Used by "adaround": its steps for each layer."""
-    kfac: bool = False
-    """Then let a layer's outputs make up for one another, as the network's outputs depend on them (K-FAC); kept where
-    the simulated output error falls. Dozens of forward passes for each layer. Ignored by "nearest"."""
-
-
-@dataclass(frozen=True)
-class CorrectBias:
-    """Shift each layer's bias by the mean output error that quantising the layer causes.
-
-    Source: Nagel et al. 2019, section 4.2, in its empirical form.
-    """
-
-    step: ClassVar[str] = "correct-bias"
-
-
-Step = Fold | Equalize | Rotate | Smooth | Polish | Calibrate | Round | CorrectBias
-STEPS: dict[str, type[Step]] = {cls.step: cls for cls in get_args(Step)}
 
 
 @dataclass(frozen=True)
@@ -210,6 +117,14 @@ class Recipe:
     scope: Scope = "all"
     overrides: tuple[Override, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.activations is not None and self.activations.granularity == "block":
+            raise refuse("Recipe", f"{self.name}: activations have no blocks; granularity must be another", "'block'")
+        polished = next((i for i, step in enumerate(self.steps) if isinstance(step, Polish)), len(self.steps))
+        late = [step.step for step in self.steps[polished:] if isinstance(step, (Fold, Equalize, Rotate, Smooth))]
+        if late:
+            raise refuse("Recipe", f"{self.name}: polish must come behind fold, equalize, rotate and smooth", late[0])
 
     @staticmethod
     def names() -> list[str]:

@@ -71,7 +71,7 @@ def _widen(step: Calibrate, state: State, placement: Placement) -> None:
     schemes, ranges = placement.schemes, _ranges(state, placement, "mse", 2.0)
     shared: dict[str, list[str]] = {}
     for tensor, root in placement.root.items():
-        if schemes[root].bits < WIDE:
+        if schemes[root].bits < WIDE and root not in state.ranges:
             shared.setdefault(root, []).append(tensor)
     noise: dict[str, float] = {}
     for root in state.progress.over(shared, "noise of each activation", len(shared)):

@@ -28,6 +28,6 @@ def trial_error(state: State, graph: Graph) -> float:
     step = next(step for step in state.recipe.steps if isinstance(step, Calibrate))
     few = state.calibration.take(SAMPLES)
     trial = replace(state, graph=graph.copy(), calibration=few, grids={}, codes={}, histograms={}, log=[])
-    calibrate(replace(step, activations="minmax"), trial)
+    calibrate(replace(step, activations="minmax", widen=0.0), trial)
     round_weights(None, trial)
     return output_error(trial)

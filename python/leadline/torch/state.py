@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from dataclasses import asdict
 from typing import Any
 
@@ -44,5 +45,5 @@ def unpack(packed: Any) -> tuple[Scheme, Scheme | None, float, Rotation | None]:
                 stages = tuple(_Stage(kind, **{n: file[f"{n}{i}"] for n in _ARRAYS}) for i, kind in kinds)
                 rotation = Rotation(**plain, _stages=stages)
         return Scheme(**config["weights"]), activations, float(config["clip"]), rotation
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except (AttributeError, EOFError, KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise refuse("QuantizedLinear", "extra state must be what a QuantizedLinear saved", str(error)) from error
