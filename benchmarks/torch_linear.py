@@ -1,6 +1,6 @@
 """The online rotation of a linear layer beside a dense torch product, and whole layers beside the float one.
 
-    python benchmarks/bench_torch_linear.py            # needs pip install 'leadline[torch]'; a few minutes
+    python benchmarks/torch_linear.py            # needs pip install 'leadline[torch]'; a few minutes
 
 For each size n, on one thread: milliseconds for tokens x n float32 inputs. "rotation" is leadline's, "dense" a torch
 matrix product with the same rotation as an n x n matrix, which is what QuantVGGT runs. Then layers n -> n: torch's
