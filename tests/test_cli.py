@@ -127,8 +127,14 @@ def test_quantize_prints_json_that_is_the_report(quantize, out):
 @pytest.mark.parametrize("name", Recipe.names())
 def test_every_recipe_runs(quantize, out, name):
     result = quantize("--recipe", name, "--json")
+    if name == "quantvggt-w4a4":  # this network has convolutions only, which the recipe leaves in float
+        assert result.code == 2 and "have a layer to quantise" in result.err
+        return
     assert result.code == 0, result.err
-    assert result.json["recipe"]["name"] == name and sorted(os.listdir(out)) == FILES
+    simulated = name.startswith("quartdepth")
+    files = [file for file in FILES if not (simulated and file.startswith("model.encodings"))]
+    assert result.json["recipe"]["name"] == name and sorted(os.listdir(out)) == files
+    assert bool(result.json["limits"]) == simulated
 
 
 def test_the_whole_round(leadline, quantize, data, out, tmp_path):

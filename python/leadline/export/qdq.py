@@ -17,7 +17,8 @@ A grid per token has no scales to store: one operator ``t.quantize`` of the doma
 the model carries its definition.
 
 Codes of 4, 8, 16 and 32 bits have ONNX types of their own. Others travel in the next larger one: parameters as they
-are, activations behind a Clip to the grid's range (``t.clip``), since QuantizeLinear saturates at the type's range.
+are, activations behind a Clip to the grid's range (``t.clip``), since QuantizeLinear saturates at the type's range. So
+do 4-bit activations with one scale, since runtimes have few kernels for them.
 ``doc_string`` of each DequantizeLinear, and of each such operator, holds the tensor's name and its Scheme as JSON:
 `read` trusts it before names.
 
@@ -147,8 +148,15 @@ def container(scheme: Scheme) -> np.dtype[Any]:
     return narrow if scheme.bits <= 4 else scheme.dtype
 
 
+def _activation_container(scheme: Scheme) -> np.dtype[Any]:
+    """Of an activation: onnxruntime has next to no kernels for 4-bit activations, so that with one scale they travel
+    as 8 bits. With a scale per channel no Clip could bound them."""
+    return scheme.dtype if scheme.granularity == "tensor" else container(scheme)
+
+
 def _fills_container(scheme: Scheme) -> bool:
-    return scheme.bits in (4, 8, 16) and not scheme.narrow
+    """Whether an activation's codes are all that its container holds."""
+    return scheme.bits in ((8, 16) if scheme.granularity == "tensor" else (4, 8, 16)) and not scheme.narrow
 
 
 def _check_grid(graph: Graph, name: str, grid: Grid) -> None:
@@ -261,13 +269,13 @@ class _Writer:
     def _node(self, kind: str, inputs: list[str], output: str, name: str, attrs: dict[str, Any]) -> Node:
         return Node(kind, inputs, [output], _unique(name, self._names), attrs)
 
-    def _grid_inputs(self, name: str, grid: Grid) -> tuple[list[str], dict[str, Any]]:
+    def _grid_inputs(self, name: str, grid: Grid, dtype: np.dtype[Any]) -> tuple[list[str], dict[str, Any]]:
         scheme = grid.scheme
         attrs: dict[str, Any] = {} if scheme.granularity == "tensor" else {"axis": scheme.axis}
         if scheme.granularity == "block":
             attrs["block_size"] = scheme.block_size
         scale = self._constant(f"{name}.scale", grid.scale)
-        zero_point = self._constant(f"{name}.zero_point", grid.zero_point.astype(container(scheme)))
+        zero_point = self._constant(f"{name}.zero_point", grid.zero_point.astype(dtype))
         return [scale, zero_point], attrs
 
     def _note(self, node: Node, tensor: str, scheme: Scheme, transposed: bool = False) -> None:
@@ -291,8 +299,9 @@ class _Writer:
             clipped = self._tensor(f"{name}.clipped", np.float32, shape)
             yield self._node("Clip", [source, *bounds], clipped, f"{name}.clip", {})
             source = clipped
-        inputs, attrs = self._grid_inputs(name, grid)
-        quantised = self._tensor(f"{name}.q", container(grid.scheme), shape)
+        dtype = _activation_container(grid.scheme)
+        inputs, attrs = self._grid_inputs(name, grid, dtype)
+        quantised = self._tensor(f"{name}.q", dtype, shape)
         output = name if name in self._outputs else self._tensor(f"{name}.dq", np.float32, shape)
         self._renamed[name] = output
         yield self._node("QuantizeLinear", [source, *inputs], quantised, f"{name}.quantize", attrs)
@@ -320,7 +329,7 @@ class _Writer:
             output = self._renamed[name] = _unique(f"{name}.transposed", self._tensors)
         self.graph.values[output] = Value(output, np.dtype(np.float32), codes.shape)
         quantised = self._constant(f"{name}.q", np.ascontiguousarray(codes).astype(container(grid.scheme)))
-        inputs, attrs = self._grid_inputs(name, stored)
+        inputs, attrs = self._grid_inputs(name, stored, container(grid.scheme))
         node = self._node("DequantizeLinear", [quantised, *inputs], output, f"{name}.dequantize", attrs)
         self._note(node, name, grid.scheme, transposed)
         yield node
