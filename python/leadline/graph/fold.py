@@ -171,10 +171,8 @@ def _scale_outputs(graph: Graph, layer: Node, scale: Doubles, shift: Doubles) ->
     else:
         weight *= scale.reshape(-1, *[1] * (weight.ndim - 1))
     bias = graph.weights[layer.inputs[2]].astype(np.float64) if len(layer.inputs) > 2 else 0.0
-    names = [own(graph, layer, index, role) for index, role in ((1, "weight"), (2, "bias"))]
-    layer.inputs[1:] = names
-    graph.weights[names[0]] = weight.astype(np.float32)
-    graph.weights[names[1]] = (bias * scale + shift).astype(np.float32)
+    set_constant(graph, layer, 1, "weight", weight)
+    set_constant(graph, layer, 2, "bias", bias * scale + shift)
 
 
 def _affine_node(graph: Graph, node: Node) -> tuple[str, int, Doubles, Doubles] | None:
@@ -290,8 +288,7 @@ def _along(axis: int, values: Doubles) -> Doubles:
 def _scale_inputs(graph: Graph, reach: _Reach, scale: Doubles, shift: Doubles) -> None:
     """weight * scale and bias + weight . shift, in double, in tensors that only these nodes read."""
     for node, index, constant in reach.constants:
-        node.inputs[index] = own(graph, node, index, "constant")
-        graph.weights[node.inputs[index]] = constant.astype(np.float32)
+        set_constant(graph, node, index, "constant", constant)
     for layer in reach.layers:
         weight = graph.weights[layer.inputs[1]].astype(np.float64)
         groups, channels = int(layer.attrs.get("group", 1)), graph.shape(layer.inputs[0])[1]
@@ -299,8 +296,7 @@ def _scale_inputs(graph: Graph, reach: _Reach, scale: Doubles, shift: Doubles) -
             bias = graph.weights[layer.inputs[2]].astype(np.float64) if len(layer.inputs) > 2 else 0.0
             taps = weight.reshape(groups, -1, channels // groups, math.prod(weight.shape[2:])).sum(3)
             added = np.einsum("goi,gi->go", taps, np.broadcast_to(shift, channels).reshape(groups, -1))
-            layer.inputs[2:] = [own(graph, layer, 2, "bias")]
-            graph.weights[layer.inputs[2]] = (bias + added.reshape(-1)).astype(np.float32)
+            set_constant(graph, layer, 2, "bias", bias + added.reshape(-1))
         if (scale != 1).any():
             factors = np.broadcast_to(scale, channels)
             if layer.op_type == "ConvTranspose":
@@ -308,11 +304,18 @@ def _scale_inputs(graph: Graph, reach: _Reach, scale: Doubles, shift: Doubles) -
             else:
                 grouped = weight.reshape(groups, -1, *weight.shape[1:])
                 weight = (grouped * factors.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)
-            layer.inputs[1] = own(graph, layer, 1, "weight")
-            graph.weights[layer.inputs[1]] = weight.astype(np.float32)
+            set_constant(graph, layer, 1, "weight", weight)
 
 
-def own(graph: Graph, node: Node, index: int, role: str) -> str:
+def set_constant(graph: Graph, node: Node, index: int, role: str, value: Doubles) -> None:
+    """Give a node another constant input, rounded to float32, in a tensor that only this node reads. Without that input
+    so far, it is appended, called after the node and the role."""
+    name = _own(graph, node, index, role)
+    node.inputs[index:] = [name, *node.inputs[index + 1 :]]
+    graph.weights[name] = np.ascontiguousarray(value, np.float32)
+
+
+def _own(graph: Graph, node: Node, index: int, role: str) -> str:
     """The input's name if nobody else reads it, else a new name."""
     if index < len(node.inputs) and sum(other.inputs.count(node.inputs[index]) for other in graph.nodes) == 1:
         return node.inputs[index]

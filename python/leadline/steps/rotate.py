@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from leadline.data import Samples
 from leadline.graph import Graph, Layer, Node, Session, Value
-from leadline.graph.fold import own
+from leadline.graph.fold import set_constant
 from leadline.graph.stream import Stream, find_streams, strip_norms
 from leadline.graph.trace import origin, trace
 from leadline.hadamard import Rotation, layernorm_rotation, random_rotation
@@ -18,6 +18,8 @@ from leadline.recipe import Rotate
 from leadline.steps.places import find_attention
 from leadline.steps.state import Record, State
 from leadline.steps.trial import FLOAT, can_try, trial_error
+
+_ROLES = ("input", "weight", "bias")
 
 WATCHED = 4
 """Calibration samples on which rotations are compared."""
@@ -171,29 +173,21 @@ def _fold(graph: Graph, stream: Stream, rotation: Rotation) -> None:
     for layer in stream.readers:
         _turn(graph, layer, 1, rotation, 0 if layer.kind == "transpose" else 1 - layer.axis)
     for node, index, axis in stream.constants:
-        name = own(graph, node, index, "rotated")
-        graph.weights[name] = _rotated(graph.weights[node.inputs[index]], rotation, axis)
-        node.inputs[index] = name
+        set_constant(graph, node, index, "rotated", _rotated(graph, node, index, rotation, axis))
 
 
 def _turn(graph: Graph, layer: Layer, index: int, rotation: Rotation, axis: int) -> None:
-    node = layer.node
-    name = own(graph, node, index, "bias" if index == 2 else "weight")
-    graph.weights[name] = _rotated(graph.weights[node.inputs[index]], rotation, axis)
-    node.inputs[index] = name
+    set_constant(graph, layer.node, index, _ROLES[index], _rotated(graph, layer.node, index, rotation, axis))
 
 
 def _turn_some(
     graph: Graph, layer: Layer, index: int, rotation: Rotation, axis: int, groups: NDArray[np.int64]
 ) -> None:
     """Each of the groups (count, size of the rotation) of channels along an axis."""
-    node = layer.node
-    name = own(graph, node, index, "bias" if index == 2 else "weight")
-    array = np.moveaxis(graph.weights[node.inputs[index]], axis, 0).astype(np.float64)
+    array = np.moveaxis(graph.weights[layer.node.inputs[index]], axis, 0).astype(np.float64)
     array[groups] = rotation(array[groups], 1)
-    graph.weights[name] = np.ascontiguousarray(np.moveaxis(array, 0, axis), np.float32)
-    node.inputs[index] = name
+    set_constant(graph, layer.node, index, _ROLES[index], np.moveaxis(array, 0, axis))
 
 
-def _rotated(array: NDArray[np.float32], rotation: Rotation, axis: int) -> NDArray[np.float32]:
-    return rotation(array.astype(np.float64), axis).astype(np.float32)
+def _rotated(graph: Graph, node: Node, index: int, rotation: Rotation, axis: int) -> NDArray[np.float64]:
+    return rotation(graph.weights[node.inputs[index]].astype(np.float64), axis)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadline.graph import Graph, Node, Session
-from leadline.graph.fold import own
+from leadline.graph.fold import set_constant
 from leadline.recipe import CorrectBias, Smooth
 from leadline.smoothing import ALPHAS, Reader, Smoothing, reparameterize, search, search_product
 from leadline.steps.path import Moments, moments_of, update
@@ -204,10 +204,7 @@ def _array(graph: Graph, node: Node, index: int) -> Doubles:
 
 
 def _store(graph: Graph, node: Node, index: int, value: Doubles) -> None:
-    """As a weight that only this node reads."""
-    name = own(graph, node, index, ("", "weight", "bias")[index])
-    node.inputs[index:] = [name, *node.inputs[index + 1 :]]
-    graph.weights[name] = value.astype(np.float32)
+    set_constant(graph, node, index, ("", "weight", "bias")[index], value)
 
 
 def _scale_rows(graph: Graph, node: Node, rows: NDArray[np.int64], factors: Doubles) -> None:
