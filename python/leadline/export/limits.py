@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from leadline.graph import Graph
+from leadline.graph import DOMAIN, Graph
 from leadline.types import Grid
 
 _OPERATORS = {
@@ -24,7 +24,7 @@ def limits(graph: Graph, grids: Mapping[str, Grid]) -> list[str]:
         if names:
             lines.append(f"{len(names)} activations with a scale per {what}, such as {names[0]}")
     for op_type, text in _OPERATORS.items():
-        nodes = [node for node in graph.nodes if node.op_type == op_type and node.domain == "leadline"]
+        nodes = [node for node in graph.nodes if node.op_type == op_type and node.domain == DOMAIN]
         if nodes:
             rows = (graph.shape(node.outputs[0]) + graph.shape(node.inputs[1])[-1:] for node in nodes)
             flops = sum(math.prod(shape) for shape in rows) / 1e6

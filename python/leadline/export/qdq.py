@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 from leadline.export.clamps import drop_clamps
 from leadline.export.qdq_read import TAG, Qdq, read
 from leadline.files import replacing
-from leadline.graph import Graph, Node, Value
+from leadline.graph import DOMAIN, Graph, Node, Value
 from leadline.types import Grid, Scheme, refuse
 
 if TYPE_CHECKING:
@@ -314,7 +314,7 @@ class _Writer:
         attrs = {"axes": [scheme.axis], "low": float(scheme.qmin), "high": float(scheme.qmax)}
         kind = "QuantizeTokensSymmetric" if scheme.symmetric else "QuantizeTokens"
         node = self._node(kind, [source], output, f"{name}.quantize", attrs)
-        node.domain = "leadline"
+        node.domain = DOMAIN
         return node
 
     def _parameter(self, name: str) -> Iterator[Node]:

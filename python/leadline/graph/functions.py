@@ -9,7 +9,7 @@ from functools import cache
 
 import onnx
 
-DOMAIN = "leadline"
+from leadline.graph.ir import DOMAIN
 
 _DEFINITIONS = {
     # x R: what `leadline.hadamard` does in n log n steps, as one product.

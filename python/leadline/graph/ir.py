@@ -17,6 +17,8 @@ from leadline.types import refuse
 if TYPE_CHECKING:
     import onnx
 
+DOMAIN = "leadline"
+"""Of leadline's own operators, which `leadline.graph.functions` defines."""
 OPSET = 21
 Array = NDArray[Any]
 Sample = Mapping[str, Array | Sequence[int]]

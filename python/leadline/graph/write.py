@@ -11,8 +11,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from leadline.files import replacing
-from leadline.graph.functions import DOMAIN, definitions
-from leadline.graph.ir import Array, Graph, Node, Value
+from leadline.graph.functions import definitions
+from leadline.graph.ir import DOMAIN, Array, Graph, Node, Value
 
 IR_VERSION = 10
 INLINE_BYTES = 1024  # smaller tensors stay in the model: shape inference needs the values of shapes, axes and scales

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from leadline.graph import Graph, Layer, Node
+from leadline.graph import DOMAIN, Graph, Layer, Node
 from leadline.recipe import Recipe
 from leadline.types import Scheme, refuse
 
@@ -29,8 +29,6 @@ ABSORBING = frozenset("Conv ConvTranspose Gemm MatMul Add Relu".split())
 
 ELEMENTWISE = frozenset("Add Sub Mul Div".split())
 
-OWN = "leadline"
-"""The domain of leadline's own operators, which stay in float themselves."""
 
 QUANTISED = (
     frozenset(
@@ -134,7 +132,7 @@ def _activations(
     outputs = {value.name for value in graph.outputs}
     pictures, reached = _pictures(graph), _reached(graph, read)
     for node in graph.nodes:
-        if node.op_type not in QUANTISED and node.domain != OWN:
+        if node.op_type not in QUANTISED and node.domain != DOMAIN:
             continue
         for tensor in (*_data_inputs(node), *node.outputs):
             producer = producers.get(tensor)
@@ -171,7 +169,7 @@ def _known_as(
     """What overrides call a tensor, and the kinds of its producer. Behind an own operator, as what that reads: a grid
     that moves there keeps its scheme."""
     names = [tensor]
-    while (producer := producers.get(names[-1])) is not None and producer.domain == OWN:
+    while (producer := producers.get(names[-1])) is not None and producer.domain == DOMAIN:
         names.append(producer.inputs[0])
     return (names, ("first",)) if producer is None else ([*names, producer.name], kinds.get(producer.name, ()))
 
@@ -193,21 +191,21 @@ def _reached(graph: Graph, read: set[str]) -> set[str]:
     """What layers read, and what reaches them by moving data alone (or through a clamp, which takes its place)."""
     found = set(read)
     for node in reversed(graph.nodes):
-        moves = node.op_type in MOVES_DATA or node.op_type in ABSORBED or node.domain == OWN
+        moves = node.op_type in MOVES_DATA or node.op_type in ABSORBED or node.domain == DOMAIN
         if moves and not found.isdisjoint(node.outputs):
             found.update(node.inputs[:1])
     return found
 
 
 def _is_polished(producer: Node | None) -> bool:
-    return producer is not None and producer.op_type == "LogPolish" and producer.domain == OWN
+    return producer is not None and producer.op_type == "LogPolish" and producer.domain == DOMAIN
 
 
 def _stays_float(tensor: str, producer: Node | None, readers: dict[str, list[Node]]) -> bool:
     """A tensor around a polished one, which is quantised in its place; or one that an own operator alone reads."""
-    unpolished = producer is not None and producer.op_type == "LogUnpolish" and producer.domain == OWN
+    unpolished = producer is not None and producer.op_type == "LogUnpolish" and producer.domain == DOMAIN
     reads = readers.get(tensor, [])
-    return unpolished or (bool(reads) and all(node.domain == OWN for node in reads) and not _is_polished(producer))
+    return unpolished or (bool(reads) and all(node.domain == DOMAIN for node in reads) and not _is_polished(producer))
 
 
 def _data_inputs(node: Node) -> list[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline.graph import Graph, Layer, Node
+from leadline.graph import DOMAIN, Graph, Layer, Node
 from leadline.graph.trace import Use, features, origin, trace
 from leadline.steps.equalize import INHOMOGENEOUS_COMMON
 
@@ -27,6 +27,8 @@ class Place:
     readers: tuple[tuple[Layer, Ids], ...]
     shifts: bool
     """Whether a shift could be absorbed as well."""
+    heads: Ids | None = None
+    """Of values: the channels of each head, (heads, channels), as the source counts them."""
 
     @property
     def name(self) -> str:
@@ -59,7 +61,7 @@ def find_norms(graph: Graph) -> tuple[list[Place], list[tuple[str, str]]]:
     places: list[Place] = []
     refused: list[tuple[str, str]] = []
     for node in graph.nodes:
-        if node.op_type == "LayerNormalization" or (node.op_type == "Rotate" and node.domain == "leadline"):
+        if node.op_type == "LayerNormalization" or (node.op_type == "Rotate" and node.domain == DOMAIN):
             try:
                 places.append(finder.norm(node))
             except Unfit as reason:
@@ -128,7 +130,9 @@ class _Finder:
         if not (use.ids == use.ids[..., :1, :]).all():
             raise Unfit("its values are not arranged token by token")
         mixed = np.broadcast_to(use.ids[..., :1, :], shape)
-        return self._place(layer.node, trace(self.graph, mixing.outputs[0], mixed), False)
+        place = self._place(layer.node, trace(self.graph, mixing.outputs[0], mixed), False)
+        heads = np.unique(use.ids[..., 0, :].reshape(-1, shape[-1]), axis=0)  # those of a batch are the same
+        return replace(place, heads=heads)
 
     def product(self, node: Node) -> Product:
         """q and k may differ from token to token in nothing but the layer's rows: a rotation by position would mix

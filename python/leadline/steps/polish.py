@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from leadline.graph import Graph, Layer, Node, Session, Value
+from leadline.graph import DOMAIN, Graph, Layer, Node, Session, Value
 from leadline.graph.fold import new_name
 from leadline.observers import Histogram
 from leadline.polishing import Choice, choose
@@ -77,8 +77,8 @@ def _insert(graph: Graph, tensor: str, layers: list[Layer], choice: Choice, axis
         graph.values[name] = Value(name, np.dtype(np.float32), shape)
     places = [graph.nodes.index(layer.node) for layer in layers]
     graph.nodes[min(places) : min(places)] = [
-        Node("LogPolish", [tensor, omega], [polished], polished, {}, "leadline"),
-        Node("LogUnpolish", [polished, omega], [unpolished], unpolished, {}, "leadline"),
+        Node("LogPolish", [tensor, omega], [polished], polished, {}, DOMAIN),
+        Node("LogUnpolish", [polished, omega], [unpolished], unpolished, {}, DOMAIN),
     ]
     for layer in layers:
         layer.node.inputs[0] = unpolished

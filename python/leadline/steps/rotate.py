@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadline.data import Samples
-from leadline.graph import Graph, Layer, Node, Session, Value
+from leadline.graph import DOMAIN, Graph, Layer, Node, Session, Value
 from leadline.graph.fold import set_constant
 from leadline.graph.stream import Stream, find_streams, strip_norms
-from leadline.graph.trace import origin, trace
 from leadline.hadamard import Rotation, layernorm_rotation, random_rotation
 from leadline.recipe import Rotate
 from leadline.steps.places import find_attention
@@ -75,25 +74,12 @@ def rotate_heads(graph: Graph) -> list[Record]:
     """Rotate each head of every attention between its values and the layer that reads what it mixes, in place."""
     places, _, refused = find_attention(graph)
     records = [Record("rotate", name, f"its heads stay: {reason}", kept=False) for name, reason in refused]
-    producers = graph.producers()
     layers = {id(layer.node): layer for layer in graph.layers()}
-    for mixing in [node for node in graph.nodes if node.op_type == "MatMul"]:
-        (_, mixed), (_, source) = (origin(graph, producers, name) for name in mixing.inputs)
-        if mixed is None or mixed.op_type != "Softmax":
-            continue
-        if not any(place.source is source for place in places):
-            continue
-        value = layers[id(source)]
-        shape = graph.shape(value.output)
-        uses = trace(graph, value.output, np.broadcast_to(np.arange(shape[-1]), shape))
-        held = next((use.ids for use in uses if use.node is mixing and use.index == 1), None)
-        if held is None:
-            continue
-        heads = np.unique(held[..., 0, :].reshape(-1, held.shape[-1]), axis=0)  # those of a batch are the same
-        # One layer may write the values of several attentions.
-        mine = (p for p in places if p.source is source and np.array_equal(p.rows, np.unique(heads)))
-        place = next(mine, None)
-        if place is None or any(layer.kind != "linear" for layer, _ in place.readers):
+    for place in places:
+        value, heads = layers[id(place.source)], place.heads
+        if heads is None or not np.array_equal(place.rows, np.unique(heads)):
+            continue  # some of the channels are not read
+        if any(layer.kind != "linear" for layer, _ in place.readers):
             continue
         rotation = random_rotation(heads.shape[1])
         _turn_some(graph, value, 1, rotation, value.axis, heads)
@@ -121,7 +107,7 @@ def rotate_inputs(graph: Graph) -> list[Record]:
             graph.weights[matrix] = rotation.matrix().astype(np.float32)
             graph.values[output] = Value(output, np.dtype(np.float32), (rows, size))
             place = graph.nodes.index(layer.node)
-            graph.nodes.insert(place, Node("Rotate", [tensor, matrix], [output], output, {}, "leadline"))
+            graph.nodes.insert(place, Node("Rotate", [tensor, matrix], [output], output, {}, DOMAIN))
             turned[tensor] = output, rotation
             products += rows * size * size
         output, rotation = turned[tensor]
