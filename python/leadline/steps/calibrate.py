@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadline.affine import choose_grid, range_of
-from leadline.graph import Graph, Layer, Session
+from leadline.graph import Graph, Layer
 from leadline.observers import Histogram, MovingAverage, search_range
 from leadline.recipe import Calibrate, Observer
 from leadline.steps.gate import LUCK, output_error
+from leadline.steps.observe import observe
 from leadline.steps.placement import Placement, place
 from leadline.steps.state import Record, State
 from leadline.types import Grid, Scheme
@@ -170,16 +171,11 @@ def _observe(step: Calibrate, state: State, placement: Placement) -> Ranges:
     averages = {name: MovingAverage(step.momentum, axes[name]) for name in roots if averaging}
     if not roots:
         return {}
-    inputs = {value.name for value in state.graph.inputs}
-    watched = [name for name in roots if name not in inputs]
-    with Session(state.graph, outputs=watched or None, threads=state.threads) as session:
-        samples = zip(state.calibration.labels, state.calibration, strict=True)
-        for label, feed in state.progress.over(samples, "calibrate", len(state.calibration)):
-            seen = session.run(feed) | feed
-            for name in roots:
-                state.histograms[name].update(seen[name], sample=label, threads=state.threads)
-                if averages:
-                    averages[name].update(seen[name], sample=label)
+    for label, seen in observe(state, roots, "calibrate"):
+        for name in roots:
+            state.histograms[name].update(seen[name], sample=label, threads=state.threads)
+            if averages:
+                averages[name].update(seen[name], sample=label)
     found: Ranges = {name: (average.lo, average.hi) for name, average in averages.items()}
     return found | _decided(state, found)
 

@@ -6,11 +6,12 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from leadline.graph import DOMAIN, Graph, Layer, Node, Session, Value
+from leadline.graph import DOMAIN, Graph, Layer, Node, Value
 from leadline.graph.fold import new_name
 from leadline.observers import Histogram
 from leadline.polishing import Choice, choose
 from leadline.recipe import Polish
+from leadline.steps.observe import observe
 from leadline.steps.placement import place
 from leadline.steps.state import Record, State
 
@@ -56,14 +57,9 @@ def polish(step: Polish, state: State) -> None:
 def _observe(state: State, axes: dict[str, int | None]) -> dict[str, Histogram]:
     """What the tensors hold on the calibration samples, along their channel axes."""
     histograms = {name: Histogram(axis=axis, name=name) for name, axis in axes.items()}
-    inputs = {value.name for value in state.graph.inputs}
-    watched = [name for name in axes if name not in inputs]
-    with Session(state.graph, outputs=watched or None, threads=state.threads) as session:
-        samples = zip(state.calibration.labels, state.calibration, strict=True)
-        for label, feed in state.progress.over(samples, "polish", len(state.calibration)):
-            seen = session.run(feed) | feed
-            for name, histogram in histograms.items():
-                histogram.update(seen[name], sample=label, threads=state.threads)
+    for label, seen in observe(state, list(axes), "polish"):
+        for name, histogram in histograms.items():
+            histogram.update(seen[name], sample=label, threads=state.threads)
     return histograms
 
 
