@@ -1,0 +1,41 @@
+"""The command line: flags to calls, nothing else."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from leadline.cli import about, artefacts, networks
+from leadline.types import InputError
+
+app = typer.Typer(
+    help="A trained vision network in, a verified low-bit artefact out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for command in (
+    networks.demo,
+    networks.quantize,
+    networks.verify,
+    artefacts.inspect,
+    artefacts.convert,
+    about.recipe,
+    about.info,
+):
+    app.command()(command)
+
+
+def main() -> None:
+    """Exit codes: 0 done, 2 a user's mistake, 130 interrupted."""
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except SystemExit as stop:
+        if stop.code == 130:
+            print("interrupted; nothing was written", file=sys.stderr)
+        raise

@@ -1,0 +1,137 @@
+"""Commands that run networks: demo, quantize, verify."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+from rich.console import Console
+
+from leadline.cli import flags
+from leadline.recipe import Recipe
+from leadline.types import refuse
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the artefacts and the report.")] = Path("demo"),
+    network: Annotated[str, typer.Option(help="tinydepth or tinydepth-conv.")] = "tinydepth",
+    recipe: Annotated[list[str] | None, typer.Option(help="Recipes to compare; may be repeated.")] = None,
+    threads: flags.Threads = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Quantise a small depth network on rendered scenes, and show what each recipe does to the depth. No download."""
+    from leadline import demo as tour
+    from leadline import report
+    from leadline.files import filling
+    from leadline.progress import Bars
+
+    comparison = tour.demo(out, network, recipe or tour.RECIPES, threads=threads, progress=Bars())
+    document = report.compared(comparison)
+    with filling(out) as folder:
+        report.write_compared(document, comparison, folder)
+    if as_json:
+        flags.print_json(document)
+    else:
+        report.show_compared(document, Console())
+        Console(stderr=True).print(f"wrote {out}/report.html")
+
+
+def quantize(
+    model: Annotated[Path, typer.Argument(help="A float ONNX network.")],
+    data: flags.Data,
+    out: Annotated[Path, typer.Option(help="Folder for the artefacts and the report.")],
+    recipe: Annotated[str, typer.Option(help="A recipe's name (see `leadline recipe`) or a TOML file.")] = "w8a8",
+    target: Annotated[str, typer.Option(help="What the artefact is placed for: onnxruntime.")] = "onnxruntime",
+    encodings: Annotated[str, typer.Option(help="Version of model.encodings: 0.6.1, 1.0.0 or 2.0.0.")] = "1.0.0",
+    samples: flags.Samples = None,
+    choose: flags.Choose = "random",
+    features: flags.Features = None,
+    seed: flags.Seed = 0,
+    resize: flags.Resize = None,
+    crop: flags.Crop = None,
+    mean: flags.Mean = None,
+    std: flags.Std = None,
+    scale: flags.Scale = None,
+    layout: flags.Layout = None,
+    channels: flags.Channels = None,
+    strict: flags.Strict = False,
+    threads: flags.Threads = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Quantise a network, check the artefact against it, and write both with a report."""
+    from leadline import pipeline, report
+    from leadline.export.encodings import Version
+    from leadline.files import filling
+    from leadline.progress import Bars
+
+    if target != "onnxruntime":
+        raise refuse("quantize", "target must be onnxruntime", repr(target))
+    if encodings not in get_args(Version):
+        raise refuse("quantize", f"encodings must be one of {', '.join(get_args(Version))}", repr(encodings))
+    start = time.monotonic()
+    plan = Recipe.load(recipe)
+    preprocess = flags.preprocessing(plan.data, resize, crop, mean, std, scale, layout, channels)
+    progress = Bars()
+    with filling(out) as folder:
+        quantized = pipeline.quantize(
+            model,
+            plan,
+            data,
+            preprocess=preprocess,
+            samples=samples,
+            choice=choose,
+            features=features,
+            seed=seed,
+            strict=strict,
+            threads=threads,
+            progress=progress,
+        )
+        with progress("write"):
+            quantized.save(folder, encodings_version=encodings)
+        verification = quantized.verify(threads=threads, progress=progress)
+        document = report.document(model, quantized, verification, folder, time.monotonic() - start)
+        report.write(document, verification.pictures, folder, quantized)
+    if as_json:
+        flags.print_json(document)
+    else:
+        report.show(document, Console())
+        Console(stderr=True).print(f"wrote {out}/report.html")
+
+
+def verify(
+    fp32: Annotated[Path, typer.Argument(help="The float network: the original, or model.fp32.onnx.")],
+    qdq: Annotated[Path, typer.Argument(help="The artefact: an ONNX file with QuantizeLinear and DequantizeLinear.")],
+    data: flags.Data,
+    out: Annotated[Path | None, typer.Option(help="Folder for report.json and report.html.")] = None,
+    samples: flags.Samples = None,
+    seed: flags.Seed = 0,
+    resize: flags.Resize = None,
+    crop: flags.Crop = None,
+    mean: flags.Mean = None,
+    std: flags.Std = None,
+    scale: flags.Scale = None,
+    layout: flags.Layout = None,
+    channels: flags.Channels = None,
+    strict: flags.Strict = False,
+    threads: flags.Threads = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Compare an artefact with its float network on samples: SQNR, worst layers, fused kernels."""
+    from leadline import pipeline, report
+    from leadline.files import filling
+    from leadline.progress import Bars
+    from leadline.verification import verify as run
+
+    preprocess = flags.preprocessing({}, resize, crop, mean, std, scale, layout, channels)
+    graph, feeds = pipeline.load_pair(fp32, data, preprocess, samples, seed, strict)
+    verification = run(graph, qdq, feeds, threads=threads, progress=Bars())
+    document = report.verified(fp32, graph, qdq, feeds, verification)
+    if out is not None:
+        with filling(out) as folder:
+            report.write(document, verification.pictures, folder)
+    if as_json:
+        flags.print_json(document)
+    else:
+        report.show(document, Console())
