@@ -78,11 +78,12 @@ class Quantized:
     def encoded_graph(self) -> Graph:
         """The float network that belongs to the encodings: rounding it to nearest gives the artefact's integers.
 
-        Weights and biases whose codes are not the nearest ones (a corrected bias) take the value of their codes.
+        Weights and biases whose codes are not the nearest ones (a corrected bias, or a narrow grid's lowest code, since
+        encodings know no narrow grids) take the value of their codes.
         """
         graph = self.graph.copy()
         for name, codes in self.codes.items():
-            if not np.array_equal(to_codes(graph.weights[name], self.grids[name]), codes):
+            if not np.array_equal(to_codes(graph.weights[name], encodings.plain(self.grids[name])), codes):
                 graph.weights[name] = dequantize(codes, self.grids[name])
         return graph
 

@@ -79,7 +79,7 @@ class Encodings:
         tokens = [name for name, grid in grids.items() if grid.scheme.granularity == "token"]
         if tokens:
             raise _wrong(tokens[0], "no file holds scales that are computed at run time", "granularity 'token'")
-        found = cls({name: _plain(grid) for name, grid in grids.items()})
+        found = cls({name: plain(grid) for name, grid in grids.items()})
         return found._placed(graph, _wrong)
 
     def write(self, path: str | os.PathLike[str], version: str = "1.0.0") -> None:
@@ -227,7 +227,7 @@ def _most_frequent_bits(schemes: list[Scheme]) -> int:
     return max(counts, key=lambda bits: (counts[bits], bits), default=32)
 
 
-def _plain(grid: Grid) -> Grid:
+def plain(grid: Grid) -> Grid:
     """The grid without what no encodings file can say."""
     scheme = grid.scheme
     return Grid(
