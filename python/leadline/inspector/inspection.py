@@ -122,11 +122,9 @@ class Inspection:
             rows += [(label, f"{name}: {what}") for name, what in list(table.items())[:longest]]
             if len(table) > longest:
                 rows.append((label, f"and {len(table) - longest} more"))
-        for label, operators in (("dynamic", self.dynamic_operators), ("float", self.float_operators)):
-            rows += [
-                (f"{label} operators", f"{kind} {len(names)}: {cut(names, longest)}")
-                for kind, names in operators.items()
-            ]
+        left = "outside the binary" if self.tensors is None else "float operators"
+        for label, operators in (("dynamic operators", self.dynamic_operators), (left, self.float_operators)):
+            rows += [(label, f"{kind} {len(names)}: {cut(names, longest)}") for kind, names in operators.items()]
         return rows
 
 

@@ -13,6 +13,13 @@ from rich.filesize import decimal
 import leadline
 from leadline.inspector import inspect
 from leadline.report import charts
+from leadline.report.artefacts import (
+    show_difference,
+    show_inspection,
+    write_difference,
+    write_inspection,
+    write_page,
+)
 from leadline.report.depth import PROFILES, figures, footage_pictures
 from leadline.report.pictures import triptych
 from leadline.report.statistics import densities, ranges, rounding
@@ -23,7 +30,6 @@ if TYPE_CHECKING:
     from leadline.comparison import Comparison
     from leadline.data import Samples
     from leadline.graph import Graph
-    from leadline.inspector import Inspection
     from leadline.pipeline import Quantized
     from leadline.verification import Dense, Verification
 
@@ -32,10 +38,13 @@ __all__ = [
     "document",
     "show",
     "show_compared",
+    "show_difference",
     "show_inspection",
     "verified",
     "write",
     "write_compared",
+    "write_difference",
+    "write_inspection",
 ]
 
 COLUMNS = ("AbsRel", "delta1", "RMSE m", "edge F1", "corr.", "SSIM")
@@ -145,18 +154,10 @@ def _drawn(run: dict[str, Any], pictures: Sequence[Dense], quantized: Quantized 
 
 
 def _write(document: dict[str, Any], runs: list[dict[str, Any]], footage: list[dict[str, Any]], folder: Path) -> None:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     (folder / "report.json").write_text(json.dumps(document, indent=2) + "\n", "utf-8")
-    environment = Environment(
-        loader=PackageLoader("leadline.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["size"] = decimal
-    page = environment.get_template("page.html").render(
+    write_page(
+        folder / "report.html",
+        "page.html",
         leadline=document["leadline"],
         network=document["network"],
         depth=document.get("depth"),
@@ -165,7 +166,6 @@ def _write(document: dict[str, Any], runs: list[dict[str, Any]], footage: list[d
         worst=WORST,
         script=charts.script() if charts.available() else None,
     )
-    (folder / "report.html").write_text(page, "utf-8")
 
 
 def show(document: dict[str, Any], console: Console) -> None:
@@ -230,16 +230,6 @@ def show_compared(document: dict[str, Any], console: Console) -> None:
 
 def _mean(values: Sequence[float] | None) -> str:
     return f"{sum(values) / len(values):.3f}" if values else ""
-
-
-def show_inspection(inspection: Inspection, console: Console) -> None:
-    """What a file holds, as a table."""
-    from rich.table import Table
-
-    table = Table("", "", box=None, show_header=False)
-    for key, value in inspection.rows():
-        table.add_row(str(key), str(value))
-    console.print(table, markup=False)
 
 
 def _strays(verification: dict[str, Any]) -> bool:

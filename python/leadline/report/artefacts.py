@@ -1,0 +1,67 @@
+"""Inspections and comparisons of artefacts as tables in the terminal, and as pages of one file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.filesize import decimal
+
+import leadline
+from leadline.files import replacing
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from leadline.inspector import Difference, Inspection
+
+
+def show_inspection(inspection: Inspection, console: Console) -> None:
+    """What a file holds, as a table."""
+    _show(inspection.rows(), console)
+
+
+def show_difference(difference: Difference, console: Console) -> None:
+    """What differs between two files, as a table."""
+    _show(difference.rows(), console)
+
+
+def write_inspection(inspection: Inspection, path: str | os.PathLike[str]) -> None:
+    """What a file holds, as a page that opens anywhere. Raises InputError when the folder cannot be written."""
+    write_page(path, "inspection.html", leadline=leadline.__version__, found=inspection.to_dict())
+
+
+def write_difference(difference: Difference, path: str | os.PathLike[str]) -> None:
+    """What differs between two files, likewise."""
+    write_page(path, "difference.html", leadline=leadline.__version__, found=difference.to_dict())
+
+
+def _show(rows: Iterable[tuple[str, str]], console: Console) -> None:
+    from rich.table import Table
+
+    table = Table("", "", box=None, show_header=False)
+    for key, value in rows:
+        table.add_row(str(key), str(value))
+    console.print(table, markup=False)
+
+
+def write_page(path: str | os.PathLike[str], template: str, **values: Any) -> None:
+    """Render one of the templates beside this file into a page that needs nothing else.
+
+    Raises InputError when the folder cannot be written.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("leadline.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["size"] = decimal
+    page = environment.get_template(template).render(**values)
+    with replacing(Path(path)) as temporary:
+        temporary.write_text(page, "utf-8")
