@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from leadline.cli import about, artefacts, networks
+from leadline.cli import about, artefacts, audits, networks
 from leadline.types import InputError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ for command in (
     networks.verify,
     artefacts.inspect,
     artefacts.convert,
+    audits.audit,
     about.recipe,
     about.info,
 ):
@@ -29,7 +30,7 @@ for command in (
 
 
 def main() -> None:
-    """Exit codes: 0 done, 2 a user's mistake, 130 interrupted."""
+    """Exit codes: 0 done, 1 an audit found what its target refuses, 2 a user's mistake, 130 interrupted."""
     try:
         app()
     except InputError as error:

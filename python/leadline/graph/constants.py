@@ -13,7 +13,7 @@ from leadline.graph.ir import Array, Graph, Node, Value
 from leadline.graph.read import to_node
 from leadline.graph.write import IR_VERSION
 from leadline.graph.write import to_node as to_proto
-from leadline.types import refuse
+from leadline.types import InputError, refuse
 
 _RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 _DATA_DEPENDENT = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
@@ -78,6 +78,17 @@ def _check(node: Node, opset: int, label: str) -> None:
         raise refuse(
             "Graph.load", f"values of '{label}' must be tensors", f"{node.op_type} writing '{node.outputs[0]}'"
         )
+
+
+def obstacle(node: Node, opset: int) -> str | None:
+    """Why a network with this node may be refused whatever else it holds; None for a node that can be read."""
+    try:
+        _check(node, opset, "the network")
+    except InputError as error:
+        return str(error).split("] ", 1)[1].split(". Received", 1)[0]
+    if any(isinstance(value, onnx.GraphProto) for value in node.attrs.values()):
+        return "control flow must depend on constants only"
+    return "its output's shape depends on the data" if node.op_type in _DATA_DEPENDENT else None
 
 
 def _inline(node: Node, weights: dict[str, Array], label: str) -> list[Node]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,11 @@ from leadline.graph.read import Dims, Source
 from leadline.graph.simplify import simplify
 from leadline.types import refuse
 
+Watch = Callable[[str, Graph], None]
+"""Called behind each pass that rewrites nodes, with what it did."""
 
-def normalise(source: Source, sample: Sample | None) -> Graph:
+
+def normalise(source: Source, sample: Sample | None, watch: Watch = lambda how, graph: None) -> Graph:
     """Fix the shapes, fold constants, raise the opset, recognise patterns, name everything."""
     opset.check(source.opset, source.label)
     inputs = _inputs(source, dict(sample or {}))
@@ -24,18 +28,26 @@ def normalise(source: Source, sample: Sample | None) -> Graph:
     _check_dtypes({value.name: value.dtype for value in inputs}, source.label)
     graph = Graph(source.nodes, dict(source.weights), inputs, outputs, {}, source.name, source.opset)
     constants.fold(graph, source.label)
+    watch("constant, computed once", graph)
     if graph.opset != OPSET:
         opset.convert(graph, source.label)
         constants.fold(graph, source.label)
+        watch(f"written in opset {OPSET}", graph)
     _check_dtypes({name: array.dtype for name, array in graph.weights.items()}, source.label)
     _check_dtypes({name: value.dtype for name, value in graph.values.items()}, source.label)
     _check_finite(graph, source.label)
     simplify(graph)
+    watch("without effect, or merged with a neighbour", graph)
     softmax_guards(graph)
+    watch("guards around Softmax that nothing can trigger", graph)
     layer_norms(graph)
+    watch("LayerNormalization recognised in its pieces", graph)
     activations(graph)
+    watch("activation functions recognised by value", graph)
     linears(graph)
+    watch("one form of linear layer", graph)
     simplify(graph)
+    watch("without effect, or merged with a neighbour", graph)
     names.assign(graph)
     return graph
 

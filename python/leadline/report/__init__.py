@@ -14,8 +14,10 @@ import leadline
 from leadline.inspector import inspect
 from leadline.report import charts
 from leadline.report.artefacts import (
+    show_audit,
     show_difference,
     show_inspection,
+    write_audit,
     write_difference,
     write_inspection,
     write_page,
@@ -37,11 +39,13 @@ __all__ = [
     "compared",
     "document",
     "show",
+    "show_audit",
     "show_compared",
     "show_difference",
     "show_inspection",
     "verified",
     "write",
+    "write_audit",
     "write_compared",
     "write_difference",
     "write_inspection",

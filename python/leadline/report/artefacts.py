@@ -1,4 +1,4 @@
-"""Inspections and comparisons of artefacts as tables in the terminal, and as pages of one file."""
+"""Inspections, comparisons and audits as tables in the terminal, and as pages of one file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,17 @@ from leadline.files import replacing
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from leadline.audit import Audit
     from leadline.inspector import Difference, Inspection
+
+
+_WORDS = {
+    "unsupported": "not supported",
+    "unknown": "not asked",
+    "rewrite": "supported once rewritten",
+    "float": "stay in float",
+    "supported": "supported",
+}
 
 
 def show_inspection(inspection: Inspection, console: Console) -> None:
@@ -36,6 +46,26 @@ def write_inspection(inspection: Inspection, path: str | os.PathLike[str]) -> No
 def write_difference(difference: Difference, path: str | os.PathLike[str]) -> None:
     """What differs between two files, likewise."""
     write_page(path, "difference.html", leadline=leadline.__version__, found=difference.to_dict())
+
+
+def show_audit(audit: Audit, console: Console) -> None:
+    """What a target says, and what leadline's import did before, as tables."""
+    from rich.table import Table
+
+    console.print(f"{audit.file} for {audit.target}: {audit.basis}", markup=False, highlight=False, soft_wrap=True)
+    for rewrite in audit.rewrites:
+        console.print(f"  {rewrite.text} ({rewrite.how})", markup=False, highlight=False, soft_wrap=True)
+    table = Table("operator", "count", "", "answer", box=None)
+    for row in audit.rows():
+        table.add_row(*row)
+    console.print(table, markup=False)
+    counts = [f"{count} {_WORDS[status]}" for status, count in audit.counts().items() if count]
+    console.print(f"{audit.normalised} operators: {', '.join(counts)}", markup=False, highlight=False)
+
+
+def write_audit(audit: Audit, path: str | os.PathLike[str]) -> None:
+    """The same as a page."""
+    write_page(path, "audit.html", leadline=leadline.__version__, found=audit.to_dict(), words=_WORDS)
 
 
 def _show(rows: Iterable[tuple[str, str]], console: Console) -> None:

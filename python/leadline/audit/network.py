@@ -1,0 +1,76 @@
+"""A network on its way through leadline's import, watched: what was rewritten, or which nodes stopped it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from leadline.audit.findings import Finding, Rewrite
+from leadline.types import InputError
+
+if TYPE_CHECKING:
+    from leadline.graph import Graph
+    from leadline.graph.ir import Sample
+    from leadline.graph.read import Source
+
+
+@dataclass(frozen=True)
+class Network:
+    """`graph` is None where `obstacles` kept import from reading the network; `others` counts the rest of its nodes."""
+
+    file: str
+    nodes: int
+    graph: Graph | None
+    rewrites: tuple[Rewrite, ...]
+    obstacles: tuple[Finding, ...]
+
+
+def open_network(file: Path, sample: Sample | None) -> Network:
+    """Read a float ONNX network as `leadline quantize` does, up to its folds.
+
+    Control flow, unknown operators and shapes that depend on the data are findings; any other InputError is raised.
+    """
+    from leadline.graph.load import normalise
+    from leadline.graph.read import read
+
+    source = read(file)
+    before = Counter(node.op_type for node in source.nodes)
+    rewrites: list[Rewrite] = []
+
+    def watch(how: str, graph: Graph) -> None:
+        nonlocal before
+        after = Counter(node.op_type for node in graph.nodes)
+        if after != before:
+            rewrites.append(Rewrite(dict(before - after), dict(after - before), how))
+        before = after
+
+    try:
+        graph = normalise(source, sample, watch)
+    except InputError:
+        obstacles = _obstacles(source)
+        if not obstacles:
+            raise
+        return Network(file.name, len(source.nodes), None, (), obstacles)
+    graph.fold()
+    watch("folded into the neighbouring layers", graph)
+    return Network(file.name, len(source.nodes), graph, tuple(rewrites), ())
+
+
+def _obstacles(source: Source) -> tuple[Finding, ...]:
+    """Every node that import cannot read, and the others as not asked."""
+    from leadline.graph.constants import obstacle
+
+    reasons = [(node, obstacle(node, source.opset)) for node in source.nodes]
+    if not any(reason for _, reason in reasons):
+        return ()
+    found: dict[tuple[str, str], list[str]] = {}
+    for node, reason in reasons:
+        kind = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        found.setdefault((kind, reason or ""), []).append(node.name or node.outputs[0])
+    return tuple(
+        Finding(kind, "unsupported" if reason else "unknown", tuple(names), len(names),
+                reason or "not asked: the network cannot be read")
+        for (kind, reason), names in found.items()
+    )  # fmt: skip

@@ -1,0 +1,45 @@
+"""The command that asks a target: audit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from leadline.cli import flags
+from leadline.types import refuse
+
+
+def audit(
+    model: Annotated[Path, typer.Argument(help="A float ONNX network, or a .tflite for litert.")],
+    target: Annotated[str, typer.Option(help="hexagon or litert.")],
+    shape: Annotated[
+        list[str] | None, typer.Option(help="NAME=1x3x224x224: fixes an input's free axes; may be repeated.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="Whose bits and granularities hexagon is asked with.")] = "w8a8",
+    html: Annotated[Path | None, typer.Option(help="Write a page of one file here.")] = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Ask a target which operators of a network it takes. Exit code 1 if any is refused."""
+    from leadline import report
+    from leadline.audit import audit as run
+
+    found = run(model, target, dict(map(_shape, shape or [])) or None, recipe)
+    if html is not None:
+        report.write_audit(found, html)
+    if as_json:
+        flags.print_json(found.to_dict())
+    else:
+        report.show_audit(found, Console())
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, dims = text.rpartition("=")
+    parts = dims.lower().split("x")
+    if not name or not all(part.isdigit() for part in parts):
+        raise refuse("audit", "--shape must be NAME=1x3x224x224", repr(text))
+    return name, tuple(map(int, parts))
