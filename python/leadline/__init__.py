@@ -44,6 +44,8 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return version("leadline")
+    if name == "sweep":
+        return import_module("leadline.sweep")
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'leadline' has no attribute {name!r}")

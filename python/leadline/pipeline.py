@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from leadline.affine import dequantize
 from leadline.affine import quantize as to_codes
+from leadline.cache import Cache
 from leadline.data import Preprocess, Samples, choose, load
 from leadline.data.choice import check_method
 from leadline.data.samples import Feed
@@ -131,6 +132,7 @@ def quantize(
     strict: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
+    cache: Cache | None = None,
 ) -> Quantized:
     """Quantise a network by a recipe.
 
@@ -162,12 +164,65 @@ def quantize(
         For the cores and onnxruntime. Default: all.
     progress : Progress, optional
         ``leadline.progress.Bars()`` shows bars with time left. Default: silent.
+    cache : Cache, optional
+        ``leadline.cache.Cache(folder)``: what runs have in common (the same steps on the same network and samples, what
+        tensors held) is computed once. The result is the same.
 
     Raises
     ------
     InputError
         Whatever is wrong with the network, the recipe or the data, named.
     """
+    state, given = prepare(
+        graph,
+        recipe,
+        data,
+        held_out=held_out,
+        preprocess=preprocess,
+        samples=samples,
+        choice=choice,
+        features=features,
+        seed=seed,
+        strict=strict,
+        threads=threads,
+        progress=progress,
+        cache=cache,
+    )
+    for step in state.recipe.steps:
+        apply(step, state)
+    if not state.grids:
+        received = f"recipe {state.recipe.name}, no grids"
+        raise refuse("quantize", "a recipe must calibrate and have a layer to quantise", received)
+    return Quantized(
+        state.graph,
+        state.grids,
+        state.codes,
+        state.recipe,
+        state.log,
+        held_out=state.held_out,
+        histograms=state.histograms,
+        calibrated=len(state.calibration),
+        skipped=given.skipped,
+    )
+
+
+def prepare(
+    graph: Graph | str | os.PathLike[str],
+    recipe: Recipe | str | os.PathLike[str],
+    data: Any,
+    *,
+    held_out: Samples | None = None,
+    preprocess: Preprocess | None = None,
+    samples: int | None = None,
+    choice: str = "random",
+    features: str | Callable[[Feed], Any] | None = None,
+    seed: int = 0,
+    strict: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    cache: Cache | None = None,
+) -> tuple[State, Samples]:
+    """The state that `quantize` applies a recipe's steps to, and the samples chosen from `data`. Parameters as there."""
     recipe = Recipe.load(recipe)
     progress = progress or Quiet()
     if preprocess is None and recipe.data:
@@ -186,23 +241,8 @@ def quantize(
             progress=progress,
         )
     calibration, kept_out = (given, held_out) if held_out is not None else given.split(HELD_OUT)
-    state = State(network.copy(), recipe, calibration, kept_out, progress, _simulate, threads)
-    for step in recipe.steps:
-        apply(step, state)
-    if not state.grids:
-        received = f"recipe {recipe.name}, no grids"
-        raise refuse("quantize", "a recipe must calibrate and have a layer to quantise", received)
-    return Quantized(
-        state.graph,
-        state.grids,
-        state.codes,
-        recipe,
-        state.log,
-        held_out=kept_out,
-        histograms=state.histograms,
-        calibrated=len(calibration),
-        skipped=given.skipped,
-    )
+    state = State(network.copy(), recipe, calibration, kept_out, progress, _simulate, threads, cache=cache)
+    return state, given
 
 
 def load_pair(

@@ -151,6 +151,11 @@ class Recipe:
         except UnicodeDecodeError as error:
             raise refuse("Recipe.load", "recipe file must be UTF-8 text", f"{path}: {error.reason}") from error
 
+    @staticmethod
+    def from_toml(text: str, where: str = "recipe") -> Recipe:
+        """What `to_toml` wrote; `where` names it in messages. Raises InputError as `load` does."""
+        return _parse(text, where)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the recipe as TOML, complete, so that it can be edited and loaded again."""
         from leadline.files import replacing

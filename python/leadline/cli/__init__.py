@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from leadline.cli import about, artefacts, audits, networks
+from leadline.cli import about, artefacts, audits, networks, sweep
 from leadline.types import InputError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ for command in (
     about.info,
 ):
     app.command()(command)
+app.add_typer(sweep.app, name="sweep")
 
 
 def main() -> None:

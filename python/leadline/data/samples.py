@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leadline.cache import digest
 from leadline.types import refuse
 
 Feed = dict[str, NDArray[Any]]
@@ -46,6 +47,7 @@ class Samples:
     ) -> None:
         self._items = tuple(items)
         self._seed = seed
+        self._digest: str | None = None
         self.skipped = list(skipped)
         self.ignored = ignored
 
@@ -58,6 +60,12 @@ class Samples:
 
     def __repr__(self) -> str:
         return f"Samples({len(self)}, skipped={len(self.skipped)}, ignored={self.ignored})"
+
+    def digest(self) -> str:
+        """Of the content of every sample, in order; each is read once. For `leadline.cache`."""
+        if self._digest is None:
+            self._digest = digest([digest(feed) for feed in self])
+        return self._digest
 
     @property
     def labels(self) -> list[str]:

@@ -36,7 +36,7 @@ def script() -> str:
 
 def layers(tensors: list[dict[str, Any]]) -> str:
     """SQNR of every tensor in the order of computation."""
-    alt = _altair()
+    alt = load_altair()
     rows = [
         {"order": t["order"], "tensor": t["name"], "operator": t["op"], "dB": round(min(t["sqnr"], 80.0), 2)}
         for t in tensors
@@ -51,12 +51,12 @@ def layers(tensors: list[dict[str, Any]]) -> str:
             tooltip=["tensor:N", "operator:N", "dB:Q"],
         )
     )
-    return _spec(chart, 220)
+    return spec(chart, 220)
 
 
 def histograms(rows: list[dict[str, Any]], densities: dict[str, list[float]], first: str) -> str:
     """One tensor's values and the range chosen for it, picked from a menu."""
-    alt = _altair()
+    alt = load_altair()
     data = []
     for row in rows:
         if row["name"] not in densities:
@@ -103,12 +103,12 @@ def histograms(rows: list[dict[str, Any]], densities: dict[str, list[float]], fi
             tooltip=[alt.Tooltip("limit:Q", title="end of the grid"), alt.Tooltip("clipped:Q", title="clipped, %")],
         )
     )
-    return _spec((bars + limits).add_params(menu), 220)
+    return spec((bars + limits).add_params(menu), 220)
 
 
 def rounding(rows: list[dict[str, Any]]) -> str:
     """SQNR of every quantised weight and bias, and how much of its grid it uses."""
-    alt = _altair()
+    alt = load_altair()
     data = [
         {
             "order": order,
@@ -132,7 +132,7 @@ def rounding(rows: list[dict[str, Any]]) -> str:
             tooltip=["weight:N", *(f"{key}:Q" for key in data[0] if key not in ("order", "weight"))],
         )
     )
-    return _spec(chart, 220)
+    return spec(chart, 220)
 
 
 def learned(steps: list[dict[str, Any]]) -> str | None:
@@ -140,7 +140,7 @@ def learned(steps: list[dict[str, Any]]) -> str | None:
     rows = [step for step in steps if step["step"] == "round" and step.get("before")]
     if not rows:
         return None
-    alt = _altair()
+    alt = load_altair()
     data = [
         {
             "order": order,
@@ -161,12 +161,12 @@ def learned(steps: list[dict[str, Any]]) -> str | None:
             tooltip=["layer:N", "how:N", "error left, %:Q", "nearest:Q", "chosen:Q"],
         )
     )
-    return _spec(chart, 180)
+    return spec(chart, 180)
 
 
 def profile(series: dict[str, list[float]], unit: str) -> str:
     """Figures over a video's frames, a line for each network."""
-    alt = _altair()
+    alt = load_altair()
     data = [
         {"frame": i + 1, "network": name, "value": round(value, 4)}
         for name, values in series.items()
@@ -187,20 +187,21 @@ def profile(series: dict[str, list[float]], unit: str) -> str:
             tooltip=["network:N", "frame:Q", "value:Q"],
         )
     )
-    return _spec(chart, 200)
+    return spec(chart, 200)
 
 
 def _short(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def _spec(chart: altair.TopLevelMixin, height: int) -> str:
+def spec(chart: altair.TopLevelMixin, height: int) -> str:
     """JSON that may stand inside a script element."""
     spec = chart.properties(width="container", height=height).configure(font="system-ui, sans-serif").to_dict()
     return json.dumps(spec, separators=(",", ":")).replace("</", "<\\/")
 
 
-def _altair() -> Any:
+def load_altair() -> Any:
+    """The module; raises InputError where the report extra is missing."""
     try:
         import altair
     except ImportError:

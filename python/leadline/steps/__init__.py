@@ -12,6 +12,7 @@ from leadline.steps.equalize import equalize
 from leadline.steps.polish import polish
 from leadline.steps.rotate import rotate
 from leadline.steps.round import round_weights
+from leadline.steps.shared import stepped
 from leadline.steps.smooth import smooth
 from leadline.steps.state import Progress, Record, State
 
@@ -38,4 +39,4 @@ HANDLERS: dict[type[Any], Callable[[Any, State], None]] = {
 
 def apply(step: Step, state: State) -> None:
     """Run one step of a recipe."""
-    HANDLERS[type(step)](step, state)
+    stepped(step, state, lambda: HANDLERS[type(step)](step, state))

@@ -13,7 +13,7 @@ from leadline.graph import Graph, Layer
 from leadline.observers import Histogram, MovingAverage, search_range
 from leadline.recipe import Calibrate, Observer
 from leadline.steps.gate import LUCK, output_error
-from leadline.steps.observe import observe
+from leadline.steps.observe import histograms, observe
 from leadline.steps.placement import Placement, place
 from leadline.steps.state import Record, State
 from leadline.types import Grid, Scheme
@@ -43,7 +43,8 @@ HOPELESS = 1.5
 
 
 def calibrate(step: Calibrate, state: State) -> None:
-    """Fill ``state.grids`` for activations, weights, constants and biases; one pass over the calibration samples."""
+    """Fill ``state.grids`` for activations, weights, constants and biases; one pass over the calibration samples, and
+    another for moving averages."""
     _own_biases(state.graph)
     state.placement = placement = place(state.graph, state.recipe)
     state.log += [Record.of("calibrate", note) for note in placement.notes]
@@ -166,16 +167,13 @@ def _observe(step: Calibrate, state: State, placement: Placement) -> Ranges:
     schemes = placement.schemes
     roots = sorted(name for name in set(placement.root.values()) if schemes[name].granularity != "token")
     axes = {name: schemes[name].axis if schemes[name].granularity == "axis" else None for name in roots}
-    state.histograms = {name: Histogram(axis=axes[name], name=name) for name in roots}
-    averaging = step.activations == "moving-average"
-    averages = {name: MovingAverage(step.momentum, axes[name]) for name in roots if averaging}
-    if not roots:
+    state.histograms = histograms(state, axes, "calibrate")
+    if step.activations != "moving-average" or not roots:
         return {}
-    for label, seen in observe(state, roots, "calibrate"):
+    averages = {name: MovingAverage(step.momentum, axes[name]) for name in roots}
+    for label, seen in observe(state, roots, "moving averages"):
         for name in roots:
-            state.histograms[name].update(seen[name], sample=label, threads=state.threads)
-            if averages:
-                averages[name].update(seen[name], sample=label)
+            averages[name].update(seen[name], sample=label)
     found: Ranges = {name: (average.lo, average.hi) for name, average in averages.items()}
     return found | _decided(state, found)
 

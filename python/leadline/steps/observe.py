@@ -1,14 +1,18 @@
-"""One pass of the float network over the calibration samples."""
+"""Passes of the float network over the calibration samples."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
+from leadline.cache import digest
 from leadline.graph import Session
+from leadline.observers import Histogram
 from leadline.steps.state import State
+
+T = TypeVar("T")
 
 
 def observe(state: State, tensors: Sequence[str], what: str) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
@@ -19,3 +23,23 @@ def observe(state: State, tensors: Sequence[str], what: str) -> Iterator[tuple[s
         samples = zip(state.calibration.labels, state.calibration, strict=True)
         for label, feed in state.progress.over(samples, what, len(state.calibration)):
             yield label, session.run(feed) | feed
+
+
+def observed(state: State, what: str, asked: object, compute: Callable[[], T]) -> T:
+    """What `compute` gives, which only depends on the float network, the calibration samples and what is `asked`."""
+    if state.cache is None:
+        return compute()
+    return state.cache.recall(digest(what, state.graph, state.calibration, asked), compute)
+
+
+def histograms(state: State, axes: Mapping[str, int | None], what: str) -> dict[str, Histogram]:
+    """Of what each tensor holds, along its axis or as a whole."""
+
+    def compute() -> dict[str, Histogram]:
+        found = {name: Histogram(axis=axis, name=name) for name, axis in axes.items()}
+        for label, seen in observe(state, list(axes), what) if axes else ():
+            for name, histogram in found.items():
+                histogram.update(seen[name], sample=label, threads=state.threads)
+        return found
+
+    return observed(state, "histograms", axes, compute)

@@ -8,10 +8,9 @@ import numpy as np
 
 from leadline.graph import DOMAIN, Graph, Layer, Node, Value
 from leadline.graph.fold import new_name
-from leadline.observers import Histogram
 from leadline.polishing import Choice, choose
 from leadline.recipe import Polish
-from leadline.steps.observe import observe
+from leadline.steps.observe import histograms
 from leadline.steps.placement import place
 from leadline.steps.state import Record, State
 
@@ -34,10 +33,10 @@ def polish(step: Polish, state: State) -> None:
         return
     schemes = {name: placement.schemes[name] for name in readers}
     axes = {name: scheme.axis if scheme.granularity == "axis" else None for name, scheme in schemes.items()}
-    histograms = _observe(state, axes)
+    seen = histograms(state, axes, "polish")
     for tensor, layers in readers.items():
         choice = choose(
-            histograms[tensor],
+            seen[tensor],
             schemes[tensor],
             percentile=step.percentile,
             adaptive=step.adaptive,
@@ -52,15 +51,6 @@ def polish(step: Polish, state: State) -> None:
         state.ranges[between] = (choice.lo, choice.hi)
         note = f"{int(bent.sum())} of {bent.size} channels"
         state.log.append(Record("polish", names, note))
-
-
-def _observe(state: State, axes: dict[str, int | None]) -> dict[str, Histogram]:
-    """What the tensors hold on the calibration samples, along their channel axes."""
-    histograms = {name: Histogram(axis=axis, name=name) for name, axis in axes.items()}
-    for label, seen in observe(state, list(axes), "polish"):
-        for name, histogram in histograms.items():
-            histogram.update(seen[name], sample=label, threads=state.threads)
-    return histograms
 
 
 def _insert(graph: Graph, tensor: str, layers: list[Layer], choice: Choice, axis: int | None) -> str:

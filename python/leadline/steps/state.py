@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from leadline.cache import Cache
 from leadline.data import Samples
 from leadline.graph import Graph, Session
 from leadline.observers import Histogram
@@ -69,3 +70,5 @@ class State:
     log: list[Record] = field(default_factory=list)
     reference: list[dict[str, NDArray[Any]]] = field(default_factory=list)
     """The float outputs of the held-out samples that gates look at; see `leadline.steps.gate`."""
+    cache: Cache | None = None
+    """Where runs that have something in common find it; see `leadline.steps.shared`."""

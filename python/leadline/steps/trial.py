@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from leadline.graph import Graph
-from leadline.recipe import Calibrate
+from leadline.recipe import Calibrate, Recipe
 from leadline.steps.calibrate import calibrate
 from leadline.steps.gate import output_error
 from leadline.steps.round import round_weights
@@ -18,16 +18,23 @@ FLOAT = "activations stay float, so ranges cost nothing"
 """Why there is nothing to try."""
 
 
+def plain(recipe: Recipe) -> Calibrate | None:
+    """The recipe's calibration as a trial does it; None where there is none."""
+    step = next((step for step in recipe.steps if isinstance(step, Calibrate)), None)
+    return None if step is None else replace(step, activations="minmax", widen=0.0)
+
+
 def can_try(state: State) -> bool:
     """Whether the recipe quantises activations at all."""
-    return state.recipe.activations is not None and any(isinstance(step, Calibrate) for step in state.recipe.steps)
+    return state.recipe.activations is not None and plain(state.recipe) is not None
 
 
 def trial_error(state: State, graph: Graph) -> float:
     """The output error on held-out samples of a plain quantisation of `graph`: observed ranges, nearest rounding."""
-    step = next(step for step in state.recipe.steps if isinstance(step, Calibrate))
+    step = plain(state.recipe)
+    assert step is not None
     few = state.calibration.take(SAMPLES)
     trial = replace(state, graph=graph.copy(), calibration=few, grids={}, codes={}, histograms={}, log=[])
-    calibrate(replace(step, activations="minmax", widen=0.0), trial)
+    calibrate(step, trial)
     round_weights(None, trial)
     return output_error(trial)

@@ -13,6 +13,7 @@ The same seed gives the same scene and cameras. Even seeds are rooms, odd ones s
 from __future__ import annotations
 
 from leadline.depth.scenes.camera import Camera
+from leadline.depth.scenes.disturb import disturbed
 from leadline.depth.scenes.motion import FIELD_OF_VIEW, SIZE, clip, flow, pair, views, world
 from leadline.depth.scenes.render import Frame, Light, World
 from leadline.depth.scenes.solids import Look, Solids
@@ -28,6 +29,7 @@ __all__ = [
     "Solids",
     "World",
     "clip",
+    "disturbed",
     "flow",
     "pair",
     "views",

@@ -1,0 +1,47 @@
+"""What runs have in common, found in a cache: what a step made of a state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from leadline.cache import digest
+from leadline.recipe import CorrectBias, Step
+from leadline.steps.state import State
+from leadline.steps.trial import plain
+
+CHANGED = ("graph", "placement", "grids", "codes", "histograms", "ranges")
+"""Of a State: what steps change, beside the log that they add to."""
+
+
+def stepped(step: Step, state: State, run: Callable[[], None]) -> None:
+    """Change the state as `run` does: by running it, or as it did when the same step met the same state.
+
+    A step sees the state, the recipe's schemes, the target's profile, and, of the steps behind it, how trials calibrate
+    and whether biases will be corrected.
+    """
+    if state.cache is None:
+        run()
+        return
+    recipe, begun = state.recipe, len(state.log)
+    schemes = (recipe.weights, recipe.activations, recipe.scope, recipe.overrides)
+    ahead = (plain(recipe), any(isinstance(other, CorrectBias) for other in recipe.steps))
+    placed = state.placement and state.placement.schemes
+    so_far = (
+        state.graph,
+        placed,
+        state.grids,
+        state.codes,
+        state.ranges,
+        state.calibration,
+        state.held_out,
+    )
+
+    def changes() -> dict[str, Any]:
+        run()
+        return {key: getattr(state, key) for key in CHANGED} | {"log": state.log[begun:]}
+
+    found = state.cache.recall(digest("step", step, schemes, ahead, so_far), changes)
+    for key in CHANGED:
+        setattr(state, key, found[key])
+    state.log[begun:] = found["log"]

@@ -1,0 +1,169 @@
+"""Where cells are computed: processes of this machine, or the machines of a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from leadline.sweep.cell import Cell
+from leadline.types import refuse
+
+GRACE = 5.0
+"""Seconds that a worker has to go when the sweep ends."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What became of a job. "done" has its figures, "failed" a traceback, "lost" says how its worker died, "progress"
+    has (what, done, total)."""
+
+    job: int
+    kind: Literal["done", "failed", "lost", "progress"]
+    payload: Any
+
+
+class Engine(Protocol):
+    """Computes cells, `slots` at a time."""
+
+    slots: int
+
+    def submit(self, job: int, cell: Cell) -> None: ...
+    def wait(self, seconds: float) -> list[Event]: ...
+    def close(self) -> None: ...
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen[bytes]
+    pipe: Connection
+    job: int | None = None
+
+
+@dataclass
+class Local:
+    """Processes of this machine, each with so many threads; one that dies is replaced.
+
+    Workers are in process groups of their own, so that Ctrl-C reaches the driver alone, and end with it however it
+    ends.
+    """
+
+    slots: int
+    threads: int
+    cache: Path | None
+    _workers: list[_Worker] = field(default_factory=list)
+
+    def submit(self, job: int, cell: Cell) -> None:
+        worker = next((worker for worker in self._workers if worker.job is None), None)
+        if worker is None:
+            worker = self._start()
+        worker.job = job
+        with suppress(OSError):  # it has died; `wait` finds out
+            worker.pipe.send(cell)
+
+    def wait(self, seconds: float) -> list[Event]:
+        events = []
+        ready = wait([worker.pipe for worker in self._workers], seconds)
+        for worker in [worker for worker in self._workers if worker.pipe in ready]:
+            job = worker.job
+            try:
+                kind, *payload = worker.pipe.recv()
+            except (EOFError, OSError):
+                self._workers.remove(worker)
+                worker.pipe.close()
+                code = worker.process.wait()
+                if job is not None:
+                    events.append(Event(job, "lost", f"signal {-code}" if code < 0 else f"exit code {code}"))
+                continue
+            assert job is not None
+            if kind != "progress":
+                worker.job = None
+            events.append(Event(job, kind, tuple(payload) if kind == "progress" else payload[0]))
+        return events
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.pipe.close()
+        for worker in self._workers:
+            try:
+                worker.process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+        self._workers.clear()
+
+    def pids(self) -> list[int]:
+        """Of the workers."""
+        return [worker.process.pid for worker in self._workers]
+
+    def _start(self) -> _Worker:
+        ours, theirs = Pipe()
+        threads = str(self.threads)
+        fixed = {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        command = [sys.executable, "-m", "leadline.sweep.worker", str(theirs.fileno()), threads, str(self.cache or "")]
+        with theirs:
+            process = subprocess.Popen(command, env=os.environ | fixed, pass_fds=[theirs.fileno()], process_group=0)
+        worker = _Worker(process, ours)
+        self._workers.append(worker)
+        return worker
+
+
+class Ray:
+    """The machines of a Ray cluster: the one that RAY_ADDRESS names, or that runs here, or one of this machine alone.
+
+    leadline, the network and the data must be found under the same paths everywhere; `cache` may be a folder that
+    machines share, or each has its own under that name.
+    """
+
+    def __init__(self, threads: int, cache: Path | None) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise refuse("sweep", "engine ray needs pip install 'leadline[ray]'", "no ray") from None
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False, include_dashboard=False, logging_level="error")
+        self.slots = max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
+        environment = {"env_vars": {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}}
+        self._measure = ray.remote(num_cpus=threads, max_retries=0, runtime_env=environment)(_measure)
+        self._ray, self._threads, self._cache, self._jobs = ray, threads, str(cache or ""), dict[Any, int]()
+
+    def submit(self, job: int, cell: Cell) -> None:
+        self._jobs[self._measure.remote(cell, self._threads, self._cache)] = job
+
+    def wait(self, seconds: float) -> list[Event]:
+        if not self._jobs:
+            time.sleep(seconds)
+            return []
+        ready, _ = self._ray.wait(list(self._jobs), num_returns=len(self._jobs), timeout=seconds)
+        events = []
+        for reference in ready:
+            job = self._jobs.pop(reference)
+            try:
+                kind, payload = self._ray.get(reference)
+            except self._ray.exceptions.RayError as error:
+                kind, payload = "lost", str(error).strip().splitlines()[0]
+            events.append(Event(job, kind, payload))
+        return events
+
+    def close(self) -> None:
+        for reference in self._jobs:
+            self._ray.cancel(reference, force=True)
+        self._jobs.clear()
+
+
+def _measure(cell: Cell, threads: int, cache: str) -> tuple[str, Any]:
+    from leadline.cache import Cache
+    from leadline.sweep.measure import measure
+
+    try:
+        return "done", measure(cell, cache=Cache(cache) if cache else None, threads=threads)
+    except Exception:
+        return "failed", traceback.format_exc()

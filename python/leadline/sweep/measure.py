@@ -1,0 +1,169 @@
+"""Computing one cell: quantise, then judge."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import numpy as np
+
+from leadline import pipeline
+from leadline.cache import Cache, digest
+from leadline.data import Preprocess, Samples, load
+from leadline.data.samples import Item
+from leadline.depth import Frame, networks, scenes
+from leadline.evaluation import Footage, Judgement, judge, predict
+from leadline.graph import Graph, Session, inspect_inputs
+from leadline.pipeline import Quantized
+from leadline.progress import Quiet
+from leadline.sqnr import Sqnr
+from leadline.steps import Progress
+from leadline.sweep.cell import Cell, content
+from leadline.sweep.spec import Data
+from leadline.types import refuse
+
+T = TypeVar("T")
+
+
+def measure(
+    cell: Cell, *, cache: Cache | None = None, threads: int | None = None, progress: Progress | None = None
+) -> dict[str, float]:
+    """A cell's figures: ``size`` of the artefact in bytes, ``seconds`` that it took (as if nothing had been shared),
+    and for each evaluation its metrics, beside the float network's own where there is a truth (``float.delta1``).
+
+    Raises InputError for whatever is wrong with the network, the recipe or the data.
+    """
+    start, saved = time.monotonic(), cache.saved if cache else 0.0
+    graph, quantized = quantize_cell(cell, cache=cache, threads=threads, progress=progress)
+    seconds = time.monotonic() - start + (cache.saved - saved if cache else 0.0)
+    artefact = quantized.to_qdq()
+    figures = {"size": float(artefact.ByteSize()), "seconds": round(seconds, 3)}
+    if not cell.evaluation:
+        return figures | {"sqnr": _sqnr(graph, artefact, quantized.held_out, threads)}
+    for data in cell.evaluation:
+        prefix = f"{data.name}." if len(cell.evaluation) > 1 else ""
+        if data.source:
+            samples = load(
+                data.source, graph.inputs, preprocessing(cell, data), data.samples or None, data.seed
+            )  # fmt: skip
+            figures[f"{prefix}sqnr"] = _sqnr(graph, artefact, samples, threads)
+            continue
+        preprocess = preprocessing(cell, data) or Preprocess()
+        footage = Footage([frame for _, frame in frames(data, cache)], video=data.video)
+
+        def float_network(footage: Footage = footage, preprocess: Preprocess = preprocess) -> Judgement:
+            return judge(predict(graph, footage.frames, preprocess, threads=threads), footage)
+
+        asked = digest("float network", content(cell.file), asdict(data) | {"name": ""}, preprocess)
+        reference = _shared(cache, asked, float_network)
+        judged = judge(
+            predict(artefact, footage.frames, preprocess, threads=threads, progress=progress), footage, reference
+        )
+        figures |= {prefix + name: value for name, value in _figures(judged).items()}
+        figures |= {f"float.{prefix}{name}": value for name, value in _figures(reference).items()}
+        figures[f"{prefix}sqnr"] = Sqnr().update(reference.output, judged.output).db
+    return figures
+
+
+def quantize_cell(
+    cell: Cell, *, cache: Cache | None = None, threads: int | None = None, progress: Progress | None = None
+) -> tuple[Graph, Quantized]:
+    """The float network, and what the cell's recipe makes of it."""
+    data, inputs = cell.data, inspect_inputs(cell.file)
+    preprocess = preprocessing(cell, data)
+    if data.source:
+        limit = data.samples if data.choose == "random" else 0
+        given = load(data.source, inputs, preprocess, limit or None, data.seed)
+    else:
+        given = _samples(data, inputs, preprocess or Preprocess(), cache)
+    first = next(iter(given))
+    asked = digest("network", content(cell.file), {name: array.shape for name, array in first.items()})
+    graph = _shared(cache, asked, lambda: Graph.load(cell.file, first))
+    quantized = pipeline.quantize(
+        graph,
+        cell.recipe,
+        given,
+        samples=data.samples or (len(given) if data.choose != "random" else None),
+        choice=data.choose,
+        features=data.features or None,
+        seed=data.seed,
+        threads=threads,
+        progress=progress,
+        cache=cache,
+    )
+    return graph, quantized
+
+
+def preprocessing(cell: Cell, data: Data) -> Preprocess | None:
+    """As the data's table says, or the calibration's, the recipe's, or the network's own; None where nobody says."""
+    shipped = networks.PREPROCESS if cell.network in networks.NAMES else {}
+    table = data.preprocess or cell.data.preprocess or cell.recipe.data or shipped
+    return Preprocess.from_dict(table) if table else None
+
+
+def frames(data: Data, cache: Cache | None = None) -> list[tuple[str, Frame]]:
+    """Rendered frames with their labels, disturbed as the table says."""
+    if not data.scenes:
+        raise refuse("sweep", "frames must come from scenes", f"source {data.source!r}")
+
+    def render() -> list[tuple[str, Frame]]:
+        if data.video:
+            seed = data.first + (data.first % 2 != (data.scenes == "streets") and data.scenes != "both")
+            found = [(f"clip-{seed}[{i}]", frame) for i, frame in enumerate(scenes.clip(seed, data.count))]
+        else:
+            found = [
+                (f"place-{seed}[{i}]", frame)
+                for seed in _places(data)
+                for i, frame in enumerate(scenes.views(seed, data.views))
+            ]
+        changes = {"noise": data.noise, "darkness": data.darkness, "blur": data.blur}
+        return [(name, scenes.disturbed(frame, **changes, seed=i)) for i, (name, frame) in enumerate(found)]
+
+    rendered = (data.scenes, data.first, data.count, data.views, data.video, data.noise, data.darkness, data.blur)
+    return _shared(cache, digest("frames", rendered), render)
+
+
+def _places(data: Data) -> Sequence[int]:
+    """Even seeds are rooms, odd ones streets."""
+    if data.scenes == "both":
+        return range(data.first, data.first + data.count)
+    start = data.first + (data.first % 2 != (data.scenes == "streets"))
+    return range(start, start + 2 * data.count, 2)
+
+
+def _samples(data: Data, inputs: Any, preprocess: Preprocess, cache: Cache | None) -> Samples:
+    from PIL import Image
+
+    if len(inputs) != 1:
+        raise refuse("sweep", "a network calibrated on scenes must have one input", len(inputs))
+    name = inputs[0][0]
+
+    def item(label: str, frame: Frame) -> Item:
+        return Item(label, lambda: {name: preprocess(Image.fromarray(frame.rgb))})
+
+    return Samples([item(label, frame) for label, frame in frames(data, cache)], data.seed)
+
+
+def _figures(judged: Judgement) -> dict[str, float]:
+    scores, agreement = judged.scores, judged.agreement
+    found = {"abs_rel": scores.abs_rel, "rmse": scores.rmse, "delta1": scores.delta1, "edge_f1": judged.sharpness}
+    if agreement is not None:
+        found |= {"pearson": agreement.pearson, "ssim": agreement.ssim}
+    return found | {name: float(np.mean(profile)) for name, profile in judged.temporal.items()}
+
+
+def _sqnr(graph: Graph, artefact: Any, samples: Samples, threads: int | None) -> float:
+    """In dB, the mean over the outputs."""
+    scores = {value.name: Sqnr() for value in graph.outputs}
+    with Session(graph, threads=threads) as exact, Session(artefact, optimize=False, threads=threads) as simulated:
+        for feed in Quiet().over(samples, "judge", len(samples)):
+            wanted, got = exact.run(feed), simulated.run(feed)
+            for name, score in scores.items():
+                score.update(wanted[name], got[name])
+    return float(np.mean([score.db for score in scores.values()]))
+
+
+def _shared(cache: Cache | None, key: str, compute: Callable[[], T]) -> T:
+    return compute() if cache is None else cache.recall(key, compute)

@@ -1,0 +1,122 @@
+"""A sweep as one page, and its charts as PNG."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import leadline
+from leadline.files import filling
+from leadline.report.charts import available, script, spec
+from leadline.sweep import charts
+from leadline.sweep.results import Results, Table, tables
+
+FEWEST = 4
+"""Cells from which importance can be told."""
+
+PAIRS = 3
+"""Interactions that the page shows, of the parameters that matter most."""
+
+HEIGHT = 260
+
+
+def write(results: Results, folder: Path) -> None:
+    """``report.html``, and each of its charts as ``<name>.png``; no charts without the report extra."""
+    drawn = _charts(results) if available() else {}
+    pages = [(title, table) for title, table in tables(results)]
+    with filling(folder) as out:
+        if drawn:
+            import vl_convert
+
+            for name, chart in drawn.items():
+                content = chart.properties(width=640, height=HEIGHT).to_dict()
+                (out / f"{name}.png").write_bytes(vl_convert.vegalite_to_png(json.dumps(content), scale=2))
+        render(
+            out / "report.html",
+            title=results.about["name"],
+            description=results.about["description"],
+            counts={state: count for state, count in results.count().items() if count},
+            tables=pages,
+            drawn=drawn,
+            failed=[(row.number, dict(row.values), row.error) for row in results.failed],
+        )
+
+
+def render(
+    path: Path,
+    *,
+    title: str,
+    description: str,
+    counts: dict[str, int],
+    tables: list[tuple[str, Table]],
+    drawn: dict[str, Any],
+    failed: list[tuple[int, dict[str, Any], str]],
+) -> None:
+    """The page itself."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("leadline.sweep", ".")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    text = environment.get_template("page.html").render(
+        leadline=leadline.__version__,
+        title=title,
+        description=description,
+        counts=counts,
+        tables=tables,
+        charts={name: spec(chart, HEIGHT) for name, chart in drawn.items()},
+        failed=failed,
+        script=script() if drawn else None,
+    )
+    path.write_text(text, "utf-8")
+
+
+def importances(results: Results, metric: str) -> dict[str, float]:
+    """How much of a metric's variation each parameter explains, the largest first: Optuna's PED-ANOVA (Watanabe et al.,
+    2023). Empty where too few cells or values are there to tell."""
+    import optuna
+
+    done = [row for row in results.complete if metric in row.figures]
+    choices = {
+        key: list(dict.fromkeys(row.values.get(key) for row in done)) for key in results.about["varied"]
+    }  # fmt: skip
+    choices = {key: values for key, values in choices.items() if len(values) > 1}
+    if len(done) < FEWEST or not choices or len({row.figures[metric] for row in done}) < 2:
+        return {}
+    space = {key: _distribution(values) for key, values in choices.items()}
+    study = optuna.create_study()
+    for row in done:
+        params = {key: row.values.get(key) for key in space}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=row.figures[metric]))
+    found = optuna.importance.get_param_importances(study)
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _distribution(values: list[Any]) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    if all(isinstance(value, float) for value in values):
+        return FloatDistribution(min(values), max(values))
+    return CategoricalDistribution(values)
+
+
+def _charts(results: Results) -> dict[str, Any]:
+    objectives, columns = results.about["objectives"], results.about["columns"]
+    drawn: dict[str, Any] = {}
+    pairs = list(itertools.combinations(objectives, 2)) or [
+        (name, objectives[0]) for name in columns if name.rpartition(".")[2] == "size" and name not in objectives
+    ]
+    for y, x in pairs:
+        if sum(x in row.figures and y in row.figures for row in results.complete) > 1:
+            drawn[f"front-{x}-{y}"] = charts.front(results, x, y)
+    for metric in objectives:
+        shares = importances(results, metric)
+        if not shares:
+            continue
+        drawn[f"importance-{metric}"] = charts.importance(shares, metric)
+        for first, second in list(itertools.combinations(shares, 2))[:PAIRS]:
+            drawn[f"interaction-{metric}-{first}-{second}"] = charts.interaction(results, first, second, metric)
+    return drawn
