@@ -228,7 +228,11 @@ class _Writer:
                 nodes += self._parameter(name)
             if any(name in self._transposed for name in node.inputs):
                 node.attrs["transB"] = 0
+            requantises = node.op_type == "Identity" and {*node.inputs, *node.outputs} <= grids.keys()
             node.inputs = [self._renamed.get(name, name) for name in node.inputs]
+            if requantises:  # the pair behind it is all that it takes
+                nodes += self._behind(node.outputs[0], node.inputs[0])
+                continue
             nodes.append(node)
             written = list(node.outputs)
             for i, name in enumerate(written):

@@ -10,5 +10,15 @@ except ImportError as error:
 
 from leadline.torch.calibration import LayerRecord, Report, quantize_linears
 from leadline.torch.linear import PER_ROW, QuantizedLinear, load_quantized
+from leadline.torch.module import GraphModule, to_module
 
-__all__ = ["PER_ROW", "LayerRecord", "QuantizedLinear", "Report", "load_quantized", "quantize_linears"]
+__all__ = [
+    "PER_ROW",
+    "GraphModule",
+    "LayerRecord",
+    "QuantizedLinear",
+    "Report",
+    "load_quantized",
+    "quantize_linears",
+    "to_module",
+]

@@ -1,0 +1,292 @@
+"""TFLite: a quantised network as a ``.tflite`` file for LiteRT, with leadline's own ranges and integers in it.
+
+Two roads lead to a `Plan`, which is a float ``.tflite`` with grids and codes by tensor name, and one writer leads on:
+
+* `plan`: from a Quantized. Its graph becomes a torch module, litert-torch converts that, and the tensors of both are
+  matched by value (`leadline.export.tflite_match`). Needs the extra ``leadline[litert]``.
+* `quantize`: from a float ``.tflite`` alone, without torch: calibrated in LiteRT's interpreter
+  (`leadline.export.tflite_quantize`). Needs the extra ``leadline[tflite]``.
+
+What LiteRT's recipes are called elsewhere, and what they are here:
+
+=====================  =====================  ===============
+there                  recipe                 preset
+=====================  =====================  ===============
+dynamic INT8           ``weight-only-int8``   "dynamic"
+weight-only INT8       ``weight-only-int8``   "weight-only"
+FP16                   any                    "fp16"
+INT4 block 128         ``int4-block128``      "dynamic"
+static INT8            ``w8a8`` and its kin   "cpu" or "npu"
+=====================  =====================  ===============
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadline.affine import choose_grid, dequantize, range_of
+from leadline.affine import quantize as to_codes
+from leadline.data import Samples
+from leadline.export import qdq
+from leadline.export.tflite_kernels import BLOCKS, Plan, block_scales, channel_grid, integer_operators, tie
+from leadline.export.tflite_match import Matching, Site, match, to_tflite
+from leadline.export.tflite_quantize import observe, quantize
+from leadline.export.tflite_read import Tflite, read
+from leadline.export.tflite_write import Io, Preset, prepare, write
+from leadline.files import replacing
+from leadline.graph import Graph, Layer
+from leadline.types import Grid, Scheme, refuse
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Converted", "Plan", "convert", "plan", "quantize", "save", "simulation"]
+
+Codes = NDArray[Any]
+
+
+class Quantized(Protocol):
+    """What `plan` needs of a ``leadline.pipeline.Quantized``."""
+
+    @property
+    def graph(self) -> Graph: ...
+    @property
+    def grids(self) -> Mapping[str, Grid]: ...
+    @property
+    def codes(self) -> Mapping[str, NDArray[np.integer[Any]]]: ...
+    @property
+    def held_out(self) -> Samples: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Converted(Plan):
+    """A Plan made from a Quantized; `matching` says which of the graph's tensors each one is."""
+
+    matching: Matching = field(kw_only=True)
+
+
+def convert(graph: Graph) -> bytes:
+    """A graph as a float ``.tflite``, through a torch module and litert-torch. Inputs and outputs keep their layout.
+
+    Raises InputError where the extra is not installed, or the graph holds an operator that torch has no function for.
+    """
+    try:
+        import litert_torch
+        import torch
+
+        from leadline.torch.module import to_module
+    except ImportError as error:
+        rule = "converting a network to .tflite needs litert-torch: pip install 'leadline[litert]'"
+        raise refuse("to_tflite", rule, str(error)) from error
+    import tempfile
+    import warnings
+
+    example = tuple(torch.zeros(value.shape, dtype=getattr(torch, str(value.dtype))) for value in graph.inputs)
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="leadline-") as folder:
+        warnings.simplefilter("ignore")
+        file = Path(folder) / "float.tflite"
+        litert_torch.convert(to_module(graph), example).export(str(file))
+        return prepare(file.read_bytes())
+
+
+def plan(
+    quantized: Quantized, data: Samples | None = None, *, content: bytes | None = None, threads: int | None = None
+) -> Converted:
+    """What a Quantized becomes in a ``.tflite``.
+
+    Parameters
+    ----------
+    quantized : Quantized
+        With activations of 8 bits and one scale, or with float activations.
+    data : Samples, optional
+        For the ranges of tensors that only the ``.tflite`` has, such as the pieces of a LayerNorm, and for matching.
+        Default: the held-out samples.
+    content : bytes, optional
+        The float ``.tflite``, if it has been made already by `convert` from ``quantized.graph``.
+    threads : int, optional
+
+    Raises
+    ------
+    InputError
+        A grid that LiteRT has no kernels for; or an extra is not installed.
+    """
+    graph, samples = quantized.graph, data if data is not None else quantized.held_out
+    content = convert(graph) if content is None else content
+    matching = match(graph, content, next(iter(samples)), threads)
+    model = read(content)
+    notes = [f"{name}: the converter rewrote this layer, it stays in float" for name in matching.missing]
+    activations = _activations(graph, quantized.grids, matching, model)
+    if activations:
+        own = [tensor.name for tensor in model.main.tensors if _is_open(tensor.index, model, activations)]
+        feeds = (list(feed.values()) for feed in samples)
+        activations |= observe(content, own, feeds, threads)
+    tied = tie(model, activations)
+    parameters: dict[str, tuple[Grid, Codes]] = {}
+    for layer in graph.layers():
+        if layer.name in matching.layers and layer.weight in quantized.grids:
+            site = matching.layers[layer.name]
+            entry, note = _weight(layer, graph, quantized, site)
+            parameters[model.main.tensors[site.weight].name] = entry
+            notes += note
+            parameters |= _bias(layer, graph, quantized, site, model, tied, entry[0])
+    return Converted(content, tied, parameters, tuple(notes), matching=matching)
+
+
+def _is_open(index: int, model: Tflite, known: Mapping[str, Grid]) -> bool:
+    tensor = model.main.tensors[index]
+    return tensor.dtype == "float32" and not tensor.constant and tensor.name not in known
+
+
+def _activations(graph: Graph, grids: Mapping[str, Grid], matching: Matching, model: Tflite) -> dict[str, Grid]:
+    found: dict[str, Grid] = {}
+    for index, names in matching.activations.items():
+        own = [grids[name] for name in names if name in grids]
+        if own:
+            found[model.main.tensors[index].name] = own[0]
+    constants = {
+        _values(array): grids[name]
+        for name, array in graph.weights.items()
+        if name in grids and grids[name].scheme.granularity == "tensor" and not grids[name].scheme.symmetric
+    }
+    for tensor in model.main.tensors:
+        if tensor.constant and tensor.dtype == "float32" and _values(tensor.array) in constants:
+            found[tensor.name] = constants[_values(tensor.array)]
+    return found
+
+
+def _values(array: NDArray[Any]) -> bytes:
+    return np.sort(array, axis=None).tobytes()
+
+
+def _weight(layer: Layer, graph: Graph, quantized: Quantized, site: Site) -> tuple[tuple[Grid, Codes], list[str]]:
+    grid, weight = quantized.grids[layer.weight], graph.weights[layer.weight]
+    codes = quantized.codes.get(layer.weight)
+    if grid.scheme.granularity != "block":
+        codes = to_codes(weight, grid) if codes is None else codes
+        return (channel_grid(grid, site.axis), to_tflite(layer, codes)), []
+    if grid.scheme.block_size in BLOCKS and layer.axis == 0 and site.operator.type == "FULLY_CONNECTED":
+        held = Grid(block_scales(grid), grid.zero_point, grid.scheme)
+        return (held, to_codes(weight, grid) if codes is None else codes), []
+    scheme = Scheme(8, True, True, "axis", layer.axis, narrow=True)
+    whole = choose_grid(*range_of(weight, scheme), scheme)
+    note = f"{layer.name}: blocks of {grid.scheme.block_size} have no kernel, one scale per channel and 8 bits instead"
+    return (channel_grid(whole, site.axis), to_tflite(layer, to_codes(weight, whole))), [note]
+
+
+def _bias(
+    layer: Layer,
+    graph: Graph,
+    quantized: Quantized,
+    site: Site,
+    model: Tflite,
+    activations: Mapping[str, Grid],
+    weight: Grid,
+) -> dict[str, tuple[Grid, Codes]]:
+    """The bias at input scale x weight scale, of which a kernel's rule may have changed the first."""
+    given = activations.get(model.main.tensors[site.input].name)
+    if site.bias is None or layer.bias is None or given is None or weight.scheme.granularity == "block":
+        return {}
+    own, real = quantized.grids.get(layer.bias), graph.weights[layer.bias]
+    scale = np.broadcast_to(weight.scale * given.scale, real.shape)
+    grid = Grid(scale, np.zeros(real.shape, np.int32), Scheme(32, True, True, "axis", 0))
+    if own is not None and layer.bias in quantized.codes:
+        if np.array_equal(own.scale, scale):
+            return {model.main.tensors[site.bias].name: (grid, quantized.codes[layer.bias])}
+        real = dequantize(quantized.codes[layer.bias], own)
+    return {model.main.tensors[site.bias].name: (grid, to_codes(real, grid))}
+
+
+def save(
+    source: Plan | Quantized | str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    preset: Preset | None = None,
+    io: Io = "float",
+) -> Plan:
+    """Write a quantised ``.tflite``; nothing is left at `path` if it fails.
+
+    Parameters
+    ----------
+    source : Plan, Quantized, or path of a float ``.tflite`` (for the preset "fp16", which needs no plan)
+    path : path
+    preset : {"cpu", "npu", "dynamic", "weight-only", "fp16"}, optional
+        See `leadline.export.tflite_write.write`. Default: "cpu" where activations have grids, otherwise "dynamic".
+    io : {"float", "int8"}
+        Type of inputs and outputs.
+
+    Returns
+    -------
+    Plan
+        What was written, for `leadline.targets.litert.verify`.
+    """
+    if isinstance(source, Plan):
+        done: Plan = source
+    elif isinstance(source, (str, os.PathLike)):
+        if preset != "fp16":
+            raise refuse("save", "a float .tflite must be quantised first, or saved with the preset fp16", repr(preset))
+        done = Plan(prepare(_content(Path(source))), {}, {})
+    else:
+        done = plan(source)
+    chosen: Preset = preset or ("cpu" if done.activations else "dynamic")
+    content = write(done, chosen, io)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return done
+
+
+def _content(path: Path) -> bytes:
+    read(path)  # refuses what is not a .tflite
+    return path.read_bytes()
+
+
+def simulation(quantized: Quantized, converted: Converted, preset: Preset) -> onnx.ModelProto:
+    """What LiteRT will compute, as a QDQ model: the grids that the ``.tflite`` has under a preset, and no others.
+
+    Grids that kernels fix or tie are the file's, operators left in float have none. (A tensor that a float operator
+    writes and both kinds read is quantised for both here.) "dynamic" shows weights only.
+    """
+    model = read(converted.content)
+    graph = quantized.graph
+    grids: dict[str, Grid] = {}
+    codes: dict[str, Codes] = {}
+    static = preset == "cpu" or preset == "npu"
+    chosen = integer_operators(converted, model, "npu" if preset == "npu" else "cpu") if static else []
+    integer = {index for operator in chosen for index in (*operator.inputs, *operator.outputs) if index >= 0}
+    for index, names in converted.matching.activations.items():
+        if index in integer:
+            grid = _unsigned(converted.activations[model.main.tensors[index].name])
+            grids |= {name: grid for name in names if name in quantized.grids}
+    layers = {id(operator) for operator in chosen}
+    for layer in graph.layers():
+        site = converted.matching.layers.get(layer.name)
+        if site is None or layer.weight not in quantized.grids or (static and not _among(site, model, layers)):
+            continue
+        grids[layer.weight] = quantized.grids[layer.weight]
+        if layer.weight in quantized.codes:
+            codes[layer.weight] = quantized.codes[layer.weight]
+        entry = converted.parameters.get(model.main.tensors[site.bias].name) if site.bias is not None else None
+        if static and entry is not None and layer.bias is not None:
+            grids[layer.bias], codes[layer.bias] = entry
+    held = {_values(t.array) for t in model.main.tensors if t.index in integer and t.constant and t.dtype == "float32"}
+    grids |= {
+        name: quantized.grids[name]
+        for name, array in graph.weights.items()
+        if name in quantized.grids and name not in grids and _values(array) in held
+    }
+    return qdq.to_qdq(graph, grids, codes)
+
+
+def _among(site: Site, model: Tflite, chosen: Iterable[int]) -> bool:
+    producer = model.main.producers().get(site.output)
+    return id(producer) in chosen
+
+
+def _unsigned(grid: Grid) -> Grid:
+    return Grid(grid.scale, grid.zero_point + 128, Scheme())

@@ -1,0 +1,395 @@
+"""A float ``.tflite`` quantised as it is, without torch and without the network's source.
+
+Ranges come from leadline's observers over LiteRT's float interpreter; weights are rounded against the second
+moments of what each layer reads. The graph is not rewritten: of a recipe's steps, calibrate, round and correct-bias
+apply here; folding is the converter's work, and equalisation and rotations need the network as ONNX.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadline import rounding
+from leadline.affine import choose_grid, dequantize, range_of
+from leadline.affine import quantize as to_codes
+from leadline.data import Preprocess, Samples, load
+from leadline.export.tflite_kernels import BLOCKS, Plan, block_scales, tie
+from leadline.export.tflite_match import Site, sites
+from leadline.export.tflite_read import Subgraph, Tflite, read
+from leadline.export.tflite_run import Interpreter
+from leadline.export.tflite_write import prepare, write
+from leadline.gram import ConvGram, Gram
+from leadline.observers import Histogram, MinMax, search_range
+from leadline.recipe import Calibrate, CorrectBias, Fold, Recipe, Round
+from leadline.sqnr import Sqnr
+from leadline.types import Grid, Scheme, refuse
+
+HELD_OUT = 0.25
+Codes = NDArray[Any]
+Doubles = NDArray[np.float64]
+
+_KINDS = {
+    "FULLY_CONNECTED": "linear",
+    "CONV_2D": "conv",
+    "DEPTHWISE_CONV_2D": "depthwise",
+    "TRANSPOSE_CONV": "transpose",
+}
+_CANDIDATES: tuple[tuple[str, dict[str, float]], ...] = (("minmax", {}), ("mse", {"p": 3.0}), ("sqnr", {}))
+"""What the observer "best" tries for all ranges around the layers; the least error on held-out samples wins."""
+
+Over = Callable[[Iterable[Any], str, int], Iterable[Any]]
+
+
+def observe(
+    content: bytes, names: Sequence[str], feeds: Iterable[Sequence[NDArray[Any]]], threads: int | None = None
+) -> dict[str, Grid]:
+    """Grids of activations from the extremes that LiteRT's float kernels show.
+
+    Parameters
+    ----------
+    content : bytes
+        A float ``.tflite``.
+    names : sequence of str
+        Its activations to observe.
+    feeds : iterable of lists of arrays
+        The samples, inputs in the network's order.
+    """
+    runner = Interpreter(content, "plain", threads, inner=True)
+    wanted = set(names)
+    indices = {tensor.index: tensor.name for tensor in runner.model.main.tensors if tensor.name in wanted}
+    seen = {index: MinMax(name=name) for index, name in indices.items()}
+    for feed in feeds:
+        runner.run(dict(zip(runner.inputs, feed, strict=True)))
+        for index, array in runner.observe(indices).items():
+            seen[index].update(array)
+    return {indices[index]: choose_grid(own.lo, own.hi, Scheme()) for index, own in seen.items()}
+
+
+def quantize(
+    source: str | os.PathLike[str] | bytes,
+    recipe: Recipe | str | os.PathLike[str],
+    data: Any,
+    *,
+    preprocess: Preprocess | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    strict: bool = False,
+    threads: int | None = None,
+    over: Over | None = None,
+) -> Plan:
+    """Choose grids and codes for a float ``.tflite``; `leadline.export.tflite.save` writes them.
+
+    Parameters
+    ----------
+    source : path or bytes
+        A float ``.tflite`` with fixed shapes (a free first axis counts 1).
+    recipe : Recipe, name or path
+        Weights and activations as its schemes and overrides say, by the name of each operator's output and its kind.
+        "best" ranges are chosen for all tensors around the layers together. Rounding works from the moments of each
+        layer's float inputs.
+    data : anything that ``leadline.data.load`` takes
+        Inputs are called as in the file's signature.
+    preprocess : Preprocess, optional
+        For pictures. Default: the recipe's [data] table, or pixels divided by 255 in the layout that the input has.
+    samples, seed, strict
+        As for ``leadline.quantize``; a quarter of the samples decides and is not calibrated on.
+    threads : int, optional
+    over : callable, optional
+        ``Progress.over``.
+
+    Raises
+    ------
+    InputError
+        The file is no ``.tflite``, is quantised already, or LiteRT does not run it; or the data do not suit it.
+    """
+    recipe = Recipe.load(recipe)
+    content = prepare(_bytes(source))
+    runner = Interpreter(content, "plain", threads, inner=True)
+    _check_float(runner.model)
+    inputs = list(runner.inputs.values())
+    if preprocess is None:
+        shape = inputs[0].shape
+        last = len(shape) == 4 and shape[3] <= 4 < shape[1]
+        preprocess = Preprocess.from_dict({"layout": "NHWC" if last else "NCHW"} | dict(recipe.data))
+    given = load(data, inputs, preprocess if _takes_pictures(data) else None, samples, seed, strict)
+    calibration, held_out = given.split(HELD_OUT)
+    return _Work(content, runner, recipe, calibration, held_out, threads, over).plan()
+
+
+def _takes_pictures(data: Any) -> bool:
+    """Arrays enter as they are."""
+    if not isinstance(data, (str, os.PathLike)):
+        return False
+    path = Path(data)
+    kinds = {file.suffix.lower() for file in (path.rglob("*") if path.is_dir() else [path])}
+    return not kinds & {".npy", ".npz"}
+
+
+def _bytes(source: str | os.PathLike[str] | bytes) -> bytes:
+    read(source)  # refuses what is not a .tflite
+    return source if isinstance(source, bytes) else Path(source).read_bytes()
+
+
+def _check_float(model: Tflite) -> None:
+    done = [tensor.name for tensor in model.main.tensors if tensor.scale is not None]
+    if done:
+        raise refuse(
+            "quantize", "the .tflite must be a float network", f"{len(done)} quantised tensors, such as {done[0]}"
+        )
+    if not sites(model):
+        raise refuse("quantize", "the .tflite must have a layer to quantise", f"{len(model.main.operators)} operators")
+
+
+class _Work:
+    """One run: observe, then decide."""
+
+    def __init__(
+        self,
+        content: bytes,
+        runner: Interpreter,
+        recipe: Recipe,
+        calibration: Samples,
+        held_out: Samples,
+        threads: int | None,
+        over: Over | None,
+    ) -> None:
+        self.content, self.runner, self.recipe, self.threads = content, runner, recipe, threads
+        self.calibration, self.held_out = calibration, held_out
+        self.graph: Subgraph = runner.model.main
+        self.over: Over = over or (lambda items, label, count: items)
+        self.sites = sites(runner.model)
+        self.static = recipe.activations is not None
+        self.notes: list[str] = []
+        unknown = {step.step for step in recipe.steps} - {Fold.step, Calibrate.step, Round.step, CorrectBias.step}
+        self.notes += [f"{step}: needs the network as ONNX, not done" for step in sorted(unknown)]
+        self.calibrate = next((step for step in recipe.steps if isinstance(step, Calibrate)), Calibrate())
+        self.round = next((step for step in recipe.steps if isinstance(step, Round)), Round())
+        self.corrects = self.static and any(isinstance(step, CorrectBias) for step in recipe.steps)
+
+    def plan(self) -> Plan:
+        wanted = [(site, scheme) for site in self.sites if (scheme := self._scheme(site)) is not None]
+        rounded = [site for site, _ in wanted if self.round.method != "nearest" or self.corrects]
+        histograms, seen, held = self._observe(rounded)
+        weights = {site.weight: self._weight_grid(site, scheme) for site, scheme in wanted}
+        codes = {}
+        for site in self.over([site for site, _ in wanted], "round", len(wanted)):
+            codes[site.weight] = self._codes(site, weights[site.weight], seen, held)
+        parameters = {self._name(index): (grid, codes[index]) for index, grid in weights.items()}
+
+        def whole(method: str, options: Mapping[str, float]) -> Plan:
+            activations = self._activations(histograms, method, options)
+            biases = self._biases([site for site, _ in wanted], weights, codes, activations, seen)
+            return Plan(self.content, activations, parameters | biases, tuple(self.notes))
+
+        if not self.static:
+            return Plan(self.content, {}, parameters, tuple(self.notes))
+        method = self.calibrate.activations
+        if method != "best":
+            options = {"percentile": {"p": self.calibrate.percentile}, "mse": {"p": self.calibrate.p}}.get(method, {})
+            return whole("minmax" if method == "moving-average" else method, options)
+        trials = {name: whole(name, options) for name, options in _CANDIDATES}
+        errors = {name: self._error(trial) for name, trial in trials.items()}
+        best = min(errors, key=lambda name: errors[name])
+        self.notes.append("ranges by " + ", ".join(f"{name} {1e3 * error:.3g}" for name, error in errors.items())
+                          + f" (thousandths of the outputs' power): {best}")  # fmt: skip
+        return replace(trials[best], notes=tuple(self.notes))
+
+    def _name(self, index: int) -> str:
+        return self.graph.tensors[index].name
+
+    def _scheme(self, site: Site) -> Scheme | None:
+        name, tensor = self._name(site.output), self.graph.tensors[site.weight]
+        scheme = self.recipe.weight_scheme(name, _KINDS[site.operator.type], *_ends(site, self.sites, self.graph))
+        if scheme is None or scheme.granularity == "tensor":
+            return scheme
+        whole = replace(scheme, granularity="axis", axis=site.axis, block_size=None)
+        if scheme.granularity != "block":
+            return whole
+        fits = [size for size in BLOCKS if size <= (scheme.block_size or 0) and tensor.shape[-1] % size == 0]
+        if site.operator.type == "FULLY_CONNECTED" and fits:
+            if fits[-1] != scheme.block_size:
+                self.notes.append(f"{name}: {tensor.shape[-1]} features, blocks of {fits[-1]}")
+            return replace(scheme, axis=1, block_size=fits[-1])
+        self.notes.append(f"{name}: {tensor.shape[-1]} features take no blocks, 8 bits per channel")
+        return replace(whole, bits=8, narrow=True)
+
+    def _weight_grid(self, site: Site, scheme: Scheme) -> Grid:
+        weight, step = self.graph.tensors[site.weight].array, self.calibrate
+        if scheme.granularity == "block" or step.weights == "minmax":
+            grid = choose_grid(*range_of(weight, scheme), scheme)
+            if scheme.granularity == "block":
+                grid = Grid(block_scales(grid), grid.zero_point, scheme)
+            return grid
+        histogram = Histogram(scheme.axis if scheme.granularity == "axis" else None, self._name(site.weight))
+        options = {"percentile": {"p": step.percentile}, "mse": {"p": step.p}}.get(step.weights, {})
+        return choose_grid(
+            *search_range(histogram.update(weight), step.weights, scheme, self.threads, **options), scheme
+        )
+
+    def _observe(
+        self, rounded: Sequence[Site]
+    ) -> tuple[dict[int, Histogram], dict[int, Gram | ConvGram], dict[int, Gram | ConvGram]]:
+        """Histograms of the activations; moments of the layers' inputs, by weight, seen and held out."""
+        floats = [tensor for tensor in self.graph.tensors if tensor.dtype == "float32" and not tensor.constant]
+        histograms = {tensor.index: Histogram(name=tensor.name) for tensor in floats if self.static}
+        moments = [{site.weight: m for site in rounded if (m := _moments(site, self.graph))} for _ in range(2)]
+        inputs = {site.weight: site for site in rounded}
+        indices = {*histograms, *(site.input for site in rounded)}
+        for samples, own in zip((self.calibration, self.held_out), moments, strict=True):
+            labels = iter(samples.labels)
+            for feed in self.over(samples, "observe", len(samples)):
+                label = next(labels)
+                self.runner.run(feed)
+                seen = self.runner.observe(indices if samples is self.calibration else [inputs[w].input for w in own])
+                if samples is self.calibration:
+                    for index, histogram in histograms.items():
+                        histogram.update(seen[index], sample=label, threads=self.threads)
+                for weight, gram in own.items():
+                    gram.update(_rows(inputs[weight], seen[inputs[weight].input]), label, self.threads)
+        return histograms, moments[0], moments[1]
+
+    def _codes(
+        self, site: Site, grid: Grid, seen: Mapping[int, Gram | ConvGram], held: Mapping[int, Gram | ConvGram]
+    ) -> Codes:
+        weight = self.graph.tensors[site.weight].array
+        method = self.round.method
+        if method == "nearest" or site.weight not in seen:
+            return to_codes(weight, grid, self.threads)
+        own = grid if grid.scheme.axis is None else replace(grid, scheme=grid.scheme.at(_row_axis(site, grid)))
+        given: dict[str, Any] = {"threads": self.threads}
+        gram, rows = seen[site.weight].matrix(self.corrects), _to_rows(site, weight)
+        if method == "best":
+            codes, _ = rounding.round_best(rows, gram, own, held_out=held[site.weight].matrix(self.corrects), **given)
+        elif method == "adaround":
+            codes = rounding.adaround(rows, gram, own, iterations=self.round.iterations, **given)
+        else:
+            codes = (rounding.gptq if method == "gptq" else rounding.descend)(rows, gram, own, **given)
+        return _from_rows(site, codes)
+
+    def _activations(
+        self, histograms: Mapping[int, Histogram], method: str, options: Mapping[str, float]
+    ) -> dict[str, Grid]:
+        """Around the layers by `method`; elsewhere, where one value may decide (a variance), what was seen."""
+        around = {index for site in self.sites for index in (site.input, site.output)}
+        around |= {i for op in self.graph.operators if op.type in ("ADD", "GELU") for i in (*op.inputs, *op.outputs)}
+        found: dict[str, Grid] = {}
+        for index, histogram in histograms.items():
+            name = self._name(index)
+            scheme = self.recipe.activation_scheme(name)
+            if scheme is None:
+                continue
+            if scheme.bits != 8 or scheme.granularity != "tensor":
+                received = f"{scheme.bits} bits per {scheme.granularity} for '{name}'"
+                raise refuse("quantize", "activations of a .tflite must have 8 bits and one scale", received)
+            near = index in around
+            chosen = (method, options) if near else ("minmax", {})
+            lo, hi = search_range(histogram, chosen[0], scheme, self.threads, **chosen[1])
+            found[name] = choose_grid(lo, hi, scheme)
+        return tie(self.runner.model, found)
+
+    def _biases(
+        self,
+        layers: Sequence[Site],
+        weights: Mapping[int, Grid],
+        codes: Mapping[int, Codes],
+        activations: Mapping[str, Grid],
+        seen: Mapping[int, Gram | ConvGram],
+    ) -> dict[str, tuple[Grid, Codes]]:
+        """int32 at input scale x weight scale; with what takes away the mean error of the rounded weight."""
+        found = {}
+        for site in layers:
+            given, grid = activations.get(self._name(site.input)), weights[site.weight]
+            if site.bias is None or given is None or grid.scheme.granularity == "block":
+                continue
+            real = self.graph.tensors[site.bias].array
+            if self.corrects and site.weight in seen:
+                lost = _to_rows(site, self.graph.tensors[site.weight].array - dequantize(codes[site.weight], grid))
+                mean = np.atleast_2d(seen[site.weight].mean)
+                flat = lost.reshape(len(mean), -1, mean.shape[1])
+                real = real + np.einsum("grf,gf->gr", flat, mean).reshape(-1).astype(np.float32)
+            scale = np.broadcast_to(grid.scale * given.scale, real.shape)
+            own = Grid(scale, np.zeros(real.shape, np.int32), Scheme(32, True, True, "axis", 0))
+            found[self._name(site.bias)] = (own, to_codes(real, own))
+        return found
+
+    def _error(self, plan: Plan) -> float:
+        """Of the outputs, relative to their power, as the preset "cpu" gives them on the held-out samples."""
+        done = Interpreter(write(plan, "cpu"), "plain", self.threads)
+        total = {name: Sqnr() for name in self.runner.outputs}
+        for feed in self.held_out:
+            wanted, got = self.runner.run(feed), done.run_real(feed)
+            for name, score in total.items():
+                score.update(wanted[name], got[name])
+        return math.exp(float(np.mean([-score.db for score in total.values()])) * math.log(10) / 10)
+
+
+def _ends(site: Site, layers: Sequence[Site], graph: Subgraph) -> list[str]:
+    """ "first" where no layer comes before this one, "last" where none comes behind."""
+    own = {id(layer.operator) for layer in layers}
+    ends = []
+    for end, order, reached, passes in (
+        ("first", graph.operators, "inputs", "outputs"),
+        ("last", graph.operators[::-1], "outputs", "inputs"),
+    ):
+        behind: set[int] = set()
+        for operator in order:
+            inner = not behind.isdisjoint(getattr(operator, reached))
+            if operator is site.operator and not inner:
+                ends.append(end)
+            if id(operator) in own or inner:
+                behind.update(i for i in getattr(operator, passes) if i >= 0)
+    return ends
+
+
+def _moments(site: Site, graph: Subgraph) -> Gram | ConvGram | None:
+    """An empty observer of what a layer reads; None where rounding cannot be chosen from moments."""
+    weight, options = graph.tensors[site.weight], site.operator.options
+    if site.operator.type == "FULLY_CONNECTED":
+        return Gram(weight.shape[1], weight.name)
+    if site.operator.type == "TRANSPOSE_CONV" or options.get("depthMultiplier", 1) != 1:
+        return None
+    given, made = graph.tensors[site.input].shape, graph.tensors[site.output].shape
+    strides = (int(options["strideH"]), int(options["strideW"]))
+    dilations = (int(options["dilationHFactor"]), int(options["dilationWFactor"]))
+    pads = [0, 0, 0, 0]
+    if options["padding"] == 0:  # SAME: what is missing, the odd one at the end
+        for axis in range(2):
+            reach = (weight.shape[1 + axis] - 1) * dilations[axis] + 1
+            missing = max((made[1 + axis] - 1) * strides[axis] + reach - given[1 + axis], 0)
+            pads[axis], pads[2 + axis] = missing // 2, missing - missing // 2
+    shape = _to_rows(site, weight.array).shape
+    return ConvGram(shape, strides, pads, dilations, given[3] // shape[1], weight.name)
+
+
+def _rows(site: Site, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the moments take in: rows of a linear layer, NCHW of a convolution."""
+    if site.operator.type == "FULLY_CONNECTED":
+        return x.reshape(-1, x.shape[-1])
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+
+
+def _to_rows(site: Site, weight: NDArray[Any]) -> NDArray[Any]:
+    """A weight as the cores see it: (out, in), or (out, in of a group, height, width)."""
+    if site.operator.type == "FULLY_CONNECTED":
+        return weight
+    order = (3, 0, 1, 2) if site.operator.type == "DEPTHWISE_CONV_2D" else (0, 3, 1, 2)
+    return np.ascontiguousarray(weight.transpose(order))
+
+
+def _from_rows(site: Site, codes: Codes) -> Codes:
+    if site.operator.type == "FULLY_CONNECTED":
+        return codes
+    order = (1, 2, 3, 0) if site.operator.type == "DEPTHWISE_CONV_2D" else (0, 2, 3, 1)
+    return np.ascontiguousarray(codes.transpose(order))
+
+
+def _row_axis(site: Site, grid: Grid) -> int:
+    return 1 if grid.scheme.granularity == "block" else 0
