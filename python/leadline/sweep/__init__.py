@@ -13,9 +13,10 @@ from typing import Any
 
 from leadline.sweep.results import Results
 from leadline.sweep.run import results, run
+from leadline.sweep.sensitivity import Sensitivity, mixed_precision, sensitivity
 from leadline.sweep.spec import Sweep
 
-__all__ = ["Results", "Sweep", "results", "run"]
+__all__ = ["Results", "Sensitivity", "Sweep", "mixed_precision", "results", "run", "sensitivity"]
 
 
 class _Callable(ModuleType):
