@@ -29,10 +29,12 @@ PATIENCE = 180.0
 
 @dataclass(frozen=True)
 class Answer:
-    """Whether every operator of a model runs on the NPU; if not, the provider's reason."""
+    """Whether every operator of a model runs on the NPU; if not, the provider's reason, and the nodes that it leaves on
+    the CPU (none where the model is not built at all)."""
 
     accepted: bool
     reason: str = ""
+    left: tuple[str, ...] = ()
 
 
 def ask(models: Sequence[onnx.ModelProto]) -> list[Answer]:
@@ -53,7 +55,9 @@ def ask(models: Sequence[onnx.ModelProto]) -> list[Answer]:
         while len(answers) < len(models):
             (folder / "answers").unlink(missing_ok=True)
             code = _run(folder, len(answers))
-            new = [Answer(**json.loads(line)) for line in _lines(folder)]
+            new = [
+                Answer(own["accepted"], own["reason"], tuple(own["left"])) for own in map(json.loads, _lines(folder))
+            ]
             answers += new
             if len(answers) < len(models):
                 if code is None:
@@ -123,15 +127,15 @@ def _build(model: Path, devices: list[Any], backend: str) -> dict[str, Any]:
     try:
         session = ort.InferenceSession(str(model), options)
     except Exception as error:  # onnxruntime raises a dozen unrelated classes
-        return {"accepted": False, "reason": str(error).rsplit(" : ", 1)[-1]}
+        return {"accepted": False, "reason": str(error).rsplit(" : ", 1)[-1], "left": []}
     left = [
-        node.op_type
+        re.sub(r"_token_\d+$", "", node.name)
         for part in session.get_provider_graph_assignment_info()
         if part.ep_name != "qnn"
         for node in part.get_nodes()
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear")  # of the model's own inputs and outputs
     ]
-    return {"accepted": not left, "reason": f"left on the CPU: {', '.join(left)}" if left else ""}
+    return {"accepted": not left, "reason": "left on the CPU" if left else "", "left": left}
 
 
 _REFUSED = re.compile(r"Validation FAILED for \d+ nodes in OrtNodeUnit \((\w+)\)")

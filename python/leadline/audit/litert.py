@@ -9,12 +9,15 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leadline.audit.findings import Audit, Finding, Status, ordered
-from leadline.types import refuse
+from leadline.export.tflite_kernels import operation, tool
+from leadline.types import InputError
 
 if TYPE_CHECKING:
     from leadline.audit.network import Network
@@ -28,31 +31,73 @@ _RECIPES = {
 """What users call it, and the function of ai_edge_quantizer.recipe."""
 
 _CARRIERS = ("QUANTIZE", "DEQUANTIZE")
-_NORM = "MEAN SQUARED_DIFFERENCE RSQRT SUB MUL ADD"
+_NORM = "RESHAPE MEAN SQUARED_DIFFERENCE RSQRT SUB MUL ADD"
 _WRITTEN: dict[str, str] = {
     "Abs": "ABS", "Add": "ADD", "And": "LOGICAL_AND", "AveragePool": "AVERAGE_POOL_2D", "BatchNormalization": "MUL ADD",
     "Cast": "CAST", "Ceil": "CEIL", "Clip": "MAXIMUM MINIMUM", "Concat": "CONCATENATION", "Conv": "CONV_2D",
-    "ConvTranspose": "TRANSPOSE_CONV", "Cos": "COS", "DepthToSpace": "RESHAPE TRANSPOSE", "Div": "DIV", "Elu": "ELU",
-    "Equal": "EQUAL", "Erf": "MUL ADD DIV", "Exp": "EXP", "Expand": "BROADCAST_TO", "Flatten": "RESHAPE",
-    "Floor": "FLOOR", "Gather": "GATHER", "Gelu": "GELU", "Gemm": "FULLY_CONNECTED", "GlobalAveragePool": "MEAN",
-    "GlobalMaxPool": "REDUCE_MAX", "Greater": "GREATER", "GreaterOrEqual": "GREATER_EQUAL",
-    "GroupNormalization": f"RESHAPE {_NORM}", "HardSigmoid": "ADD MUL MAXIMUM MINIMUM", "HardSwish": "HARD_SWISH",
-    "Identity": "", "InstanceNormalization": _NORM, "LayerNormalization": _NORM, "LeakyRelu": "LEAKY_RELU",
-    "Less": "LESS", "LessOrEqual": "LESS_EQUAL", "Log": "LOG", "LogSoftmax": "LOG_SOFTMAX", "MatMul": "BATCH_MATMUL",
-    "Max": "MAXIMUM", "MaxPool": "MAX_POOL_2D", "Min": "MINIMUM", "Mish": "EXP LOG TANH MUL", "Mul": "MUL",
-    "Neg": "NEG", "Not": "LOGICAL_NOT", "Or": "LOGICAL_OR", "PRelu": "PRELU", "Pad": "PAD", "Pow": "POW",
-    "Reciprocal": "DIV", "ReduceMax": "REDUCE_MAX", "ReduceMean": "MEAN", "ReduceMin": "REDUCE_MIN", "ReduceSum": "SUM",
-    "Relu": "RELU", "Reshape": "RESHAPE", "Round": "ROUND", "Sigmoid": "LOGISTIC", "Sin": "SIN",
-    "Slice": "STRIDED_SLICE", "Softmax": "SOFTMAX", "Softplus": "EXP LOG", "SpaceToDepth": "RESHAPE TRANSPOSE",
-    "Split": "STRIDED_SLICE", "Sqrt": "SQRT", "Squeeze": "RESHAPE", "Sub": "SUB", "Sum": "ADD", "Tanh": "TANH", "Tile": "TILE",
-    "Transpose": "TRANSPOSE", "Unsqueeze": "RESHAPE", "Where": "SELECT_V2",
+    "ConvTranspose": "TRANSPOSE_CONV", "Cos": "COS", "DepthToSpace": "RESHAPE TRANSPOSE", "Div": "DIV",
+    "Elu": "EXP SUB GREATER_EQUAL SELECT", "Equal": "EQUAL", "Erf": "MINIMUM MAXIMUM MUL ADD DIV", "Exp": "EXP",
+    "Expand": "BROADCAST_TO", "Flatten": "RESHAPE", "Floor": "FLOOR", "Gather": "GATHER_ND", "Gelu": "GELU",
+    "Gemm": "FULLY_CONNECTED", "GlobalAveragePool": "MEAN", "GlobalMaxPool": "REDUCE_MAX", "Greater": "GREATER",
+    "GreaterOrEqual": "GREATER_EQUAL", "GroupNormalization": "RESHAPE MEAN SUB MUL ADD RSQRT",
+    "HardSigmoid": "MUL ADD RELU_0_TO_1", "HardSwish": "HARD_SWISH", "Identity": "",
+    "InstanceNormalization": "MEAN SUB MUL ADD RESHAPE RSQRT", "LayerNormalization": _NORM, "LeakyRelu": "LEAKY_RELU",
+    "Less": "LESS", "LessOrEqual": "LESS_EQUAL", "Log": "LOG", "LogSoftmax": "REDUCE_MAX MAXIMUM SUB EXP SUM LOG",
+    "MatMul": "BATCH_MATMUL", "Max": "MAXIMUM", "MaxPool": "MAX_POOL_2D", "Min": "MINIMUM",
+    "Mish": "EXP ADD LOG GREATER SELECT TANH MUL", "Mul": "MUL", "Neg": "MUL", "Not": "", "Or": "LOGICAL_OR",
+    "PRelu": "RELU MINIMUM MUL ADD", "Pad": "PAD", "Pow": "POW", "Reciprocal": "DIV", "ReduceMax": "REDUCE_MAX",
+    "ReduceMean": "MEAN", "ReduceMin": "REDUCE_MIN", "ReduceSum": "SUM", "Relu": "RELU", "Reshape": "RESHAPE",
+    "Round": "ROUND", "Sigmoid": "LOGISTIC", "Sin": "SIN", "Slice": "SLICE", "Softmax": "SOFTMAX",
+    "Softplus": "EXP ADD LOG GREATER SELECT", "SpaceToDepth": "RESHAPE TRANSPOSE", "Split": "SLICE", "Sqrt": "SQRT",
+    "Squeeze": "RESHAPE", "Sub": "SUB", "Sum": "ADD", "Tanh": "TANH", "Tile": "RESHAPE BROADCAST_TO",
+    "Transpose": "TRANSPOSE", "Unsqueeze": "RESHAPE", "Where": "SELECT",
 }  # fmt: skip
-"""ONNX operator to the operators of the ``.tflite`` that it becomes as a torch module through litert-torch: a list."""
-_RESIZES = {"linear": "RESIZE_BILINEAR", "nearest": "RESIZE_NEAREST_NEIGHBOR", "cubic": "FULLY_CONNECTED"}
+"""ONNX operator to what litert-torch 0.10 wrote for it, each converted alone: for where it is not installed."""
+_FUSING = frozenset("Add AveragePool Conv Div Gemm MaxPool Mul Sub".split())
+"""Operators of a .tflite that clamp their own output."""
+_CUBIC = "BROADCAST_TO RESHAPE CONCATENATION TRANSPOSE GATHER_ND MUL ADD"
+_RESIZES = {"linear": "RESIZE_BILINEAR", "nearest": "RESIZE_NEAREST_NEIGHBOR", "cubic": _CUBIC}
 
 
 def audit_tflite(file: Path) -> Audit:
     """Every operator of a ``.tflite``."""
+    total, findings = _ask(file)
+    basis = "ai-edge-quantizer's policy for each operator, LiteRT's interpreter for the whole"
+    return Audit(file.name, "litert", basis, total, total, (), findings)
+
+
+def audit_onnx(network: Network) -> Audit:
+    """A network as litert-torch converts it; where that is not installed, by what it is known to write."""
+    graph = network.graph
+    if graph is None:
+        return Audit(network.file, "litert", "leadline's import, which the network does not pass", network.nodes,
+                     network.nodes, (), ordered(network.obstacles))  # fmt: skip
+    findings = _listed(graph)
+    basis = "what each operator becomes through litert-torch: a list; ai-edge-quantizer's policy for that: asked"
+    if find_spec("litert_torch") and not any(finding.status == "unsupported" for finding in findings):
+        findings = _converted(graph)
+        basis = "converted by litert-torch; ai-edge-quantizer's policy for each operator, LiteRT's interpreter for all"
+    return Audit(network.file, "litert", basis, network.nodes, len(graph.nodes), network.rewrites, findings)
+
+
+def _converted(graph: Graph) -> tuple[Finding, ...]:
+    from leadline.export.tflite import convert
+
+    try:
+        content = convert(graph)
+    except InputError:
+        raise
+    except Exception as error:  # torch.export and the converter raise whatever went wrong inside
+        reason = f"litert-torch: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        return (Finding("the network", "unsupported", (graph.name,), 1, reason),)
+    with tempfile.TemporaryDirectory(prefix="leadline-audit-") as folder:
+        file = Path(folder) / f"{graph.name}.tflite"
+        file.write_bytes(content)
+        return _ask(file)[1]
+
+
+def _ask(file: Path) -> tuple[int, tuple[Finding, ...]]:
+    """(operators, findings)"""
     from leadline.export import tflite_read
 
     model = tflite_read.read(file)
@@ -73,61 +118,70 @@ def audit_tflite(file: Path) -> Audit:
     findings = [Finding(kind, status, tuple(names), len(names), note) for (kind, status, note), names in groups.items()]
     if refusal is not None and not any(finding.status == "unsupported" for finding in findings):
         findings.append(Finding("the network", "unsupported", (file.name,), 1, f"the interpreter: {refusal}"))
-    basis = "ai-edge-quantizer's policy for each operator, LiteRT's interpreter for the whole"
-    return Audit(file.name, "litert", basis, total, total, (), ordered(findings))
+    return total, ordered(findings)
 
 
-def audit_onnx(network: Network) -> Audit:
-    """Every operator of an ONNX network, by what it becomes on its way through PyTorch and litert-torch."""
-    graph = network.graph
-    if graph is None:
-        return Audit(network.file, "litert", "leadline's import, which the network does not pass", network.nodes,
-                     network.nodes, (), ordered(network.obstacles))  # fmt: skip
+def _listed(graph: Graph) -> tuple[Finding, ...]:
     policy = _Policy()
     groups: dict[tuple[str, Status, str], list[str]] = {}
+    fused = _fused(graph)
     for node in graph.nodes:
         status, note = _answer(policy, graph, node)
+        if node.name in fused:
+            status, note = "supported", "fused into the operator before it"
         groups.setdefault((node.op_type, status, note), []).append(node.name)
-    findings = ordered(
+    return ordered(
         Finding(kind, status, tuple(names), 1, note, asked=False) for (kind, status, note), names in groups.items()
     )
-    basis = "what each operator becomes through litert-torch: a list; ai-edge-quantizer's policy for that: asked"
-    return Audit(network.file, "litert", basis, network.nodes, len(graph.nodes), network.rewrites, findings)
 
 
 def _answer(policy: _Policy, graph: Graph, node: Node) -> tuple[Status, str]:
-    kinds: tuple[str, ...]
-    if node.op_type == "Resize":
-        kinds = (_RESIZES[node.attrs.get("mode", "nearest")],)
-    elif node.op_type in _WRITTEN:
-        kinds = tuple(_WRITTEN[node.op_type].split())
-    else:
+    if node.op_type not in _WRITTEN and node.op_type != "Resize":
         return "unsupported", "leadline has no torch operator for it"
-    if node.op_type == "Conv" and node.attrs.get("group", 1) > 1 and graph.shape(node.inputs[1])[1] == 1:
-        kinds = ("DEPTHWISE_CONV_2D",)
+    kinds = tuple(_written(graph, node).split())
     status, note = policy.says(kinds)
     return status, f"{', '.join(kinds)}: {note}" if kinds else "nothing is written for it"
+
+
+def _fused(graph: Graph) -> set[str]:
+    """Relu and Relu6 that alone read an operator which can clamp."""
+    writers, readers = graph.producers(), graph.readers()
+    found = set()
+    for node in graph.nodes:
+        writer = writers.get(node.inputs[0]) if node.inputs else None
+        if writer is not None and writer.op_type in _FUSING and len(readers[node.inputs[0]]) == 1:
+            if node.op_type in ("Relu", "Clip") and _written(graph, node) in ("RELU", "RELU6"):
+                found.add(node.name)
+    return found
+
+
+def _written(graph: Graph, node: Node) -> str:
+    match node.op_type:
+        case "Resize":
+            return _RESIZES[node.attrs.get("mode", "nearest")]
+        case "Conv" if node.attrs.get("group", 1) > 1 and graph.shape(node.inputs[1])[1] == 1:
+            return "DEPTHWISE_CONV_2D"
+        case "Clip" if [float(graph.weights[name].flat[0]) for name in node.inputs[1:] if name in graph.weights] == [
+            0,
+            6,
+        ]:
+            return "RELU6"
+        case "Pad" if node.attrs.get("mode", "constant") == "reflect":
+            return "MIRROR_PAD"
+    return _WRITTEN[node.op_type]
 
 
 class _Policy:
     """ai-edge-quantizer's answers, each asked once."""
 
     def __init__(self) -> None:
-        try:
-            from ai_edge_litert import schema_py_generated
-            from ai_edge_quantizer import algorithm_manager, qtyping, recipe
-            from ai_edge_quantizer.utils import tfl_flatbuffer_utils
-        except ImportError as error:
-            rule = "auditing for litert needs ai-edge-quantizer: pip install 'leadline[tflite]'"
-            raise refuse("audit", rule, str(error)) from error
-        self._check = algorithm_manager.check_op_quantization_config
-        self._codes = vars(schema_py_generated.BuiltinOperator)
-        self._names = tfl_flatbuffer_utils.TFL_OP_CODE_TO_NAME
+        recipes = tool("ai_edge_quantizer.recipe")
+        form = tool("ai_edge_quantizer.qtyping").OpQuantizationConfig.from_dict
+        self._check = tool("ai_edge_quantizer.algorithm_manager").check_op_quantization_config
         self._configs = {}
         for label, function in _RECIPES.items():
-            (entry,) = getattr(recipe, function)()
-            config = qtyping.OpQuantizationConfig.from_dict(dict(entry["op_config"]))
-            self._configs[label] = (str(entry["algorithm_key"].value), config)
+            (entry,) = getattr(recipes, function)()
+            self._configs[label] = (str(entry["algorithm_key"].value), form(dict(entry["op_config"])))
         self._known: dict[str, tuple[str, ...]] = {}
 
     def takes(self, kind: str) -> tuple[str, ...]:
@@ -147,12 +201,9 @@ class _Policy:
         return "float", "no static int8" + (f" for {', '.join(floats)}" if len(every) > 1 else "")
 
     def _ask(self, kind: str, algorithm: str, config: Any) -> bool:
-        name = self._names.get(self._codes.get(kind))
-        if name is None:
-            return False
         try:
-            self._check(algorithm, name, config)
-        except ValueError:
+            self._check(algorithm, operation(kind), config)
+        except (KeyError, ValueError):
             return False
         return True
 

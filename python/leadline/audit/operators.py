@@ -94,12 +94,14 @@ def _grid(bounds: tuple[float, float], scheme: Scheme, value: Value) -> Grid:
 
 
 def _biases(graph: Graph, grids: dict[str, Grid]) -> Iterator[tuple[str, Grid]]:
-    """int32 at input scale x weight scale, as integer kernels want it."""
+    """int32 at input scale x weight scale, as integer kernels want it. One that several layers read stays float here;
+    calibration gives each its own."""
+    readers = graph.readers()
     for layer in graph.layers():
         weight, read = grids.get(layer.weight), grids.get(layer.input)
         if layer.bias is None or weight is None or read is None or weight.scheme.granularity == "block":
             continue
-        if read.scale.ndim:
+        if read.scale.ndim or len(readers[layer.bias]) > 1:
             continue
         size = graph.weights[layer.bias].size
         scale = np.tile(weight.scale.reshape(-1), size // weight.scale.size) * read.scale

@@ -60,7 +60,7 @@ def show_audit(audit: Audit, console: Console) -> None:
         table.add_row(*row)
     console.print(table, markup=False)
     counts = [f"{count} {_WORDS[status]}" for status, count in audit.counts().items() if count]
-    console.print(f"{audit.normalised} operators: {', '.join(counts)}", markup=False, highlight=False)
+    console.print(f"operators: {', '.join(counts)}", markup=False, highlight=False)
 
 
 def write_audit(audit: Audit, path: str | os.PathLike[str]) -> None:
