@@ -149,9 +149,9 @@ def _fused(graph: Graph) -> set[str]:
     found = set()
     for node in graph.nodes:
         writer = writers.get(node.inputs[0]) if node.inputs else None
-        if writer is not None and writer.op_type in _FUSING and len(readers[node.inputs[0]]) == 1:
-            if node.op_type in ("Relu", "Clip") and _written(graph, node) in ("RELU", "RELU6"):
-                found.add(node.name)
+        clamps = node.op_type in ("Relu", "Clip") and _written(graph, node) in ("RELU", "RELU6")
+        if clamps and writer is not None and writer.op_type in _FUSING and len(readers[node.inputs[0]]) == 1:
+            found.add(node.name)
     return found
 
 
