@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -39,9 +39,9 @@ from leadline.export.tflite_kernels import BLOCKS, Plan, block_scales, channel_g
 from leadline.export.tflite_match import Matching, Site, match, to_tflite
 from leadline.export.tflite_quantize import observe, quantize
 from leadline.export.tflite_read import Tflite, read
-from leadline.export.tflite_write import Io, Preset, prepare, write
+from leadline.export.tflite_write import GUARD, Io, Preset, prepare, write
 from leadline.files import replacing
-from leadline.graph import Graph, Layer
+from leadline.graph import Graph, Layer, Node
 from leadline.types import Grid, Scheme, refuse
 
 if TYPE_CHECKING:
@@ -75,6 +75,9 @@ class Converted(Plan):
 def convert(graph: Graph) -> bytes:
     """A graph as a float ``.tflite``, through a torch module and litert-torch. Inputs and outputs keep their layout.
 
+    The converter merges factors and offsets (a LayerNorm's gain) into the layers beside them, whose weights would then
+    not be those that were quantised. A maximum with a number below all others stands in between while it converts.
+
     Raises InputError where the extra is not installed, or the graph holds an operator that torch has no function for.
     """
     try:
@@ -92,8 +95,34 @@ def convert(graph: Graph) -> bytes:
     with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="leadline-") as folder:
         warnings.simplefilter("ignore")
         file = Path(folder) / "float.tflite"
-        litert_torch.convert(to_module(graph), example).export(str(file))
+        litert_torch.convert(to_module(_guarded(graph)), example).export(str(file))
         return prepare(file.read_bytes())
+
+
+def _guarded(graph: Graph) -> Graph:
+    """With a guard behind every normalisation and every operation with a constant, and behind a layer before them."""
+    guarded = graph.copy()
+    layers = {layer.output for layer in graph.layers()}
+    wanted: dict[str, None] = {}
+    for node in graph.nodes:
+        constant = node.op_type in _FACTORS and any(name in graph.weights for name in node.inputs)
+        if constant or node.op_type.endswith("Normalization") or node.op_type == "HardSigmoid":
+            wanted |= dict.fromkeys(name for name in node.inputs if name in layers)
+            wanted |= dict.fromkeys(node.outputs[:1] if node.op_type != "HardSigmoid" else ())
+    guarded.weights["guard"] = np.array(GUARD, np.float32)
+    nodes = []
+    for node in guarded.nodes:
+        node.inputs = [f"{name}.guarded" if name in wanted else name for name in node.inputs]
+        nodes.append(node)
+        for name in node.outputs:
+            if name in wanted:
+                guarded.values[f"{name}.guarded"] = replace(graph.values[name], name=f"{name}.guarded")
+                nodes.append(Node("Max", [name, "guard"], [f"{name}.guarded"], f"{name}.guard"))
+    guarded.nodes = nodes
+    return guarded
+
+
+_FACTORS = ("Add", "Sub", "Mul", "Div")
 
 
 def plan(

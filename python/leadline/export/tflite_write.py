@@ -24,14 +24,20 @@ Preset = Literal["cpu", "npu", "dynamic", "weight-only", "fp16"]
 Io = Literal["float", "int8"]
 
 
+GUARD = -3e38
+"""No float is below it but the last few: a maximum with it changes nothing, and keeps a converter from merging."""
+
+
 def prepare(content: bytes) -> bytes:
     """The same network with unique tensor names, and a float constant of its own for each operator that reads it.
 
     A converter stores equal constants once; two layers that share a bias could not have grids of their own then.
+    Maxima with GUARD are taken out.
     """
     flatbuffers = tool("ai_edge_litert.tools.flatbuffer_utils")
     model = flatbuffers.read_model_from_bytearray(bytearray(content))
     graph = model.subgraphs[0]
+    _unguard(model)
     taken: set[bytes] = set()
     for tensor in graph.tensors:
         tensor.name = _unique(tensor.name or b"tensor", taken)
@@ -50,6 +56,33 @@ def prepare(content: bytes) -> bytes:
                 operator.inputs[slot] = len(graph.tensors) - 1
             seen.add(index)
     return bytes(flatbuffers.convert_object_to_bytearray(model))
+
+
+def _unguard(model: Any) -> None:
+    graph = model.subgraphs[0]
+    instead: dict[int, int] = {}
+    codes = tool("ai_edge_litert.schema_py_generated").BuiltinOperator
+    kept = []
+    for operator in graph.operators:
+        operator.inputs = [instead.get(int(index), int(index)) for index in operator.inputs]
+        code = model.operatorCodes[operator.opcodeIndex]
+        guards = [index for index in operator.inputs if _is_guard(model, graph.tensors[index])]
+        if code.builtinCode == codes.MAXIMUM and len(guards) == 1:
+            instead[operator.outputs[0]] = next(index for index in operator.inputs if index not in guards)
+        else:
+            kept.append(operator)
+    if instead:
+        graph.operators = kept
+        graph.outputs = [instead.get(int(index), int(index)) for index in graph.outputs]
+        for entry in (entry for signature in model.signatureDefs or () for entry in signature.outputs):
+            entry.tensorIndex = instead.get(entry.tensorIndex, entry.tensorIndex)
+
+
+def _is_guard(model: Any, tensor: Any) -> bool:
+    data = model.buffers[tensor.buffer].data
+    if tensor.type != 0 or data is None or not len(data):
+        return False
+    return bool((np.frombuffer(bytes(data), np.float32) == np.float32(GUARD)).all())
 
 
 def _unique(name: bytes, taken: set[bytes]) -> bytes:
