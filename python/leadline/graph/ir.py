@@ -111,7 +111,7 @@ class Graph:
     metadata: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], sample: Sample | None = None) -> Graph:
+    def load(cls, path: str | os.PathLike[str], sample: Sample | None = None, *, verbatim: bool = False) -> Graph:
         """Read an ONNX file and bring it to normal form.
 
         Parameters
@@ -121,6 +121,10 @@ class Graph:
         sample : dict of input name to array or shape, optional
             Fixes the input shapes; it wins over the shapes that the file declares. Without it a free first axis
             becomes 1 and any other free axis is refused.
+        verbatim : bool
+            Leave the file's operators, and the names of its tensors, as they are: only constants are folded, shapes
+            fixed and the opset raised. For files of grids that others wrote against this very network. The steps of
+            recipes want the normal form.
 
         Raises
         ------
@@ -128,10 +132,10 @@ class Graph:
             The file is missing, damaged, not ONNX, already quantised, not float32, holds NaN or infinity, has
             control flow or operators outside ONNX, or does not fit the sample.
         """
-        from leadline.graph.load import normalise
+        from leadline.graph import load
         from leadline.graph.read import read
 
-        return normalise(read(path), sample)
+        return (load.verbatim if verbatim else load.normalise)(read(path), sample)
 
     @classmethod
     def from_model(

@@ -22,6 +22,31 @@ Watch = Callable[[str, Graph], None]
 
 def normalise(source: Source, sample: Sample | None, watch: Watch = lambda how, graph: None) -> Graph:
     """Fix the shapes, fold constants, raise the opset, recognise patterns, name everything."""
+    graph = _fixed(source, sample, watch)
+    simplify(graph)
+    watch("without effect, or merged with a neighbour", graph)
+    softmax_guards(graph)
+    watch("guards around Softmax that nothing can trigger", graph)
+    layer_norms(graph)
+    watch("LayerNormalization recognised in its pieces", graph)
+    activations(graph)
+    watch("activation functions recognised by value", graph)
+    linears(graph)
+    watch("one form of linear layer", graph)
+    simplify(graph)
+    watch("without effect, or merged with a neighbour", graph)
+    names.assign(graph)
+    return graph
+
+
+def verbatim(source: Source, sample: Sample | None) -> Graph:
+    """Fix the shapes, fold constants, raise the opset, and nothing else: tensors are called as the file calls them."""
+    graph = _fixed(source, sample, lambda how, graph: None)
+    names.number(graph)
+    return graph
+
+
+def _fixed(source: Source, sample: Sample | None, watch: Watch) -> Graph:
     opset.check(source.opset, source.label)
     inputs = _inputs(source, dict(sample or {}))
     outputs = [Value(name, np.dtype(np.float32), ()) for name in source.outputs]  # real types come with the shapes
@@ -36,19 +61,6 @@ def normalise(source: Source, sample: Sample | None, watch: Watch = lambda how, 
     _check_dtypes({name: array.dtype for name, array in graph.weights.items()}, source.label)
     _check_dtypes({name: value.dtype for name, value in graph.values.items()}, source.label)
     _check_finite(graph, source.label)
-    simplify(graph)
-    watch("without effect, or merged with a neighbour", graph)
-    softmax_guards(graph)
-    watch("guards around Softmax that nothing can trigger", graph)
-    layer_norms(graph)
-    watch("LayerNormalization recognised in its pieces", graph)
-    activations(graph)
-    watch("activation functions recognised by value", graph)
-    linears(graph)
-    watch("one form of linear layer", graph)
-    simplify(graph)
-    watch("without effect, or merged with a neighbour", graph)
-    names.assign(graph)
     return graph
 
 

@@ -35,6 +35,16 @@ def scope(proto: onnx.NodeProto) -> str:
     return f"/{parts[-2]}/{proto.op_type}" if len(parts) > 1 and isinstance(parts[-2], str) else proto.name
 
 
+def number(graph: Graph) -> None:
+    """Give every node a name of its own: the first of a name keeps it, the others and the nameless are numbered."""
+    given = {node.name for node in graph.nodes}
+    taken: set[str] = set()
+    for node in graph.nodes:
+        if not node.name or node.name in taken:
+            node.name = _unique(node.name or node.op_type, taken | given)
+        taken.add(node.name)
+
+
 def assign(graph: Graph) -> None:
     """Rename everything but the graph's inputs and outputs."""
     kept = {value.name for value in (*graph.inputs, *graph.outputs)}

@@ -13,14 +13,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from leadline.graph import DOMAIN, Graph, Layer, Node
+from leadline.graph.movement import MOVES_DATA
 from leadline.recipe import Recipe
 from leadline.types import Scheme, refuse
-
-MOVES_DATA = frozenset(
-    "Reshape Transpose Flatten Squeeze Unsqueeze Slice Split Gather Expand Tile Identity MaxPool DepthToSpace "
-    "SpaceToDepth".split()
-)
-"""Operators whose outputs hold only values of their first input."""
 
 ABSORBED = frozenset({"Relu", "Clip", "Min"})
 """Clamps (a Min with a constant bound) that a grid's own range performs when they follow one of ABSORBING."""
