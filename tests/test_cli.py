@@ -117,6 +117,15 @@ def test_every_command_has_help(leadline):
     assert everything.code == 0 and "quantize" in everything.out
 
 
+def test_quantize_says_what_the_encodings_leave_to_the_tool(quantize, out):
+    shown = quantize("--recipe", "minmax-w8a8")
+    assert "encodings 1.0.0 leave to Qualcomm's tool: 2 int32 bias" in shown.out
+    document = json.loads((out / "report.json").read_text())["encodings"]
+    assert document["version"] == "1.0.0" and document["left"] == {"int32 bias": 2}
+    assert [gap["tensor"] for gap in document["gaps"]] == ["b1", "first", "b2"]  # the Relu takes first
+    assert quantize("--recipe", "minmax-w8a8", "--encodings", "2.0.0", "--json").json["encodings"]["left"] == {}
+
+
 def test_quantize_prints_json_that_is_the_report(quantize, out):
     result = quantize("--json")
     assert result.code == 0
@@ -163,6 +172,31 @@ def test_the_whole_round(leadline, quantize, data, out, tmp_path):
     assert {k: last[k] for k in ("activation_encodings", "param_encodings")} == {
         k: first[k] for k in ("activation_encodings", "param_encodings")
     }
+    qdq, folder = tmp_path / "theirs.onnx", tmp_path / "theirs"
+    assert leadline("convert", there, qdq, "--model", network).code == 0
+    assert leadline("verify", network, qdq, "--data", data).code == 0
+    assert leadline("convert", out / "model.qdq.onnx", folder, "--model", out / "model.fp32.onnx").code == 0
+    assert sorted(os.listdir(folder)) == [file for file in FILES if file.startswith("model.")]
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (["model.encodings", "two.encodings"], "[convert] --version must say which encodings to write"),
+        (["model.encodings", "two.onnx"], "[convert] --model must give the float network that the source names"),
+        (["model.encodings", "two.onnx", "--version", "2.0.0"], "--version goes with encodings, not with a QDQ target"),
+        (["model.qdq.onnx", "two.encodings", "--version", "2.0.0"], "give a folder for both"),
+        (["model.encodings", "two.encodings", "--version", "9"], "version must be one of 0.6.1, 1.0.0, 2.0.0"),
+        (["model.encodings", "two", "--model", "gone.onnx"], "gone.onnx', which does not exist"),
+        (["model.fp32.onnx", "two", "--model", "model.fp32.onnx"], "model.fp32.onnx' must hold a grid"),
+    ],
+)
+def test_convert_says_what_is_missing(leadline, quantize, out, given, words):
+    quantize("--recipe", "minmax-w8a8")
+    before = sorted(os.listdir(out))
+    result = leadline("convert", *(out / word if word.endswith(("s", "x", "two")) else word for word in given))
+    assert result.code == 2 and words in result.err and "Traceback" not in result.err
+    assert sorted(os.listdir(out)) == before
 
 
 def test_info_names_version_and_recipes(leadline):
@@ -392,8 +426,8 @@ def test_other_commands_name_bad_files(leadline, net, data, tmp_path):
         (["inspect", text], "bad.encodings"),
         (["inspect", tmp_path / "text.onnx"], "text.onnx"),
         (["inspect", tmp_path / "missing.onnx"], "missing.onnx"),
-        (["convert", text, tmp_path / "o", "--version", "2.0.0"], "bad.encodings"),
-        (["convert", tmp_path / "missing", tmp_path / "o", "--version", "2.0.0"], "missing"),
+        (["convert", text, tmp_path / "o.encodings", "--version", "2.0.0"], "bad.encodings"),
+        (["convert", tmp_path / "missing", tmp_path / "o.encodings", "--version", "2.0.0"], "missing"),
         (["recipe", "w9a9"], "'w9a9'"),
         (["verify", net, tmp_path / "text.onnx", "--data", data], "text.onnx"),
         (["verify", net, tmp_path / "missing.onnx", "--data", data], "missing.onnx"),

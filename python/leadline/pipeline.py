@@ -20,9 +20,11 @@ from leadline.data.choice import check_method
 from leadline.data.samples import Feed
 from leadline.display import table
 from leadline.export import encodings, qdq
+from leadline.export.encodings_gaps import Gap, accepted, completed, gaps
 from leadline.export.limits import limits
 from leadline.files import filling
 from leadline.graph import Graph, Session
+from leadline.graph.ir import Sample
 from leadline.observers import Histogram
 from leadline.progress import Quiet
 from leadline.recipe import Recipe
@@ -72,6 +74,69 @@ class Quantized:
         caption = f"{self.recipe.name}: {len(self.codes)} parameters, {len(self.grids) - len(self.codes)} activations"
         return table(("step", "entries", "kept"), rows, caption)
 
+    @classmethod
+    def from_encodings(
+        cls, network: Graph | str | os.PathLike[str], path: str | os.PathLike[str], sample: Sample | None = None
+    ) -> Quantized:
+        """Somebody's AIMET encodings on the float network that they name; weights take the nearest codes.
+
+        Parameters
+        ----------
+        network : Graph or path
+            An ONNX file is loaded with ``verbatim=True``.
+        path : path
+            Of any version. What tools add to it is added here: grids of moved data, and int32 biases. Tensors that it
+            keeps in float16 stay float32.
+        sample : dict of input name to array or shape, optional
+            See `Graph.load`.
+
+        Returns
+        -------
+        Quantized
+            To verify on data that is given, to export, to save again. No recipe ran, so the log is empty.
+
+        Raises
+        ------
+        InputError
+            A file cannot be read, or names what the network does not have.
+        """
+        graph = network if isinstance(network, Graph) else Graph.load(network, sample, verbatim=True)
+        grids = completed(graph, encodings.read(path, graph))
+        return cls._found(graph, grids, {}, path)
+
+    @classmethod
+    def from_qdq(
+        cls, network: Graph | str | os.PathLike[str], path: str | os.PathLike[str], sample: Sample | None = None
+    ) -> Quantized:
+        """The same from an ONNX model with QuantizeLinear and DequantizeLinear, whose codes are taken as they are."""
+        graph = network if isinstance(network, Graph) else Graph.load(network, sample, verbatim=True)
+        found = qdq.read(path)
+        foreign = sorted(found.grids.keys() - graph.values.keys() - graph.weights.keys())
+        if foreign:
+            rule = f"'{path}' must hold grids of tensors that '{graph.name}' has"
+            raise refuse("Quantized.from_qdq", rule, f"'{foreign[0]}'")
+        known = encodings.Encodings.from_grids(graph, found.grids)
+        codes = {name: codes.reshape(graph.shape(name)) for name, codes in found.codes.items()}
+        return cls._found(graph, known.grids, codes, path)
+
+    @classmethod
+    def _found(
+        cls,
+        graph: Graph,
+        grids: dict[str, Grid],
+        codes: dict[str, NDArray[np.integer[Any]]],
+        path: str | os.PathLike[str],
+    ) -> Quantized:
+        if not grids:
+            raise refuse("Quantized", f"'{path}' must hold a grid", "a file that holds no grids")
+        nearest = {
+            name: to_codes(graph.weights[name], grid)
+            for name, grid in grids.items()
+            if name in graph.weights and name not in codes
+        }
+        recipe = Recipe(Path(path).name, (), "grids that were read from a file")
+        return cls(graph, grids, codes | nearest, recipe, [], Samples([]))
+
     def to_qdq(self) -> onnx.ModelProto:
         """The artefact as ONNX with QuantizeLinear and DequantizeLinear."""
         return qdq.to_qdq(self.graph, self.grids, self.codes)
@@ -79,24 +144,36 @@ class Quantized:
     def encoded_graph(self) -> Graph:
         """The float network that belongs to the encodings: rounding it to nearest gives the artefact's integers.
 
-        Weights and biases whose codes are not the nearest ones (a corrected bias, or a narrow grid's lowest code, since
-        encodings know no narrow grids) take the value of their codes.
+        Biases take the value of their codes, since older encodings do not hold them. So do weights whose codes are not
+        the nearest ones, or are on a narrow grid, which encodings do not know.
         """
         graph = self.graph.copy()
         for name, codes in self.codes.items():
-            if not np.array_equal(to_codes(graph.weights[name], encodings.plain(self.grids[name])), codes):
-                graph.weights[name] = dequantize(codes, self.grids[name])
+            grid = self.grids[name]
+            if grid.scheme.bits == 32 or not np.array_equal(
+                to_codes(graph.weights[name], encodings.plain(grid)), codes
+            ):
+                graph.weights[name] = dequantize(codes, grid)
         return graph
 
     def verify(self, data: Any = None, *, threads: int | None = None, progress: Progress | None = None) -> Verification:
-        """Compare simulation and float network, on the held-out samples unless others are given."""
+        """Compare simulation and float network, on the held-out samples unless others are given.
+
+        Raises InputError where there are neither: a file of grids brings no samples.
+        """
         samples = self.held_out if data is None else data
+        if isinstance(samples, Samples) and not len(samples):
+            raise refuse("Quantized.verify", "data must be given: grids from a file bring no samples", "none")
         return verify(self.graph, self.to_qdq(), samples, threads=threads, progress=progress)
 
     @property
     def limits(self) -> list[str]:
         """What makes the artefact a simulation that no device runs, one line for each thing; empty: deployable."""
         return limits(self.graph, self.grids)
+
+    def gaps(self, encodings_version: str = "1.0.0") -> list[Gap]:
+        """What ``model.encodings`` leaves to the vendor's tool. Raises InputError for an unknown version."""
+        return gaps(self.graph, encodings.Encodings.from_grids(self.graph, self.grids), encodings_version)
 
     def save(self, folder: str | os.PathLike[str], *, encodings_version: str = "1.0.0") -> None:
         """Write ``model.fp32.onnx``, ``model.qdq.onnx``, ``model.encodings`` and ``model.encodings.onnx``, its network.
@@ -112,7 +189,8 @@ class Quantized:
             if deployable:
                 encoded = self.encoded_graph()
                 encoded.save(out / "model.encodings.onnx")
-                encodings.Encodings.from_grids(encoded, self.grids).write(out / "model.encodings", encodings_version)
+                said = encodings.Encodings.from_grids(encoded, self.grids)
+                accepted(encoded, said, encodings_version).write(out / "model.encodings", encodings_version)
         if not deployable:
             for name in ("model.encodings", "model.encodings.onnx", "model.encodings.onnx.data"):
                 (Path(folder) / name).unlink(missing_ok=True)

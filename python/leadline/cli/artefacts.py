@@ -47,13 +47,38 @@ def inspect(
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="An AIMET .encodings file.")],
-    target: Annotated[Path, typer.Argument(help="The file to write.")],
-    version: Annotated[str, typer.Option(help="0.6.1, 1.0.0 or 2.0.0.")],
-    model: Annotated[Path | None, typer.Option(help="The ONNX network it is for: settles the channel axes.")] = None,
+    source: Annotated[Path, typer.Argument(help="AIMET .encodings of any version, or a QDQ ONNX file.")],
+    target: Annotated[
+        Path, typer.Argument(help="To write: FILE.encodings, FILE.onnx (QDQ), or a folder for both and their networks.")
+    ],
+    version: Annotated[str | None, typer.Option(help="Of the encodings to write: 0.6.1, 1.0.0 or 2.0.0.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="The float ONNX network whose tensors the source names. Not needed between 0.6.1 and 1.0.0."),
+    ] = None,
 ) -> None:
-    """Rewrite AIMET encodings in another version."""
-    from leadline.export.encodings import convert as run
+    """Turn encodings into another version, or encodings and QDQ ONNX into each other, whoever wrote them."""
+    from leadline.export import encodings
     from leadline.graph import Graph
 
-    run(source, target, version, Graph.load(model) if model else None)
+    is_qdq, is_file = source.suffix == ".onnx", target.suffix in (".encodings", ".json")
+    if is_file and version is None:
+        raise refuse("convert", "--version must say which encodings to write: 0.6.1, 1.0.0 or 2.0.0", "none")
+    if is_file and is_qdq:
+        rule = "encodings of a QDQ file go with a network that rounds to its codes: give a folder for both"
+        raise refuse("convert", rule, f"'{target}'")
+    if target.suffix == ".onnx" and version is not None:
+        raise refuse("convert", "--version goes with encodings, not with a QDQ target", f"{version} for '{target}'")
+    if is_file:
+        encodings.convert(source, target, version or "", Graph.load(model, verbatim=True) if model else None)
+        return
+    if model is None:
+        raise refuse("convert", "--model must give the float network that the source names", "none")
+    from leadline.export import qdq
+    from leadline.pipeline import Quantized
+
+    found = (Quantized.from_qdq if is_qdq else Quantized.from_encodings)(model, source)
+    if target.suffix == ".onnx":
+        qdq.save(found.to_qdq(), target)
+    else:
+        found.save(target, encodings_version=version or "1.0.0")

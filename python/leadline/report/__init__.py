@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from rich.filesize import decimal
 
 import leadline
+from leadline.export.encodings import read_with_version
+from leadline.export.encodings_gaps import gaps
 from leadline.inspector import inspect
 from leadline.report import charts
 from leadline.report.artefacts import (
@@ -70,6 +73,7 @@ def document(
         "data": _data(quantized.held_out, quantized.skipped) | {"calibration": quantized.calibrated},
         "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
         "limits": quantized.limits,
+        "encodings": _encodings(quantized.graph, folder / "model.encodings"),
         "coverage": inspect(folder / "model.qdq.onnx").to_dict(),
         "verification": verification.to_dict(),
         "ranges": ranges(quantized),
@@ -77,6 +81,16 @@ def document(
         "steps": [record.to_dict() for record in quantized.log],
         "seconds": round(seconds, 1),
     }
+
+
+def _encodings(graph: Graph, file: Path) -> dict[str, Any] | None:
+    """What the encodings leave to the vendor's tool, with counts of what could differ; None where there are none."""
+    if not file.is_file():
+        return None
+    found = gaps(graph, file)
+    left = Counter(gap.reason for gap in found if not gap.harmless)
+    version = read_with_version(file)[1]
+    return {"version": version, "left": dict(left), "gaps": [vars(gap) for gap in found]}
 
 
 def compared(comparison: Comparison) -> dict[str, Any]:
@@ -198,6 +212,11 @@ def show(document: dict[str, Any], console: Console) -> None:
     sizes = ", ".join(f"{name} {decimal(size)}" for name, size in files.items())
     console.print(sizes, markup=False, highlight=False)
     console.print(_coverage(coverage), markup=False, highlight=False)
+    encodings = document.get("encodings")
+    if encodings and encodings["left"]:
+        left = ", ".join(f"{count} {reason}" for reason, count in encodings["left"].items())
+        text = f"encodings {encodings['version']} leave to Qualcomm's tool: {left}"
+        console.print(text, markup=False, highlight=False)
     for limit in document.get("limits", ()):
         console.print(f"simulation, no device runs this: {limit}", markup=False, highlight=False, soft_wrap=True)
     for path, reason in document["data"]["skipped"]:
