@@ -183,7 +183,10 @@ def _types(model: onnx.ModelProto) -> dict[str, int]:
             light.graph.initializer.append(tensor)
         elif tensor.name not in declared:
             light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    graph = onnx.shape_inference.infer_shapes(light).graph
+    try:
+        graph = onnx.shape_inference.infer_shapes(light).graph
+    except onnx.shape_inference.InferenceError:
+        graph = light.graph  # a domain that is not imported, say: what the file declares remains
     return {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)}
 
 
