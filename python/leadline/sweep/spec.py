@@ -101,7 +101,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Pivot:
-    """A table: the mean of `value` (a metric) for each value of `rows` and `columns` (what varies)."""
+    """A table: the mean of `value` (a metric; none: a table for each) by `rows` and `columns` (what varies)."""
 
     rows: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
@@ -213,7 +213,8 @@ def _checked(sweep: Sweep) -> Sweep:
     names = [data.name for data in sweep.evaluation]
     if len(names) > 1 and (len(set(names)) < len(names) or "" in names):
         raise refuse("Sweep.load", f"{sweep.name}: several evaluations must have different names", names)
-    for metric in (*sweep.metrics, *sweep.search.objectives, *(table.value for table in sweep.tables)):
+    asked = [table.value for table in sweep.tables if table.value]
+    for metric in (*sweep.metrics, *sweep.search.objectives, *asked):
         name, _, stem = metric.rpartition(".")
         if stem not in DIRECTIONS or (name and (name not in names or stem in WHOLE or len(names) < 2)):
             known = f"{', '.join(DIRECTIONS)}, with an evaluation's name in front where there are several"
