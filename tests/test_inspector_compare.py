@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from graph_models import model, node
 from leadline.export import qdq
 from leadline.export.encodings import Encodings
 from leadline.inspector import compare, inspect
@@ -144,7 +145,24 @@ def test_encodings_beside_their_network(tmp_path: Path) -> None:
     found = inspect(tmp_path / "m.encodings", tmp_path / "net.onnx")
     assert (alone.parameters, alone.uncovered) == (None, ())
     assert (found.parameters, found.parameters_quantized) == (5, 3)
-    assert set(found.uncovered) == {"fc.w", "gain", "c", "g", "e"} and found.inputs == {"x": "float32 1x4x8x8"}
+    assert set(found.uncovered) == {"fc.w", "gain", "g", "e"} and found.inputs == {"x": "float32 1x4x8x8"}
+    assert (found.tensors, found.quantized, found.absorbed) == (11, 7, 1)  # c never exists: the Relu clamps it
+    assert found.gaps.keys() == {"fc.w", "gain", "g", "e"} and found.gaps["e"] == "float, left in float"
+    assert found.facts == {"without entry, harmless": "clamp 1"}
+    done = spawn("inspect", tmp_path / "m.encodings", "--model", tmp_path / "net.onnx")
+    assert done.returncode == 0 and "not covered" in done.stdout and "e: float, left in float" in done.stdout
+
+
+def test_encodings_of_another_network_are_refused(tmp_path: Path) -> None:
+    Encodings.from_grids(network(), grids()).write(tmp_path / "m.encodings", "2.0.0")
+    other = model([node("Relu", "x", "y", name="r")], shape=(1, 4, 8, 8))
+    onnx.save(other, tmp_path / "other.onnx")
+    done = spawn("inspect", tmp_path / "m.encodings", "--model", tmp_path / "other.onnx")
+    assert (
+        done.returncode == 2
+        and "encodings must name tensors of the graph" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 def joined(scores: Grid, boxes: Grid, both: Grid, *, sigmoid: bool) -> onnx.ModelProto:
@@ -187,8 +205,8 @@ def grid(high: float, bits: int = 8) -> Grid:
 def test_a_concat_may_starve_its_narrow_input(
     scores: float, sigmoid: bool, bits: int, left: int | None, tmp_path: Path
 ) -> None:
-    model = joined(grid(scores, bits), grid(640.0, bits), grid(640.0, bits), sigmoid=sigmoid)
-    onnx.save(model, tmp_path / "m.onnx")
+    proto = joined(grid(scores, bits), grid(640.0, bits), grid(640.0, bits), sigmoid=sigmoid)
+    onnx.save(proto, tmp_path / "m.onnx")
     found = inspect(tmp_path / "m.onnx").suspicious
     if left is None:
         assert found == {}

@@ -1,55 +1,102 @@
-"""AIMET encodings: what they name, and with the network beside them, what they leave out."""
+"""AIMET encodings: what they name, and with the network beside them, what they leave to the vendor's tool."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from leadline.export import encodings
 from leadline.inspector.concat import starved
 from leadline.inspector.inspection import Artefact, Inspection, count, suspicious
 
+if TYPE_CHECKING:
+    from leadline.export.encodings_gaps import Gap
+
+_NEVER_EXIST = ("clamp", "supergroup")
+
 
 def read_encodings(file: Path, model: str | os.PathLike[str] | None = None) -> Artefact:
     """An encodings file of any version; `model` is the ONNX network it is for."""
-    found, version = encodings.read_with_version(file)
-    params, grids = found.params, found.grids
-    names = [*grids, *found.floats]
-    uncovered = sorted(found.floats)
-    wrong = suspicious(grids, {})
-    inputs: dict[str, str] = {}
-    outputs: dict[str, str] = {}
-    if model is not None:
-        from leadline.export.qdq_read import open_model
-        from leadline.inspector.onnx_file import Network
+    return _alone(file) if model is None else _beside(file, model)
 
-        network = Network(open_model(model, "inspect")[0])
-        params = frozenset(name for name in names if name in network.parameters.left)
-        missing = [name for name in (*network.parameters.left, *network.activations.left) if name not in grids]
-        uncovered = list(dict.fromkeys(uncovered + missing))
-        names = [*grids, *uncovered]
-        params |= set(network.parameters.left).intersection(uncovered)
-        wrong |= dict(starved(network.operators(), grids))
-        inputs, outputs = network.inputs, network.outputs
-    kinds = {name: "tensor" if params is None else "parameter" if name in params else "activation" for name in names}
-    quantised = Counter(kinds[name] for name in grids)
-    every = Counter(kinds.values())
-    known = params is not None
-    inspection = Inspection(
+
+def _alone(file: Path) -> Artefact:
+    found, version = encodings.read_with_version(file)
+    kinds = {name: "tensor" for name in (*found.grids, *found.floats)}
+    if found.params is not None:
+        kinds = {name: "parameter" if name in found.params else "activation" for name in kinds}
+    inspection = _inspection(file, version, found, kinds, tuple(sorted(found.floats)))
+    return Artefact(inspection, found.grids)
+
+
+def _beside(file: Path, model: str | os.PathLike[str]) -> Artefact:
+    from leadline.export.encodings_gaps import gaps
+    from leadline.export.qdq_read import open_model
+    from leadline.graph import Graph
+    from leadline.inspector.onnx_file import Network
+
+    graph = Graph.load(model, verbatim=True)
+    found, version = encodings.read_with_version(file, graph)
+    missing = gaps(graph, file)
+    never = [gap.tensor for gap in missing if gap.reason in _NEVER_EXIST]
+    left = [gap.tensor for gap in missing if gap.reason not in (*_NEVER_EXIST, "tied")]
+    uncovered = tuple(dict.fromkeys((*sorted(found.floats), *left)))
+    kinds = {name: "parameter" if name in graph.weights else "activation" for name in (*found.grids, *uncovered)}
+    network = Network(open_model(model, "inspect")[0])
+    inspection = _inspection(
+        file,
+        version,
+        found,
+        kinds,
+        uncovered,
+        absorbed=len(never),
+        wrong=dict(starved(network.operators(), found.grids)),
+        gaps={gap.tensor: f"{gap.reason}, {gap.consequence}" for gap in missing if not gap.harmless},
+        ports=(network.inputs, network.outputs),
+        facts=_facts(missing),
+    )
+    return Artefact(inspection, found.grids)
+
+
+def _facts(missing: list[Gap]) -> dict[str, str]:
+    harmless = Counter(gap.reason for gap in missing if gap.harmless)
+    text = ", ".join(f"{reason} {number}" for reason, number in harmless.most_common())
+    return {"without entry, harmless": text} if text else {}
+
+
+def _inspection(
+    file: Path,
+    version: str,
+    found: encodings.Encodings,
+    kinds: dict[str, str],
+    uncovered: tuple[str, ...],
+    *,
+    absorbed: int = 0,
+    wrong: dict[str, str] | None = None,
+    gaps: dict[str, str] | None = None,
+    ports: tuple[dict[str, str], dict[str, str]] = ({}, {}),
+    facts: dict[str, str] | None = None,
+) -> Inspection:
+    every, quantised = Counter(kinds.values()), Counter(kinds[name] for name in found.grids)
+    known = "tensor" not in every
+    return Inspection(
         file=file.name,
         kind=f"encodings {version}",
         bytes=file.stat().st_size,
-        tensors=len(names),
-        quantized=len(grids),
+        tensors=len(kinds),
+        quantized=len(found.grids),
         parameters=every["parameter"] if known else None,
         parameters_quantized=quantised["parameter"] if known else None,
         activations=every["activation"] if known else None,
         activations_quantized=quantised["activation"] if known else None,
-        grids=count(grids, kinds),
-        uncovered=tuple(uncovered),
-        suspicious=wrong,
-        inputs=inputs,
-        outputs=outputs,
+        absorbed=absorbed,
+        grids=count(found.grids, kinds),
+        uncovered=uncovered,
+        suspicious=suspicious(found.grids, {}) | (wrong or {}),
+        gaps=gaps or {},
+        inputs=ports[0],
+        outputs=ports[1],
+        facts=facts or {},
     )
-    return Artefact(inspection, grids)

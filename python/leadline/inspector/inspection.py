@@ -33,7 +33,8 @@ class Inspection:
     parameters, parameters_quantized, activations, activations_quantized : int or None
         The same, apart.
     absorbed : int
-        Activations that only a quantised Relu or Clip reads: kernels fuse it, they never exist. Not in `tensors`.
+        Activations that only a quantised Relu or Clip reads (or, of encodings, a linear layer's bias): kernels fuse it,
+        they never exist. Not in `tensors`.
     listed : int or None
         Every tensor of a ``.tflite``, shapes and indices too: what an interpreter counts.
     grids : dict of str to int
@@ -111,7 +112,7 @@ class Inspection:
             if of is not None:
                 rows.append((f"  {label}", f"{have} of {of}"))
         if self.absorbed:
-            rows.append(("  absorbed", f"{self.absorbed} activations, by the Relu or Clip behind them"))
+            rows.append(("  absorbed", f"{self.absorbed} activations, by what alone reads them"))
         rows += [(f"  {kind}", str(count)) for kind, count in self.grids.items()]
         if self.weight_bytes is not None and self.weight_bytes_float is not None:
             sizes = f"{decimal(self.weight_bytes)}, in float32 {decimal(self.weight_bytes_float)}"
