@@ -153,7 +153,8 @@ def plan(
     notes = [f"{name}: the converter rewrote this layer, it stays in float" for name in matching.missing]
     activations = _activations(graph, quantized.grids, matching, model)
     if activations:
-        own = [tensor.name for tensor in model.main.tensors if _is_open(tensor.index, model, activations)]
+        written = [tensor for tensor in model.main.activations() if tensor.dtype == "float32"]
+        own = [tensor.name for tensor in written if tensor.name not in activations]
         feeds = (list(feed.values()) for feed in samples)
         activations |= observe(content, own, feeds, threads)
     tied = tie(model, activations)
@@ -166,11 +167,6 @@ def plan(
             notes += note
             parameters |= _bias(layer, graph, quantized, site, model, tied, entry[0])
     return Converted(content, tied, parameters, tuple(notes), matching=matching)
-
-
-def _is_open(index: int, model: Tflite, known: Mapping[str, Grid]) -> bool:
-    tensor = model.main.tensors[index]
-    return tensor.dtype == "float32" and not tensor.constant and tensor.name not in known
 
 
 def _activations(graph: Graph, grids: Mapping[str, Grid], matching: Matching, model: Tflite) -> dict[str, Grid]:

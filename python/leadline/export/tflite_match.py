@@ -102,8 +102,7 @@ def match(graph: Graph, content: bytes, feed: Mapping[str, Array], threads: int 
     runner = Interpreter(content, "plain", threads, inner=True)
     runner.run(dict(zip(runner.inputs, (feed[value.name] for value in graph.inputs), strict=True)))
     model = runner.model
-    written = [index for operator in model.main.operators for index in operator.outputs]
-    floats = [i for i in (*model.main.inputs, *written) if model.main.tensors[i].dtype == "float32"]
+    floats = [tensor.index for tensor in model.main.activations() if tensor.dtype == "float32"]
     names = [name for name in graph.activations() if name not in feed]
     with Session(graph, names, optimize=False, threads=threads) as session:
         seen = {**{value.name: feed[value.name] for value in graph.inputs}, **session.run(dict(feed))}

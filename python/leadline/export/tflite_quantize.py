@@ -238,7 +238,7 @@ class _Work:
         self, rounded: Sequence[Site]
     ) -> tuple[dict[int, Histogram], dict[int, Gram | ConvGram], dict[int, Gram | ConvGram]]:
         """Histograms of the activations; moments of the layers' inputs, by weight, seen and held out."""
-        floats = [tensor for tensor in self.graph.tensors if tensor.dtype == "float32" and not tensor.constant]
+        floats = [tensor for tensor in self.graph.activations() if tensor.dtype == "float32"]
         histograms = {tensor.index: Histogram(name=tensor.name) for tensor in floats if self.static}
         moments = [{site.weight: m for site in rounded if (m := _moments(site, self.graph))} for _ in range(2)]
         inputs = {site.weight: site for site in rounded}

@@ -146,6 +146,11 @@ class Subgraph:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
 
+    def activations(self) -> list[Tensor]:
+        """The inputs and what operators write, in the order of execution."""
+        written = (index for operator in self.operators for index in operator.outputs)
+        return [self.tensors[index] for index in dict.fromkeys((*self.inputs, *written))]
+
     def producers(self) -> dict[int, Operator]:
         """The operator that writes each tensor."""
         return {index: operator for operator in self.operators for index in operator.outputs}

@@ -114,9 +114,20 @@ class Interpreter:
                 outputs[name] = ((array - tensor.zero_point) * tensor.scale).astype(np.float32)
         return outputs
 
+    @property
+    def output_indices(self) -> list[int]:
+        """Tensor indices of the outputs, in their order."""
+        return list(self._outputs.values())
+
     def tensors(self, wanted: Mapping[str, int]) -> dict[str, NDArray[Any]]:
         """Copies of tensors by name, given their indices: of the last run."""
         return {name: np.array(self._interpreter.get_tensor(index)) for name, index in wanted.items()}
+
+    @property
+    def partitions(self) -> int:
+        """Parts of the network that a delegate has taken over; each border costs a hand-over."""
+        inner = self._interpreter._interpreter
+        return sum(inner.NodeName(node) == "DELEGATE" for node in range(inner.NumNodes()))
 
     def observe(self, indices: Iterable[int]) -> dict[int, NDArray[Any]]:
         """Copies of tensors by index: of the last run."""
