@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from leadline.cli import about, artefacts, audits, networks, sweep
+from leadline.cli import about, artefacts, audits, litert, networks, sweep
 from leadline.types import InputError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ for command in (
     networks.demo,
     networks.quantize,
     networks.verify,
+    litert.quantize_tflite,
     artefacts.inspect,
     artefacts.convert,
     audits.audit,

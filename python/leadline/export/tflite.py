@@ -7,17 +7,17 @@ Two roads lead to a `Plan`, which is a float ``.tflite`` with grids and codes by
 * `quantize`: from a float ``.tflite`` alone, without torch: calibrated in LiteRT's interpreter
   (`leadline.export.tflite_quantize`). Needs the extra ``leadline[tflite]``.
 
-What LiteRT's recipes are called elsewhere, and what they are here:
+What LiteRT's recipes are called, and what they are here (`named`):
 
-=====================  =====================  ===============
-there                  recipe                 preset
-=====================  =====================  ===============
-dynamic INT8           ``weight-only-int8``   "dynamic"
-weight-only INT8       ``weight-only-int8``   "weight-only"
-FP16                   any                    "fp16"
-INT4 block 128         ``int4-block128``      "dynamic"
-static INT8            ``w8a8`` and its kin   "cpu" or "npu"
-=====================  =====================  ===============
+====================  =====================  ===============
+called                recipe                 preset
+====================  =====================  ===============
+``dynamic-int8``      ``weight-only-int8``   "dynamic"
+``weight-only-int8``  ``weight-only-int8``   "weight-only"
+``fp16``              none is needed         "fp16"
+``int4-block128``     ``int4-block128``      "dynamic"
+static INT8           ``w8a8`` and its kin   "cpu" or "npu"
+====================  =====================  ===============
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,17 +39,44 @@ from leadline.export.tflite_kernels import BLOCKS, Plan, block_scales, channel_g
 from leadline.export.tflite_match import Matching, Site, match, to_tflite
 from leadline.export.tflite_quantize import observe, quantize
 from leadline.export.tflite_read import Tflite, read
-from leadline.export.tflite_write import GUARD, Io, Preset, prepare, write
+from leadline.export.tflite_write import GUARD, Io, Preset, check_io, prepare, write
 from leadline.files import replacing
 from leadline.graph import Graph, Layer, Node
+from leadline.recipe import Recipe
 from leadline.types import Grid, Scheme, refuse
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Converted", "Plan", "convert", "plan", "quantize", "save", "simulation"]
+__all__ = ["Converted", "Io", "Plan", "Preset", "convert", "named", "plan", "quantize", "save", "simulation"]
 
 Codes = NDArray[Any]
+
+_NAMED: Mapping[str, tuple[str, Preset]] = {
+    "dynamic-int8": ("weight-only-int8", "dynamic"),
+    "weight-only-int8": ("weight-only-int8", "weight-only"),
+    "fp16": ("weight-only-int8", "fp16"),
+}
+
+
+def named(recipe: str, preset: str | None = None, io: str = "float") -> tuple[str, Preset, Io]:
+    """leadline's recipe and the preset for what LiteRT's recipe is called; a `preset` that is given wins.
+
+    Any other recipe of leadline gets "cpu" where it quantises activations, and "dynamic" where it does not.
+    Raises InputError for an unknown recipe, preset or io, or where they do not go together.
+    """
+    for what, given, known in (("preset", preset, get_args(Preset)), ("io", io, get_args(Io))):
+        if given is not None and given not in known:
+            raise refuse("to_tflite", f"{what} must be one of {', '.join(known)}", repr(given))
+    own, usual = _NAMED.get(recipe, (recipe, "cpu"))
+    static = Recipe.load(own).activations is not None
+    if recipe not in _NAMED and not static:
+        usual = "dynamic"
+    chosen: Any = preset or usual
+    if chosen in ("cpu", "npu") and not static:
+        raise refuse("to_tflite", f"preset {chosen} needs a recipe with activations", repr(recipe))
+    check_io(chosen, io)
+    return own, chosen, "int8" if io == "int8" else "float"
 
 
 class Quantized(Protocol):
@@ -166,7 +193,7 @@ def plan(
             parameters[model.main.tensors[site.weight].name] = entry
             notes += note
             parameters |= _bias(layer, graph, quantized, site, model, tied, entry[0])
-    return Converted(content, tied, parameters, tuple(notes), matching=matching)
+    return Converted(content, tied, parameters, tuple(notes), quantized.held_out, matching=matching)
 
 
 def _activations(graph: Graph, grids: Mapping[str, Grid], matching: Matching, model: Tflite) -> dict[str, Grid]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from leadline.data import Samples
 from leadline.export.tflite_match import WEIGHT_AXES, Site, sites
 from leadline.export.tflite_read import Operator, Subgraph, Tensor, Tflite
 from leadline.types import Grid, Scheme, refuse
@@ -54,12 +55,15 @@ class Plan:
         Weights and int32 biases in the file's layout. A bias takes part in static integers only.
     notes : tuple of str
         One line for each thing that is not as the recipe says, or that was chosen.
+    held_out : Samples or None
+        What calibration did not see.
     """
 
     content: bytes
     activations: Mapping[str, Grid]
     parameters: Mapping[str, tuple[Grid, Codes]]
     notes: tuple[str, ...] = ()
+    held_out: Samples | None = None
 
 
 def tool(name: str) -> Any:

@@ -187,10 +187,10 @@ class _Work:
         def whole(method: str, options: Mapping[str, float]) -> Plan:
             activations = self._activations(histograms, method, options)
             biases = self._biases([site for site, _ in wanted], weights, codes, activations, seen)
-            return Plan(self.content, activations, parameters | biases, tuple(self.notes))
+            return Plan(self.content, activations, parameters | biases, tuple(self.notes), self.held_out)
 
         if not self.static:
-            return Plan(self.content, {}, parameters, tuple(self.notes))
+            return Plan(self.content, {}, parameters, tuple(self.notes), self.held_out)
         method = self.calibrate.activations
         if method != "best":
             options = {"percentile": {"p": self.calibrate.percentile}, "mse": {"p": self.calibrate.p}}.get(method, {})

@@ -113,8 +113,7 @@ def write(plan: Plan, preset: Preset, io: Io = "float") -> bytes:
     InputError
         A grid that LiteRT has no kernels for, by name; or ai-edge-quantizer is not installed.
     """
-    if io == "int8" and preset not in ("cpu", "npu"):
-        raise refuse("to_tflite", "int8 inputs and outputs need the preset cpu or npu", repr(preset))
+    check_io(preset, io)
     manager = tool("ai_edge_quantizer.recipe_manager").RecipeManager()
     model = read(plan.content)
     weights = {name: entry for name, entry in plan.parameters.items() if entry[0].scheme.bits <= 8}
@@ -137,6 +136,12 @@ def write(plan: Plan, preset: Preset, io: Io = "float") -> bytes:
         )
         done = quantizer.quantize(ranges, enable_progress_report=False, enable_progress_bar=False).quantized_model
     return bytes(done) if preset == "fp16" else _exact(bytes(done), plan, preset)
+
+
+def check_io(preset: str, io: str) -> None:
+    """InputError where int8 inputs and outputs are asked of a preset that has no int8 activations."""
+    if io == "int8" and preset not in ("cpu", "npu"):
+        raise refuse("to_tflite", "int8 inputs and outputs need the preset cpu or npu", repr(preset))
 
 
 def _check_weight(name: str, grid: Grid, codes: Codes) -> None:

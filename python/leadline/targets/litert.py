@@ -148,11 +148,12 @@ def verify(
     Parameters
     ----------
     reference : Graph, path or bytes
-        The float network, as a graph or a ``.tflite``. Inputs and outputs correspond in order.
+        The float network, as a graph or a ``.tflite``. Inputs and
+        outputs correspond in order, the samples' too.
     artefact : path or bytes
     data : Samples or anything that ``leadline.data.load`` takes
     simulation : onnx.ModelProto, optional
-        From `leadline.export.tflite.simulation`; its inputs and outputs are called as the graph's.
+        From `leadline.export.tflite.simulation`.
     plan : Plan, optional
         What was to be written: integers and scales read back from the file are compared with it.
     kernels : sequence of {"xnnpack", "plain", "reference"}
@@ -178,9 +179,14 @@ def verify(
     sessions = [Session(given, optimize=False, threads=threads)] if isinstance(given, Graph) else []
     simulated = Session(simulation, optimize=False, threads=threads) if simulation is not None else None
     for feed in samples:
-        wanted = sessions[0].run(feed) if isinstance(given, Graph) else given.run(feed)
-        seen = simulated.run(feed) if simulated is not None else None
-        arrays = [feed[value.name] for value in inputs]
+        arrays = list(feed.values())  # of one network's names; inputs correspond in order
+        if isinstance(given, Graph):
+            wanted = list(sessions[0].run(dict(zip((v.name for v in inputs), arrays, strict=True))).values())
+        else:
+            wanted = list(given.run(dict(zip(given.inputs, arrays, strict=True))).values())
+        seen = None
+        if simulated is not None:
+            seen = list(simulated.run(dict(zip((i[0] for i in simulated.inputs), arrays, strict=True))).values())
         for name, runner in runners.items():
             start = time.perf_counter()
             got = runner.run_real(dict(zip(runner.inputs, arrays, strict=True)))
@@ -236,23 +242,23 @@ class _Run:
         self,
         kernels: str,
         seconds: float,
-        wanted: Mapping[str, NDArray[Any]],
+        wanted: Sequence[NDArray[Any]],
         got: Sequence[NDArray[Any]],
-        simulated: Mapping[str, NDArray[Any]] | None,
+        simulated: Sequence[NDArray[Any]] | None,
     ) -> None:
         self.least[kernels] = min(self.least.get(kernels, np.inf), 1e3 * seconds)
-        for name, array, step in zip(self._names, got, self._steps, strict=True):
-            self._scores[name][kernels].update(wanted[name], array)
+        for i, (name, exact, array) in enumerate(zip(self._names, wanted, got, strict=True)):
+            self._scores[name][kernels].update(exact, array)
             if kernels == self._kernels[0]:
-                difference = np.abs(np.asarray(array, np.float64) - wanted[name])
-                self._sums[name] += difference.sum(), np.abs(wanted[name], dtype=np.float64).sum(), array.size
+                difference = np.abs(np.asarray(array, np.float64) - exact)
+                self._sums[name] += difference.sum(), np.abs(exact, dtype=np.float64).sum(), array.size
             if simulated is None:
                 continue
             if kernels == self._kernels[0]:
-                self._simulated[name].update(wanted[name], simulated[name])
-            unit = step or float(np.std(wanted[name])) / 256
+                self._simulated[name].update(exact, simulated[i])
+            unit = self._steps[i] or float(np.std(exact)) / 256
             old = self._agreement[name][kernels]
-            self._agreement[name][kernels] = old.updated(simulated[name], array, unit)
+            self._agreement[name][kernels] = old.updated(simulated[i], array, unit)
 
     def scores(self) -> list[OutputScore]:
         scores = []

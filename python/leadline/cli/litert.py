@@ -1,0 +1,112 @@
+"""Commands for LiteRT: quantize-tflite."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from leadline.cli import flags
+
+if TYPE_CHECKING:
+    from leadline.export.tflite import Plan, Preset
+    from leadline.progress import Bars
+    from leadline.targets.litert import Verification
+
+
+def quantize_tflite(
+    model: Annotated[Path, typer.Argument(help="A float .tflite, or an ONNX network (needs litert-torch).")],
+    data: flags.Data,
+    out: Annotated[Path, typer.Option(help="Folder for model.tflite and report.json.")],
+    recipe: Annotated[
+        str, typer.Option(help="A recipe's name or TOML file, or dynamic-int8, weight-only-int8, fp16.")
+    ] = "w8a8",
+    preset: Annotated[
+        str | None, typer.Option(help="cpu, npu, dynamic, weight-only or fp16. Default: the recipe's usual one.")
+    ] = None,
+    io: Annotated[str, typer.Option(help="Type of inputs and outputs: float or int8.")] = "float",
+    samples: flags.Samples = None,
+    seed: flags.Seed = 0,
+    resize: flags.Resize = None,
+    crop: flags.Crop = None,
+    mean: flags.Mean = None,
+    std: flags.Std = None,
+    scale: flags.Scale = None,
+    layout: flags.Layout = None,
+    channels: flags.Channels = None,
+    strict: flags.Strict = False,
+    threads: flags.Threads = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Quantise a network to TFLite and check it in LiteRT's interpreter, on samples that calibration did not see."""
+    from leadline.export import tflite
+    from leadline.files import filling
+    from leadline.progress import Bars
+    from leadline.recipe import Recipe
+    from leadline.targets import litert
+
+    name, chosen, kind = tflite.named(recipe, preset, io)
+    wanted = Recipe.load(name)
+    preprocess = flags.preprocessing(wanted.data, resize, crop, mean, std, scale, layout, channels)
+    given = {"preprocess": preprocess, "samples": samples, "seed": seed, "strict": strict, "threads": threads}
+    progress = Bars()
+    with filling(out) as folder:
+        plan, simulated = _plan(model, wanted, data, chosen, given, progress)
+        with progress("write"):
+            tflite.save(plan, folder / "model.tflite", preset=chosen, io=kind)
+        with progress("verify"):
+            verification = litert.verify(
+                plan.content, folder / "model.tflite", plan.held_out, simulation=simulated, plan=plan, threads=threads
+            )
+        document: dict[str, Any] = {"recipe": wanted.name, "preset": chosen, "io": io, "notes": list(plan.notes)}
+        document |= verification.to_dict()
+        (folder / "report.json").write_text(json.dumps(document, indent=2), "utf-8")
+    if as_json:
+        flags.print_json(document)
+    else:
+        show(verification, plan.notes, Console())
+
+
+def _plan(
+    model: Path, recipe: Any, data: Path, preset: Preset, given: dict[str, Any], progress: Bars
+) -> tuple[Plan, Any]:
+    """What to write, and the simulation of it where there is one."""
+    from leadline import pipeline
+    from leadline.export import tflite
+
+    if model.suffix != ".onnx":
+        return tflite.quantize(model, recipe, data, over=progress.over, **given), None
+    quantized = pipeline.quantize(model, recipe, data, progress=progress, **given)
+    with progress("convert"):
+        plan = tflite.plan(quantized, threads=given["threads"])
+    return plan, None if preset == "fp16" else tflite.simulation(quantized, plan, preset)
+
+
+def show(verification: Verification, notes: tuple[str, ...], console: Console) -> None:
+    """Print what was measured."""
+    table = Table(box=None)
+    for head in ("output", *verification.milliseconds, "simulated", "mean difference", "relative"):
+        table.add_column(head, justify="left" if head == "output" else "right")
+    for score in verification.outputs:
+        decibels = [f"{score.sqnr[name]:.1f} dB" for name in verification.milliseconds]
+        simulated = "" if score.simulated is None else f"{score.simulated:.1f} dB"
+        table.add_row(score.name, *decibels, simulated, f"{score.absolute:.3g}", f"{score.relative:.2%}")
+    console.print(table)
+    size = verification.size
+    if size is not None:
+        console.print(f"{size.quantized} of {size.tensors} tensors quantised")
+        console.print(f"{decimal(size.bytes)}, float {decimal(size.bytes_float)}: {size.saved:.1f} % saved")
+        if size.float_operators:
+            kinds = ", ".join(f"{kind} {count}" for kind, count in size.float_operators.items())
+            console.print(f"in float: {kinds}")
+    times = ", ".join(f"{name} {ms:.3g} ms" for name, ms in verification.milliseconds.items())
+    console.print(f"{times}; XNNPACK in {verification.partitions} parts")
+    for note in notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+    if verification.differing:
+        console.print(f"not as planned: {', '.join(verification.differing)}", highlight=False, markup=False)
