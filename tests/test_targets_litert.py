@@ -1,0 +1,180 @@
+"""leadline.targets.litert: what the interpreter really computes, against numpy and known files; chains of networks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ai_edge_quantizer", reason="needs ai-edge-quantizer: pip install 'leadline[tflite]'")
+
+import small_tflite
+from graph_models import model as onnx_model
+from graph_models import node
+from leadline.export import tflite
+from leadline.export.tflite_read import read
+from leadline.export.tflite_run import Interpreter
+from leadline.export.tflite_write import prepare, write
+from leadline.graph import Graph
+from leadline.targets.litert import float_operators, size_of, verify
+from leadline.targets.litert_chain import Stage, verify_chain
+from leadline.types import Grid, InputError
+
+
+def pictures(count: int, seed: int = 0, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, 16, 16, channels), np.float32)
+
+
+@pytest.fixture(scope="module")
+def plan() -> tflite.Plan:
+    return tflite.quantize(small_tflite.decoder(), "minmax-w8a8", pictures(12), threads=1)
+
+
+def test_figures_are_those_of_the_two_networks(plan: tflite.Plan) -> None:
+    artefact = write(plan, "npu")
+    data = pictures(3, seed=2)
+    done = verify(plan.content, artefact, data, plan=plan, threads=1)
+    exact, rough = Interpreter(plan.content, "plain", 1), Interpreter(artefact, "xnnpack", 1)
+    wanted, got = (np.stack([r.run({"picture": x[None]})["depth"] for x in data]) for r in (exact, rough))
+    (score,) = done.outputs
+    assert done.samples == 3 and score.name == "depth"
+    assert score.sqnr["xnnpack"] == pytest.approx(
+        10 * np.log10((wanted**2).sum() / ((wanted - got) ** 2).sum()), abs=1e-3
+    )
+    assert score.absolute == pytest.approx(np.abs(wanted - got).mean(), rel=1e-4)
+    assert score.relative == pytest.approx(np.abs(wanted - got).mean() / np.abs(wanted).mean(), rel=1e-4)
+    assert set(done.milliseconds) == {"xnnpack", "reference"} and min(done.milliseconds.values()) > 0
+    assert done.partitions == 1 and done.differing == () and score.simulated is None and score.agreement == {}
+    assert done.to_dict()["outputs"][0]["sqnr"] == dict(score.sqnr)
+
+
+def test_integer_inputs_and_outputs_are_seen_in_real_values(plan: tflite.Plan) -> None:
+    data = pictures(3, seed=2)
+    floats, integers = (verify(plan.content, write(plan, "npu", io), data, threads=1) for io in ("float", "int8"))
+    assert integers.outputs[0].sqnr == pytest.approx(dict(floats.outputs[0].sqnr), abs=1e-3)
+
+
+def test_size_counts_tensors_and_bytes(plan: tflite.Plan) -> None:
+    reference = read(plan.content)
+    whole, weights = (size_of(read(write(plan, preset)), reference) for preset in ("npu", "weight-only"))
+    # 8 activations, 5 weights and 5 biases; the float input and output stand in front of and behind their integers.
+    assert (whole.quantized, whole.tensors) == (19, 21)
+    assert weights.quantized == 5 and weights.float_operators["CONV_2D"] == 3
+    assert whole.saved == pytest.approx(100 * (1 - whole.bytes / len(plan.content)))
+    assert whole.float_operators == {} == float_operators(read(write(plan, "npu", "int8")).main)
+
+
+def test_a_plan_that_was_not_carried_out_is_named(plan: tflite.Plan) -> None:
+    moved = {name: Grid(grid.scale * 2, grid.zero_point, grid.scheme) for name, grid in plan.activations.items()}
+    changed = replace(plan, activations=moved)
+    done = verify(plan.content, write(plan, "npu", "int8"), pictures(1), plan=changed, threads=1)
+    assert set(done.differing) == set(moved)
+
+
+def test_the_simulation_is_measured_in_steps_of_the_grid(plan: tflite.Plan) -> None:
+    """Against an ONNX network that gives zeros, the distance in steps is the output's own code distance."""
+    nodes = [node("ReduceMean", "x", "m", axes=[3]), node("Mul", "m zero", "d"), node("Reshape", "d goal", "y")]
+    zeros = onnx_model(nodes, (1, 16, 16, 3), zero=np.float32(0), goal=np.array([1, 16, 16, 1]))
+    artefact = write(plan, "npu", "int8")
+    done = verify(plan.content, artefact, pictures(2), simulation=Graph.from_model(zeros).to_model(), threads=1)
+    runner = Interpreter(artefact, "xnnpack", 1)
+    tensor = runner.model.main.tensors[runner.output_indices[0]]
+    found = []
+    for x in pictures(2):
+        found.append(runner.run_real({"picture": x[None]})["depth"] / tensor.scale)
+    assert done.outputs[0].agreement["xnnpack"].mean == pytest.approx(np.abs(found).mean(), rel=1e-4)
+    assert done.outputs[0].simulated == pytest.approx(0.0, abs=1e-6)  # all signal lost
+
+
+def test_refusals(plan: tflite.Plan, tmp_path: Path) -> None:
+    artefact = write(plan, "npu")
+    with pytest.raises(InputError, match=r"^\[verify\] the artefact must have inputs of the shapes \[\(1, 8, 128\)\]"):
+        verify(small_tflite.transformer(), artefact, np.zeros((1, 8, 128), np.float32))
+    short = tmp_path / "short.tflite"
+    short.write_bytes(artefact[: len(artefact) // 2])
+    with pytest.raises(InputError, match=r"short\.tflite' must be a whole \.tflite file"):
+        verify(plan.content, short, pictures(1))
+    with pytest.raises(InputError, match=r"^\[verify\] kernels must name at least one"):
+        verify(plan.content, artefact, pictures(1), kernels=())
+    runner = Interpreter(plan.content, "plain", 1)
+    with pytest.raises(
+        InputError, match=r"^\[Interpreter.run\] input 'picture' must be float32 of shape \(1, 16, 16, 3\)"
+    ):
+        runner.run({"picture": np.zeros((1, 8, 8, 3), np.float32)})
+    with pytest.raises(InputError, match=r"feed must hold exactly the inputs \['picture'\]\. Received \['image'\]"):
+        runner.run({"image": np.zeros((1, 16, 16, 3), np.float32)})
+
+
+def test_a_network_that_litert_cannot_run_is_refused() -> None:
+    builder = small_tflite.Builder()
+    x = builder.tensor("x", (1, 4))
+    wrong = builder.op("ADD", [x, builder.weight("w", 1, 3)], "y", (1, 4), family="Add")
+    with pytest.raises(InputError, match=r"^\[Interpreter\] LiteRT must be able to run the network\. Received "):
+        Interpreter(builder.finish([x], [wrong]), "plain", 1)
+
+
+def aggregation(features: int, seed: int = 3) -> bytes:
+    """ "content" and "distortion" (1, 5) to one "quality"."""
+    b = small_tflite.Builder(seed)
+    content, distortion = b.tensor("content", (1, features)), b.tensor("distortion", (1, features))
+    joined = b.op("CONCATENATION", [content, distortion], "joined", (1, 2 * features), family="Concatenation", axis=1)
+    hidden = b.linear(joined, "hidden", (1, 8), 2 * features)
+    active = b.op("LOGISTIC", [hidden], "active", (1, 8))
+    return b.finish([content, distortion], [b.linear(active, "quality", (1, 1), 8)])
+
+
+def test_a_chain_of_three_networks() -> None:
+    """Two networks look at a picture, a third one makes a score of what they give: float and quantised end to end."""
+    views = [small_tflite.classifier(seed) for seed in (1, 2)]
+    last = aggregation(5)
+    seen = [pictures(16, seed=4, channels=1)]
+    runners = [Interpreter(view, "plain", 1) for view in views]
+    scores = [np.concatenate([r.run({"picture": x[None]})["scores"] for x in seen[0]]) for r in runners]
+    given = {"content": scores[0], "distortion": scores[1]}
+    made = [write(tflite.quantize(view, "minmax-w8a8", seen[0], threads=1), "npu") for view in views]
+    end = write(tflite.quantize(last, "minmax-w8a8", given, threads=1), "npu")
+    stages = [
+        Stage("content", views[0], made[0]),
+        Stage("distortion", views[1], made[1]),
+        Stage("aggregation", last, end, {"content": "content.scores", "distortion": "distortion.scores"}),
+    ]
+    data = [{"picture": x[None]} for x in pictures(4, seed=5, channels=1)]
+    done = verify_chain(stages, data, threads=1)
+    assert done.samples == 4 and list(done.stages) == ["content", "distortion", "aggregation"]
+    assert set(done.differences) == {"content.scores", "distortion.scores", "aggregation.quality"}
+
+    def quality(networks: list[bytes], feed: dict[str, np.ndarray]) -> float:
+        content, distortion = (Interpreter(n, "xnnpack", 1).run_real(feed)["scores"] for n in networks[:2])
+        joined = {"content": content, "distortion": distortion}
+        return float(Interpreter(networks[2], "xnnpack", 1).run_real(joined)["quality"].mean())
+
+    exact = np.array([quality([*views, last], feed) for feed in data])
+    rough = np.array([quality([*made, end], feed) for feed in data])
+    assert done.score["quality"] == pytest.approx(np.mean(np.abs(rough - exact) / np.abs(exact)), rel=1e-5)
+    assert 0 < done.score["quality"] < 0.1
+    assert done.to_dict()["stages"]["aggregation"]["quantized"] == done.stages["aggregation"].quantized
+    with pytest.raises(
+        InputError, match=r"input 'distortion' of 'aggregation' must come from one of .* Received 'nowhere'"
+    ):
+        broken = replace(stages[2], sources={"content": "content.scores", "distortion": "nowhere"})
+        verify_chain([*stages[:2], broken], data, threads=1)
+    with pytest.raises(InputError, match="stages must hold at least one network"):
+        verify_chain([], data)
+
+
+def test_a_guard_changes_nothing_and_is_taken_out() -> None:
+    from leadline.export.tflite_write import GUARD
+
+    b = small_tflite.Builder()
+    x = b.tensor("x", (1, 4))
+    first = b.linear(x, "first", (1, 4), 4)
+    low = b.tensor("guard", (), np.array(GUARD, np.float32))
+    held = b.op("MAXIMUM", [first, low], "held", (1, 4), family="MaximumMinimum")
+    source = b.finish([x], [b.linear(held, "last", (1, 4), 4)])
+    freed = prepare(source)
+    assert [operator.type for operator in read(freed).main.operators] == ["FULLY_CONNECTED", "FULLY_CONNECTED"]
+    feed = {"x": np.random.default_rng(0).standard_normal((1, 4), np.float32)}
+    wanted, got = (Interpreter(content, "plain", 1).run(feed)["last"] for content in (source, freed))
+    assert np.array_equal(wanted, got)
