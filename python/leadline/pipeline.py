@@ -26,9 +26,10 @@ from leadline.files import filling
 from leadline.graph import Graph, Session
 from leadline.graph.ir import Sample
 from leadline.observers import Histogram
+from leadline.profiles import profile_of
 from leadline.progress import Quiet
 from leadline.recipe import Recipe
-from leadline.steps import Progress, Record, State, apply
+from leadline.steps import Progress, Record, State, apply, recentre
 from leadline.types import FloatArray, Grid, refuse
 from leadline.verification import Verification, verify
 
@@ -54,6 +55,8 @@ class Quantized:
         What each step did to each layer.
     histograms : dict of tensor name to Histogram
         What calibration saw.
+    target : str
+        What the artefact was made for: "onnxruntime" or "hexagon".
     """
 
     graph: Graph
@@ -64,6 +67,7 @@ class Quantized:
     held_out: Samples = field(repr=False)
     histograms: dict[str, Histogram] = field(default_factory=dict, repr=False)
     calibrated: int = 0
+    target: str = "onnxruntime"
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
     def _repr_html_(self) -> str:
@@ -164,12 +168,12 @@ class Quantized:
         samples = self.held_out if data is None else data
         if isinstance(samples, Samples) and not len(samples):
             raise refuse("Quantized.verify", "data must be given: grids from a file bring no samples", "none")
-        return verify(self.graph, self.to_qdq(), samples, threads=threads, progress=progress)
+        return verify(self.graph, self.to_qdq(), samples, target=self.target, threads=threads, progress=progress)
 
     @property
     def limits(self) -> list[str]:
         """What makes the artefact a simulation that no device runs, one line for each thing; empty: deployable."""
-        return limits(self.graph, self.grids)
+        return limits(self.graph, self.grids, profile_of(self.target))
 
     def gaps(self, encodings_version: str = "1.0.0") -> list[Gap]:
         """What ``model.encodings`` leaves to the vendor's tool. Raises InputError for an unknown version."""
@@ -211,6 +215,7 @@ def quantize(
     threads: int | None = None,
     progress: Progress | None = None,
     cache: Cache | None = None,
+    target: str = "onnxruntime",
 ) -> Quantized:
     """Quantise a network by a recipe.
 
@@ -245,6 +250,8 @@ def quantize(
     cache : Cache, optional
         ``leadline.cache.Cache(folder)``: what runs have in common (the same steps on the same network and samples, what
         tensors held) is computed once. The result is the same.
+    target : str
+        "onnxruntime", or "hexagon": with the widths that Qualcomm's HTP takes; see `leadline.profiles`.
 
     Raises
     ------
@@ -265,9 +272,11 @@ def quantize(
         threads=threads,
         progress=progress,
         cache=cache,
+        target=target,
     )
     for step in state.recipe.steps:
         apply(step, state)
+    recentre(state)
     if not state.grids:
         received = f"recipe {state.recipe.name}, no grids"
         raise refuse("quantize", "a recipe must calibrate and have a layer to quantise", received)
@@ -280,6 +289,7 @@ def quantize(
         held_out=state.held_out,
         histograms=state.histograms,
         calibrated=len(state.calibration),
+        target=state.profile.name,
         skipped=given.skipped,
     )
 
@@ -299,9 +309,10 @@ def prepare(
     threads: int | None = None,
     progress: Progress | None = None,
     cache: Cache | None = None,
+    target: str = "onnxruntime",
 ) -> tuple[State, Samples]:
-    """The state that `quantize` applies a recipe's steps to, and the samples chosen from `data`. Parameters as there."""
-    recipe = Recipe.load(recipe)
+    """The state that `quantize` applies a recipe's steps to, and the samples chosen from `data`. See there."""
+    recipe, profile = Recipe.load(recipe), profile_of(target)
     progress = progress or Quiet()
     if preprocess is None and recipe.data:
         preprocess = Preprocess.from_dict(recipe.data)
@@ -319,7 +330,7 @@ def prepare(
             progress=progress,
         )
     calibration, kept_out = (given, held_out) if held_out is not None else given.split(HELD_OUT)
-    state = State(network.copy(), recipe, calibration, kept_out, progress, _simulate, threads, cache=cache)
+    state = State(network.copy(), recipe, calibration, kept_out, progress, _simulate, threads, profile, cache=cache)
     return state, given
 
 

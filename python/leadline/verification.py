@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +15,14 @@ from numpy.typing import NDArray
 from leadline.data import Samples, load
 from leadline.display import table
 from leadline.export import qdq
+from leadline.export.qdq_read import open_model
 from leadline.graph import Graph, Session
+from leadline.profiles import HEXAGON, profile_of
 from leadline.progress import Quiet
 from leadline.sqnr import Sqnr
 from leadline.steps import Progress
+from leadline.targets import hexagon
+from leadline.targets.hexagon import Build
 from leadline.targets.onnxruntime import Agreement, kernels_saturate
 from leadline.types import Grid, refuse
 
@@ -32,14 +38,15 @@ PICTURES = 4
 
 @dataclass(frozen=True)
 class OutputScore:
-    """One output over all samples. `sqnr` and `fused` in dB: the simulation, and onnxruntime's fused kernels, against
-    the float network. `worst` is the lowest SQNR of a single sample, `largest` the largest absolute error."""
+    """One output over all samples. `sqnr` and `fused` in dB: the simulation, and the target (onnxruntime's fused
+    kernels, or Hexagon's emulation; None where it does not take the artefact), against the float network. `worst` is
+    the lowest SQNR of a single sample, `largest` the largest absolute error."""
 
     name: str
     sqnr: float
     worst: float
     largest: float
-    fused: float
+    fused: float | None
     agreement: Agreement
 
 
@@ -68,13 +75,16 @@ class Dense:
 @dataclass(frozen=True)
 class Verification:
     """What was measured. `tensors` are sorted worst first. `origin` is the first tensor, in the order of computation,
-    of the broken ones (below 10 dB) that lead to a broken output; None where all outputs are whole."""
+    of the broken ones (below 10 dB) that lead to a broken output; None where all outputs are whole. `build` says what
+    the target hexagon made of the artefact; None for onnxruntime."""
 
     samples: int
     outputs: list[OutputScore]
     tensors: list[TensorScore]
     saturates: bool
     origin: str | None = None
+    target: str = "onnxruntime"
+    build: Build | None = None
     pictures: list[Dense] = field(default_factory=list, repr=False)
 
     def _repr_html_(self) -> str:
@@ -91,6 +101,8 @@ class Verification:
             "tensors": [vars(t) for t in self.tensors],
             "kernels_saturate": self.saturates,
             "origin": self.origin,
+            "target": self.target,
+            "build": self.build and vars(self.build) | {"accepted": self.build.accepted, "text": str(self.build)},
         }
 
 
@@ -99,14 +111,16 @@ def verify(
     artefact: onnx.ModelProto | str | os.PathLike[str],
     data: Any,
     *,
+    target: str = "onnxruntime",
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Run the float network and the artefact side by side.
 
-    The simulation is the artefact itself, run without graph optimisation. Beside it runs what onnxruntime makes of it
-    with all its fusions, as a device would; the distance of the two is given in steps of the output's grid. Where
-    onnxruntime has no kernels (activations of at most four bits, or with a scale per channel) it runs unfused as well.
+    The simulation is the artefact itself, run without graph optimisation. Beside it runs what the target makes of it:
+    onnxruntime with all its fusions, or Qualcomm's emulation of the HTP; the distance of the two is given in steps of
+    the output's grid. Where onnxruntime has no kernels (activations of at most four bits, or with a scale per channel)
+    it runs unfused as well. For hexagon the simulation takes account of its arithmetic (`targets.hexagon.expected`).
 
     Parameters
     ----------
@@ -115,43 +129,94 @@ def verify(
     artefact : onnx.ModelProto or path
         A QDQ model with the same input and output names.
     data : Samples or anything that ``leadline.data.load`` takes
+        The emulation takes seconds a sample, for a ViT-S half a minute: a few will do.
+    target : {"onnxruntime", "hexagon"}
     threads : int, optional
     progress : Progress, optional
 
     Raises
     ------
     InputError
-        The two networks differ in inputs or outputs, or a file or the data cannot be used.
+        The two networks differ in inputs or outputs, a file or the data cannot be used, or the target's extra is not
+        installed.
     """
-    progress = progress or Quiet()
+    progress, profile = progress or Quiet(), profile_of(target)
     graph = reference if isinstance(reference, Graph) else _reference(reference, data)
     samples = data if isinstance(data, Samples) else load(data, graph.inputs)
     written = qdq.read(artefact if not isinstance(artefact, os.PathLike) else Path(artefact))
     model = artefact if not isinstance(artefact, os.PathLike) else Path(artefact)
-    # onnxruntime fuses activations of four bits, or with a scale for each channel, to kernels that then refuse them.
-    schemes = [grid.scheme for name, grid in written.grids.items() if name not in written.codes]
-    fits = not any(scheme.bits <= 4 or scheme.granularity == "axis" for scheme in schemes)
-    with Session(model, optimize=fits, threads=threads) as fused:
-        own = {value.name for value in graph.outputs}
-        has = {"inputs": {name for name, _, _ in fused.inputs}, "outputs": set(fused.outputs)}
-        for kind, names in (("inputs", {value.name for value in graph.inputs}), ("outputs", own)):
-            if has[kind] != names:
-                raise refuse("verify", f"the artefact must have the {kind} {sorted(names)}", str(sorted(has[kind])))
-        tensors = {name: written.dequantised.get(name, name) for name in _compared(graph, written)}
-        wanted = [value.name for value in graph.outputs]
-        inner = [name for name in tensors if name not in own]
-        run = _Run(graph, wanted, inner)
-        theirs = wanted + [tensors[name] for name in inner]
-        with (
-            Session(graph, outputs=wanted + inner, threads=threads) as exact,
-            Session(artefact, outputs=theirs, optimize=False, threads=threads) as simulated,
-        ):
-            for label, feed in zip(samples.labels, progress.over(samples, "verify", len(samples)), strict=True):
-                got = dict(zip(wanted + inner, simulated.run(feed).values(), strict=True))
-                run.update(label, exact.run(feed), got, fused.run(feed), written.grids)
+    tensors = {name: written.dequantised.get(name, name) for name in _compared(graph, written)}
+    wanted = [value.name for value in graph.outputs]
+    inner = [name for name in tensors if name not in wanted]
+    run = _Run(graph, wanted, inner)
+    theirs = wanted + [tensors[name] for name in inner]
+    with ExitStack() as stack:
+        device: _Fused | _Npu
+        device = _Npu(model) if profile is HEXAGON else _Fused(model, _fits_onnxruntime(written), threads)
+        stack.enter_context(device)
+        with Session(model, optimize=False, threads=threads) as plain:
+            _check_ends(graph, plain)
+        exact = stack.enter_context(Session(graph, outputs=wanted + inner, threads=threads))
+        simulated = stack.enter_context(Session(device.simulation, outputs=theirs, optimize=False, threads=threads))
+        for label, feed in zip(samples.labels, progress.over(samples, "verify", len(samples)), strict=True):
+            got = dict(zip(wanted + inner, simulated.run(feed).values(), strict=True))
+            run.update(label, exact.run(feed), got, device.run(feed), written.grids)
+        build = device.build
     scores = run.tensor_scores()
     origin = _origin(graph, {score.name: score.sqnr for score in scores})
-    return Verification(len(samples), run.scores(), scores, kernels_saturate(), origin, run.pictures)
+    saturates = kernels_saturate() and build is None
+    return Verification(len(samples), run.scores(), scores, saturates, origin, target, build, run.pictures)
+
+
+class _Fused:
+    """The target onnxruntime."""
+
+    build = None
+
+    def __init__(self, model: onnx.ModelProto | str | Path, fuses: bool, threads: int | None) -> None:
+        self.simulation = model
+        self._session = Session(model, optimize=fuses, threads=threads)
+
+    def __enter__(self) -> _Fused:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._session.close()
+
+    def run(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return self._session.run(feed)
+
+
+class _Npu:
+    """The target hexagon. What it does not take as a whole it does not run: a device would not, either."""
+
+    def __init__(self, model: onnx.ModelProto | str | Path) -> None:
+        self.simulation = hexagon.expected(open_model(model, "verify")[0])
+        self._emulator = hexagon.Emulator()
+        self.build = self._emulator.build(model)
+
+    def __enter__(self) -> _Npu:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._emulator.close()
+
+    def run(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return self._emulator.run(feed) if self.build.accepted else {}
+
+
+def _fits_onnxruntime(written: qdq.Qdq) -> bool:
+    """onnxruntime fuses activations of four bits, or with a scale per channel, to kernels that then refuse them."""
+    schemes = [grid.scheme for name, grid in written.grids.items() if name not in written.codes]
+    return not any(scheme.bits <= 4 or scheme.granularity == "axis" for scheme in schemes)
+
+
+def _check_ends(graph: Graph, artefact: Session) -> None:
+    has = {"inputs": {name for name, _, _ in artefact.inputs}, "outputs": set(artefact.outputs)}
+    for kind, own in (("inputs", graph.inputs), ("outputs", graph.outputs)):
+        names = {value.name for value in own}
+        if has[kind] != names:
+            raise refuse("verify", f"the artefact must have the {kind} {sorted(names)}", str(sorted(has[kind])))
 
 
 def _origin(graph: Graph, sqnr: dict[str, float]) -> str | None:
@@ -220,10 +285,11 @@ class _Run:
             for score in (total, one):
                 score.update(wanted[name], got[name])
             self._worst[name] = min(self._worst[name], one.db)
-            self._fused[name].update(wanted[name], fused[name])
             known = name in grids and grids[name].scheme.granularity != "token"
             step = float(grids[name].scale.min()) if known else float(np.std(wanted[name])) / 256
-            self._agreement[name] = self._agreement[name].updated(got[name], fused[name], step)
+            if name in fused:
+                self._fused[name].update(wanted[name], fused[name])
+                self._agreement[name] = self._agreement[name].updated(got[name], fused[name], step)
             if self._seen < PICTURES and (planes := _planes(wanted[name], got[name])):
                 self.pictures.append(Dense(name, label, *planes))
         for name in self._inner:
@@ -234,7 +300,14 @@ class _Run:
 
     def scores(self) -> list[OutputScore]:
         return [
-            OutputScore(name, s.db, float(self._worst[name]), s.largest, self._fused[name].db, self._agreement[name])
+            OutputScore(
+                name,
+                s.db,
+                float(self._worst[name]),
+                s.largest,
+                self._fused[name].db if self._agreement[name].count else None,
+                self._agreement[name],
+            )
             for name, s in self._simulated.items()
         ]
 

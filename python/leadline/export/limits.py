@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 from leadline.graph import DOMAIN, Graph
+from leadline.profiles import ONNXRUNTIME, Profile
 from leadline.types import Grid
 
 _OPERATORS = {
@@ -14,9 +15,10 @@ _OPERATORS = {
 }
 
 
-def limits(graph: Graph, grids: Mapping[str, Grid]) -> list[str]:
+def limits(graph: Graph, grids: Mapping[str, Grid], profile: Profile = ONNXRUNTIME) -> list[str]:
     """One line for each thing that makes an artefact a simulation: activations with a scale per channel or per token,
-    which no integer kernel sums over, and operators of leadline's own. Empty: deployable."""
+    which no integer kernel sums over, operators of leadline's own, and what the profile's target refuses. Empty:
+    deployable."""
     lines = []
     activations = {name: grid.scheme.granularity for name, grid in grids.items() if name in graph.values}
     for granularity, what in (("axis", "channel"), ("token", "token")):
@@ -29,4 +31,19 @@ def limits(graph: Graph, grids: Mapping[str, Grid]) -> list[str]:
             rows = (graph.shape(node.outputs[0]) + graph.shape(node.inputs[1])[-1:] for node in nodes)
             flops = sum(math.prod(shape) for shape in rows) / 1e6
             lines.append(f"{len(nodes)} {text.format(flops=flops)}")
-    return lines
+    return lines + (_not_integers(graph, grids, profile) if profile.integers_only else [])
+
+
+def _not_integers(graph: Graph, grids: Mapping[str, Grid], profile: Profile) -> list[str]:
+    layers = {layer.weight: layer for layer in graph.layers()}
+    found = {
+        "weights in blocks": [name for name in layers if name in grids and grids[name].scheme.granularity == "block"],
+        "weights with zero points": [name for name in layers if name in grids and grids[name].zero_point.any()],
+        "layers with float weights": [layer.name for name, layer in layers.items() if name not in grids],
+        "layers with float inputs": [layer.name for layer in layers.values() if layer.input not in grids],
+    }
+    return [
+        f"{len(names)} {what}, which {profile.name} does not take, such as {names[0]}"
+        for what, names in found.items()
+        if names
+    ]

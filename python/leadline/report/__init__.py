@@ -191,14 +191,19 @@ def show(document: dict[str, Any], console: Console) -> None:
     from rich.table import Table
 
     verification, coverage = document["verification"], document["coverage"]
-    outputs = Table("output", "SQNR dB", "worst sample", "fused dB", "fused within 1 step", "largest steps", box=None)
+    target = "fused" if verification["build"] is None else verification["target"]
+    heads = ("SQNR dB", "worst sample", f"{target} dB", f"{target} within 1 step", "largest steps")
+    outputs = Table("output", *heads, box=None)
     for row in verification["outputs"]:
         agreement = row["agreement"]
         outputs.add_row(
-            row["name"], f"{row['sqnr']:.1f}", f"{row['worst']:.1f}", f"{row['fused']:.1f}",
-            f"{agreement['within_one']:.1%}", f"{agreement['largest']:.0f}",
+            row["name"], f"{row['sqnr']:.1f}", f"{row['worst']:.1f}",
+            *(() if row["fused"] is None else (f"{row['fused']:.1f}", f"{agreement['within_one']:.1%}",
+            f"{agreement['largest']:.0f}")),
         )  # fmt: skip
     console.print(outputs, markup=False)
+    if verification["build"] is not None:
+        console.print(verification["build"]["text"], markup=False, highlight=False, soft_wrap=True)
     if _strays(verification):
         console.print(
             "This processor's fused u8 x s8 kernels saturate (no VNNI), so onnxruntime strays from the artefact here; "

@@ -9,6 +9,7 @@ from leadline.recipe import Calibrate, CorrectBias, Equalize, Fold, Polish, Rota
 from leadline.steps.calibrate import calibrate
 from leadline.steps.correct_bias import correct_bias
 from leadline.steps.equalize import equalize
+from leadline.steps.fitting import recentre
 from leadline.steps.polish import polish
 from leadline.steps.rotate import rotate
 from leadline.steps.round import round_weights
@@ -16,7 +17,7 @@ from leadline.steps.shared import stepped
 from leadline.steps.smooth import smooth
 from leadline.steps.state import Progress, Record, State
 
-__all__ = ["Progress", "Record", "State", "apply"]
+__all__ = ["Progress", "Record", "State", "apply", "recentre"]
 
 
 def fold(step: Fold, state: State) -> None:

@@ -12,6 +12,7 @@ from leadline.affine import choose_grid, range_of
 from leadline.graph import Graph, Layer
 from leadline.observers import Histogram, MovingAverage, search_range
 from leadline.recipe import Calibrate, Observer
+from leadline.steps.fitting import fit, output_grid, suit_multipliers
 from leadline.steps.gate import LUCK, output_error
 from leadline.steps.observe import histograms, observe
 from leadline.steps.placement import Placement, place
@@ -46,7 +47,7 @@ def calibrate(step: Calibrate, state: State) -> None:
     """Fill ``state.grids`` for activations, weights, constants and biases; one pass over the calibration samples, and
     another for moving averages."""
     _own_biases(state.graph)
-    state.placement = placement = place(state.graph, state.recipe)
+    state.placement = placement = fit(state.graph, place(state.graph, state.recipe), state.profile)
     state.log += [Record.of("calibrate", note) for note in placement.notes]
     ranges = _observe(step, state, placement)
     weights: dict[str, Grid] = {}
@@ -138,7 +139,8 @@ def _fill(state: State, placement: Placement, weights: dict[str, Grid], ranges: 
     state.grids = weights | {tensor: _grid(placement, tensor, ranges) for tensor in placement.schemes}
     state.codes = {}
     for layer, _ in placement.layers:
-        _suit_bias(state, layer)
+        _suit_accumulator(state, layer)
+    suit_multipliers(state)
     for layer, _ in placement.layers:  # only now: layers may share a weight
         bias_grid(state, layer)
 
@@ -232,25 +234,32 @@ def _repeats(bias: NDArray[np.float32], weight: Grid) -> int:
     return bias.size // weight.scale.size
 
 
-def _suit_bias(state: State, layer: Layer) -> None:
-    """Change weight scales that its bias cannot live with: enlarge one that would overflow it, as aimet-onnx does.
+def _suit_accumulator(state: State, layer: Layer) -> None:
+    """Enlarge weight scales whose int32 accumulator could not hold the layer's bias (as aimet-onnx does) or the range
+    of its output, whose offset kernels add to the bias: Hexagon's give the lowest code then, for a channel that is
+    almost dead.
 
     A channel of zeros has the codes zero at any scale, so it takes one that is fine enough for its bias.
     """
-    if layer.bias is None or not _adds_integers(state, layer):
+    if not _adds_integers(state, layer):
         return
-    bias, weight = state.graph.weights[layer.bias], state.grids[layer.weight]
-    step = float(state.grids[layer.input].scale)
-    largest = np.abs(bias).reshape(_repeats(bias, weight), -1).max(axis=0).reshape(weight.scale.shape)
+    weight, step = state.grids[layer.weight], float(state.grids[layer.input].scale)
+    largest = np.zeros(weight.scale.shape)
+    if layer.bias is not None:
+        bias = state.graph.weights[layer.bias]
+        largest = np.abs(bias).reshape(_repeats(bias, weight), -1).max(axis=0).reshape(weight.scale.shape)
     lo, hi = range_of(state.graph.weights[layer.weight], weight.scheme)
     dead = (lo == 0) & (hi == 0) & (largest > 0)
     unit = weight.scale.astype(np.float64) * step
     unit = np.where(dead, np.minimum(unit, largest / 2.0**24), unit)
-    factor = np.maximum(1.0, largest / (unit * INT32_LIMIT))
+    written = output_grid(state, layer.output)
+    reach = 0.0 if written is None else float(max(-written.lo, written.hi))
+    factor = np.maximum(1.0, np.maximum(largest, reach) / (unit * INT32_LIMIT))
     if dead.any() or (factor > 1).any():
         state.grids[layer.weight] = replace(weight, scale=(unit * factor / step).astype(np.float32))
     if (factor > 1).any():
-        state.log.append(Record("calibrate", layer.name, f"weight scale enlarged {factor.max():.3g}x for its bias"))
+        note = f"weight scale enlarged {factor.max():.3g}x for its accumulator"
+        state.log.append(Record("calibrate", layer.name, note))
 
 
 def _own_biases(graph: Graph) -> None:

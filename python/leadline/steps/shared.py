@@ -28,6 +28,7 @@ def stepped(step: Step, state: State, run: Callable[[], None]) -> None:
     ahead = (plain(recipe), any(isinstance(other, CorrectBias) for other in recipe.steps))
     placed = state.placement and state.placement.schemes
     so_far = (
+        state.profile,
         state.graph,
         placed,
         state.grids,

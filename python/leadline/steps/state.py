@@ -14,6 +14,7 @@ from leadline.cache import Cache
 from leadline.data import Samples
 from leadline.graph import Graph, Session
 from leadline.observers import Histogram
+from leadline.profiles import ONNXRUNTIME, Profile
 from leadline.recipe import Recipe
 from leadline.steps.placement import Placement
 from leadline.types import Grid
@@ -61,6 +62,7 @@ class State:
     simulate: Callable[[State, Sequence[str]], Session]
     """The artefact as it stands, unfused, returning these tensors: given by the caller, who knows the exporter."""
     threads: int | None = None
+    profile: Profile = ONNXRUNTIME
     placement: Placement | None = None
     grids: dict[str, Grid] = field(default_factory=dict)
     codes: dict[str, NDArray[np.integer[Any]]] = field(default_factory=dict)

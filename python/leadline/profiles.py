@@ -1,0 +1,64 @@
+"""What targets ask of an artefact's types, beyond what every runtime takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from leadline.types import refuse
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The rules of one target, for placement and export.
+
+    Attributes
+    ----------
+    name : str
+        As `--target` takes it.
+    one_type : bool
+        An operator's inputs must have as many bits as its output. Where they have not, a requantisation goes before it.
+    second_operand_bits : int
+        The widest activation that MatMul takes as its second input.
+    single_scale_bits : int
+        The narrowest weight of a convolution that has only one scale: per tensor, or with a single output channel.
+    multiplier_bits : int or None
+        Fractional bits of the factor by which sums become codes (input scale x weight scale / output scale), where the
+        target rounds it so coarsely that scales are better chosen to suit.
+    dropped_bits : int
+        Low bits that sums over 16-bit inputs lose, rounded down; a bias takes half of that back.
+    integers_only : bool
+        Every activation needs a grid per tensor, every weight a symmetric one per tensor or channel.
+    """
+
+    name: str
+    one_type: bool = False
+    second_operand_bits: int = 16
+    single_scale_bits: int = 2
+    multiplier_bits: int | None = None
+    dropped_bits: int = 0
+    integers_only: bool = False
+
+
+ONNXRUNTIME = Profile("onnxruntime")
+
+HEXAGON = Profile(
+    "hexagon",
+    one_type=True,
+    second_operand_bits=8,
+    single_scale_bits=8,
+    multiplier_bits=10,
+    dropped_bits=8,
+    integers_only=True,
+)
+"""Qualcomm's HTP, as its emulation in onnxruntime-qnn 2.7 answers when asked operator by operator
+(`benchmarks/hexagon_operators.py`). A product of two 16-bit activations has its second one cut to 8 bits on the way;
+done in the artefact instead, on a grid from calibration, the simulation sees it."""
+
+PROFILES = {profile.name: profile for profile in (ONNXRUNTIME, HEXAGON)}
+
+
+def profile_of(target: str) -> Profile:
+    """By name. Raises InputError for an unknown one."""
+    if target not in PROFILES:
+        raise refuse("quantize", f"target must be one of {', '.join(PROFILES)}", repr(target))
+    return PROFILES[target]
