@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,11 +14,11 @@ from onnx import TensorProto, helper
 
 import small_tflite
 from graph_models import model, node, random
-from leadline.audit import Audit, audit, emulation, litert
-from leadline.audit.emulation import Answer
+from leadline.audit import Audit, audit, litert
 from leadline.audit.findings import Finding, Rewrite, ordered
-from leadline.audit.operators import forms, plausible_grids
+from leadline.audit.operators import forms, quantised
 from leadline.graph import Graph
+from leadline.profiles import HEXAGON, ONNXRUNTIME
 from leadline.recipe import Recipe
 from leadline.types import InputError
 from small_transformer import transformer
@@ -121,40 +122,49 @@ def test_forms_differ_by_shape_setting_and_repeated_inputs() -> None:
 
 
 @pytest.mark.parametrize("name", ["w8a8", "w4a8", "w8a16", "int4-block128", "quantvggt-w4a4", "minmax-w8a8"])
-def test_plausible_grids_fit_the_exporter(name: str) -> None:
+def test_every_recipe_can_be_asked_with(name: str) -> None:
     from leadline.export import qdq
 
-    graph = transformer()
-    for form in forms(graph):
-        grids = plausible_grids(form.graph, Recipe.load(name))
-        assert qdq.read(qdq.to_qdq(form.graph, grids)).grids.keys() == grids.keys()
-
-
-def test_a_crash_of_the_vendors_library_is_one_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second of four models ends the process: the others are still answered."""
-
-    def crash(folder: Path, first: int) -> int:
-        assert sorted(file.name for file in folder.glob("*.onnx")) == [f"{i}.onnx" for i in range(4)]
-        taken = '{"accepted": true, "reason": "", "left": []}'
-        left = '{"accepted": false, "reason": "left on the CPU", "left": ["n"]}'
-        lines = {0: [taken], 2: [taken, left]}[first]
-        (folder / "answers").write_text("\n".join(lines) + "\n")
-        return -11
-
-    monkeypatch.setattr(emulation, "_run", crash)
-    monkeypatch.setitem(sys.modules, "onnxruntime_qnn", type(sys)("onnxruntime_qnn"))
-    assert emulation.ask([onnx.ModelProto()] * 4) == [
-        Answer(True),
-        Answer(False, "the vendor's library ended the process (exit code -11)"),
-        Answer(True),
-        Answer(False, "left on the CPU", ("n",)),
-    ]
+    for form in forms(transformer()):
+        for profile in (ONNXRUNTIME, HEXAGON):
+            proto, _ = quantised(form.graph, Recipe.load(name), profile)
+            layers = {layer.weight for layer in form.graph.layers()}
+            assert layers <= qdq.read(proto).grids.keys()
 
 
 @emulated
-def test_a_model_that_is_none_is_answered_too() -> None:
-    (answer,) = emulation.ask([onnx.ModelProto()])
-    assert not answer.accepted and answer.reason
+def test_a_crash_of_the_vendors_library_is_one_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Building the Erf kills the process; the others are still answered, by the next one."""
+    from leadline.targets import hexagon
+
+    class Fragile(hexagon.Emulator):
+        def _ask(self, request: str, *arguments: Any) -> tuple[bool, Any]:
+            if any(node.op_type == "Erf" for node in onnx.load(arguments[0]).graph.node):
+                if self._process is None:
+                    self._start()
+                assert self._process is not None
+                self._process.kill()
+            return super()._ask(request, *arguments)
+
+    monkeypatch.setattr("leadline.audit.hexagon.Emulator", Fragile)
+    nodes = [node("Relu", "x", "a"), node("Erf", "a", "b"), node("Sigmoid", "b", "y")]
+    own = found(audit(saved(model(nodes), tmp_path), "hexagon"))
+    assert own["Erf"].status == "unsupported" and "the vendor's library ended its process" in own["Erf"].note
+    assert own["Relu"].status == own["Sigmoid"].status == "supported"
+
+
+@emulated
+def test_what_hexagons_profile_changes_is_a_rewrite(tmp_path: Path) -> None:
+    """A four-bit convolution with a bias and a single output channel is refused; the exporter gives it eight bits."""
+    nodes = [node("Conv", "x w b", "y", name="head", pads=[1, 1, 1, 1])]
+    proto = model(nodes, shape=(1, 8, 6, 6), w=random(1, 8, 3, 3), b=random(1))
+    result = audit(saved(proto, tmp_path), "hexagon", recipe="w4a8")
+    (finding,) = result.findings
+    assert (finding.status, result.passed, result.counts()["rewrite"]) == ("rewrite", True, 1)
+    assert finding.note.startswith("8-bit weights, since hexagon takes no narrower single scale (as it is: Unsupported")
+    proto = model([node("Transpose", "x", "t", perm=[0, 2, 1]), node("MatMul", "x t", "y", name="product")])
+    own = found(audit(saved(proto, tmp_path), "hexagon", recipe="w8a16"))
+    assert (own["MatMul"].status, own["MatMul"].note) == ("supported", "requantised to 8 bits")
 
 
 # -- Networks that cannot be read -------------------------------------------------------------------------------------

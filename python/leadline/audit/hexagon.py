@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from leadline.audit.emulation import Answer, ask
 from leadline.audit.findings import Audit, Finding, Status, ordered
-from leadline.audit.operators import Form, forms, plausible_grids
+from leadline.audit.operators import Form, forms, quantised
+from leadline.profiles import HEXAGON, ONNXRUNTIME
+from leadline.targets.hexagon import Build, Emulator
 
 if TYPE_CHECKING:
-    import onnx
-
     from leadline.audit.network import Network
     from leadline.graph import Graph
     from leadline.recipe import Recipe
@@ -19,53 +18,66 @@ _HINTS = {
     "Erf": "Gelu is taken, Erf is not: export GELU as one operator, or in a form that import recognises",
     "Einsum": "write it as Transpose, Reshape and MatMul",
 }
+_PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 
 def audit_hexagon(network: Network, recipe: Recipe) -> Audit:
     """Ask about each form in the recipe's widths."""
-    basis = f"each distinct operator, then the whole network, in {recipe.name}: Qualcomm's emulation (onnxruntime-qnn)"
     graph = network.graph
     if graph is None:
         return Audit(network.file, "hexagon", "leadline's import, which the network does not pass", network.nodes,
                      network.nodes, (), ordered(network.obstacles))  # fmt: skip
+    basis = f"each distinct operator, then the whole network, in {recipe.name}: Qualcomm's emulation (onnxruntime-qnn)"
     every = forms(graph)
-    *answers, whole = ask([_artefact(one, recipe) for one in (*(form.graph for form in every), graph)])
-    findings = [*_findings(every, answers), *_only_together(graph, network.file, answers, whole)]
+    with Emulator() as emulator:
+        answers = [_ask(emulator, form, recipe) for form in every]
+        findings = _grouped(every, answers)
+        if all(status != "unsupported" for status, _ in answers):
+            findings += _only_together(graph, network.file, emulator.build(quantised(graph, recipe, HEXAGON)[0]))
     return Audit(network.file, "hexagon", basis, network.nodes, len(graph.nodes), network.rewrites, ordered(findings))
 
 
-def _artefact(graph: Graph, recipe: Recipe) -> onnx.ModelProto:
-    from leadline.export import qdq
-
-    return qdq.to_qdq(graph, plausible_grids(graph, recipe))
-
-
-def _findings(every: list[Form], answers: list[Answer]) -> list[Finding]:
-    groups: dict[tuple[str, Status, str], list[Form]] = {}
-    for form, answer in zip(every, answers, strict=True):
+def _ask(emulator: Emulator, form: Form, recipe: Recipe) -> tuple[Status, str]:
+    """The answer to one operator as Hexagon's profile has it; where that changes something, what it is without."""
+    fitted, changes = quantised(form.graph, recipe, HEXAGON)
+    build = emulator.build(fitted)
+    if not _takes(build):
         kind = form.nodes[0].op_type
-        note = answer.reason
-        if not answer.accepted and kind in _HINTS:
-            note = f"{note}; {_HINTS[kind]}"
-        status: Status = "supported" if answer.accepted else "unsupported"
-        groups.setdefault((kind, status, note), []).append(form)
+        return "unsupported", f"{build.reason}; {_HINTS[kind]}" if kind in _HINTS else build.reason
+    if not changes:
+        return "supported", ""
+    note = ", ".join(dict.fromkeys(change.split(": ", 1)[1].split(" for ", 1)[0] for change in changes))
+    plain = emulator.build(quantised(form.graph, recipe, ONNXRUNTIME)[0])
+    return ("supported", note) if _takes(plain) else ("rewrite", f"{note} (as it is: {plain.reason})")
+
+
+def _takes(build: Build) -> bool:
+    """Whether the operator itself runs on the NPU; conversions of the model's own inputs and outputs may not."""
+    return build.taken > 0 and all(kind in _PAIR for _, kind in build.left)
+
+
+def _grouped(every: list[Form], answers: list[tuple[Status, str]]) -> list[Finding]:
+    groups: dict[tuple[str, Status, str], list[Form]] = {}
+    for form, (status, note) in zip(every, answers, strict=True):
+        groups.setdefault((form.nodes[0].op_type, status, note), []).append(form)
     return [
         Finding(kind, status, tuple(node.name for form in some for node in form.nodes), len(some), note)
         for (kind, status, note), some in groups.items()
     ]
 
 
-def _only_together(graph: Graph, file: str, answers: list[Answer], whole: Answer) -> list[Finding]:
+def _only_together(graph: Graph, file: str, whole: Build) -> list[Finding]:
     """What the network as a whole says where each of its operators is taken alone."""
-    if whole.accepted or not all(answer.accepted for answer in answers):
+    if _takes(whole):
         return []
-    if not whole.left:
+    left = [name for name, kind in whole.left if kind not in _PAIR]
+    if not left:
         return [
             Finding("the whole network", "unsupported", (file,), 1, f"each operator alone is taken; {whole.reason}")
         ]
     note = f"alone taken, but not in the whole network: {whole.reason}"
     kinds = {node.name: node.op_type for node in graph.nodes}
     names: dict[str, list[str]] = {}
-    for name in whole.left:
+    for name in left:
         names.setdefault(kinds.get(name, "between operators"), []).append(name)
     return [Finding(kind, "unsupported", tuple(some), 1, note) for kind, some in names.items()]

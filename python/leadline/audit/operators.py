@@ -13,6 +13,9 @@ from leadline.graph import Graph, Node, Value
 from leadline.types import Grid, Scheme
 
 if TYPE_CHECKING:
+    import onnx
+
+    from leadline.profiles import Profile
     from leadline.recipe import Recipe
 
 _SETTINGS = 1024  # elements: integer constants up to here are shapes, axes and pads
@@ -68,11 +71,20 @@ def _alone(graph: Graph, node: Node) -> Graph:
     return Graph([only], weights, [values[name] for name in inputs], outputs, dict(values), "operator")
 
 
-def plausible_grids(graph: Graph, recipe: Recipe) -> dict[str, Grid]:
-    """Grids where a recipe places them: of weights from their values, of activations from what their operator gives."""
+def quantised(graph: Graph, recipe: Recipe, profile: Profile) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """A network as the exporter writes it for a target, on plausible grids, and what the target made it change.
+
+    Grids are where the recipe places them (its overrides by name aside): of weights from their values, of activations
+    from what their operator gives.
+    """
+    from leadline.export import qdq
+    from leadline.steps.fitting import fit
     from leadline.steps.placement import place
 
+    graph = graph.copy()
     placement = place(graph, replace(recipe, overrides=()))
+    known = len(placement.notes)
+    placement = fit(graph, placement, profile)
     grids: dict[str, Grid] = {}
     for name, scheme in (*placement.constants.items(), *((layer.weight, own) for layer, own in placement.layers)):
         if name not in grids:
@@ -80,10 +92,10 @@ def plausible_grids(graph: Graph, recipe: Recipe) -> dict[str, Grid]:
     writers = graph.producers()
     for tensor, scheme in placement.schemes.items():
         writer = writers.get(placement.root[tensor])
-        grids[tensor] = _grid(_BOUNDS.get(writer.op_type, _ORDINARY) if writer else _ORDINARY, scheme,
-                              graph.values[tensor])  # fmt: skip
+        bounds = _BOUNDS.get(writer.op_type, _ORDINARY) if writer else _ORDINARY
+        grids[tensor] = _grid(bounds, scheme, graph.values[tensor])
     grids |= dict(_biases(graph, grids))
-    return grids
+    return qdq.to_qdq(graph, grids), tuple(placement.notes[known:])
 
 
 def _grid(bounds: tuple[float, float], scheme: Scheme, value: Value) -> Grid:
