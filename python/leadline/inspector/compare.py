@@ -72,7 +72,8 @@ class Difference:
             for label, one in (("first", self.first), ("second", self.second))
         ]
         smaller = 100 * (1 - self.second.bytes / self.first.bytes) if self.first.bytes else 0.0
-        rows.append(("size", f"the second file is {abs(smaller):.1f} % {'smaller' if smaller >= 0 else 'larger'}"))
+        text = f"the second file is {abs(smaller):.1f} % {'smaller' if smaller >= 0 else 'larger'}"
+        rows.append(("size", text if self.first.bytes != self.second.bytes else "the same"))
         rows.append(("equal", f"{self.equal_grids} grids, the codes of {self.equal_codes} parameters"))
         if self.renamed:
             some = tuple(f"{ours} = {theirs}" for ours, theirs in self.renamed.items())
@@ -93,7 +94,7 @@ class Difference:
 def compare_artefacts(first: Artefact, second: Artefact) -> Difference:
     """See `leadline.inspector.compare`."""
     renamed = _pair_by_codes(first, second)
-    partners = {name: name for name in first.grids if name in second.grids} | renamed
+    partners = {name: name for name in _biases_last(first.grids) if name in second.grids} | renamed
     grids: dict[str, str] = {}
     codes: dict[str, Codes] = {}
     equal_codes = 0
@@ -126,9 +127,14 @@ def _alone(first: Artefact, second: Artefact, known: Iterable[str]) -> dict[str,
     floats, taken = set(second.inspection.uncovered), set(known)
     return {
         name: f"{described(grid)}, {'in float' if name in floats else 'not'} in the other file"
-        for name, grid in first.grids.items()
+        for name, grid in _biases_last(first.grids).items()
         if name not in taken
     }
+
+
+def _biases_last(grids: dict[str, Grid]) -> dict[str, Grid]:
+    """A bias follows from its layer's input and weight: what says more comes first."""
+    return dict(sorted(grids.items(), key=lambda item: item[1].scheme.bits == 32))
 
 
 def _pair_by_codes(first: Artefact, second: Artefact) -> dict[str, str]:
