@@ -14,8 +14,6 @@ from leadline.inspector.inspection import Artefact, Inspection, count, suspiciou
 if TYPE_CHECKING:
     from leadline.export.encodings_gaps import Gap
 
-_NEVER_EXIST = ("clamp", "supergroup")
-
 
 def read_encodings(file: Path, model: str | os.PathLike[str] | None = None) -> Artefact:
     """An encodings file of any version; `model` is the ONNX network it is for."""
@@ -40,8 +38,7 @@ def _beside(file: Path, model: str | os.PathLike[str]) -> Artefact:
     graph = Graph.load(model, verbatim=True)
     found, version = encodings.read_with_version(file, graph)
     missing = gaps(graph, file)
-    never = [gap.tensor for gap in missing if gap.reason in _NEVER_EXIST]
-    left = [gap.tensor for gap in missing if gap.reason not in (*_NEVER_EXIST, "tied")]
+    left = [gap.tensor for gap in missing if not gap.harmless and gap.reason != "tied"]
     uncovered = tuple(dict.fromkeys((*sorted(found.floats), *left)))
     kinds = {name: "parameter" if name in graph.weights else "activation" for name in (*found.grids, *uncovered)}
     network = Network(open_model(model, "inspect")[0])
@@ -51,7 +48,7 @@ def _beside(file: Path, model: str | os.PathLike[str]) -> Artefact:
         found,
         kinds,
         uncovered,
-        absorbed=len(never),
+        absorbed=sum(gap.harmless for gap in missing),
         wrong=dict(starved(network.operators(), found.grids)),
         gaps={gap.tensor: f"{gap.reason}, {gap.consequence}" for gap in missing if not gap.harmless},
         ports=(network.inputs, network.outputs),

@@ -33,8 +33,8 @@ class Inspection:
     parameters, parameters_quantized, activations, activations_quantized : int or None
         The same, apart.
     absorbed : int
-        Activations that only a quantised Relu or Clip reads (or, of encodings, a linear layer's bias): kernels fuse it,
-        they never exist. Not in `tensors`.
+        Activations that only a quantised Relu or Clip reads: kernels fuse it, they never exist. Of encodings, also
+        those that take a neighbour's grid. Not in `tensors`.
     listed : int or None
         Every tensor of a ``.tflite``, shapes and indices too: what an interpreter counts.
     grids : dict of str to int
@@ -112,17 +112,21 @@ class Inspection:
             if of is not None:
                 rows.append((f"  {label}", f"{have} of {of}"))
         if self.absorbed:
-            rows.append(("  absorbed", f"{self.absorbed} activations, by what alone reads them"))
+            rows.append(("  absorbed", f"{self.absorbed} activations, by a neighbour"))
         rows += [(f"  {kind}", str(count)) for kind, count in self.grids.items()]
         if self.weight_bytes is not None and self.weight_bytes_float is not None:
             sizes = f"{decimal(self.weight_bytes)}, in float32 {decimal(self.weight_bytes_float)}"
             rows.append(("weights", f"{sizes}, {self.saving:.1f} % saved"))
         if self.uncovered:
-            rows.append(("left in float", cut(self.uncovered, longest)))
-        for label, table in (("suspicious", self.suspicious), ("not covered", self.gaps)):
-            rows += [(label, f"{name}: {what}") for name, what in list(table.items())[:longest]]
-            if len(table) > longest:
-                rows.append((label, f"and {len(table) - longest} more"))
+            label = "without entry" if self.kind.startswith("encodings") else "left in float"
+            rows.append((label, cut(self.uncovered, longest)))
+        rows += [("suspicious", f"{name}: {what}") for name, what in list(self.suspicious.items())[:longest]]
+        if len(self.suspicious) > longest:
+            rows.append(("suspicious", f"and {len(self.suspicious) - longest} more"))
+        missing = list(grouped((what, name) for name, what in self.gaps.items()).items())
+        rows += [(f"  {len(names)}", f"{what}: {cut(names, 3)}") for what, names in missing[:longest]]
+        if len(missing) > longest:
+            rows.append(("", f"and {len(missing) - longest} more reasons"))
         left = "outside the binary" if self.tensors is None else "float operators"
         for label, operators in (("dynamic operators", self.dynamic_operators), (left, self.float_operators)):
             rows += [(label, f"{kind} {len(names)}: {cut(names, longest)}") for kind, names in operators.items()]
