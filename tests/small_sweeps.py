@@ -66,11 +66,9 @@ class Inline:
         self._waiting.clear()
 
 
-def figures(results: Any, *without: str) -> dict[str, dict[str, float]]:
+def figures(results: Any) -> dict[str, dict[str, float]]:
     """What each finished cell found, but for the time that it took."""
     return {
-        str(sorted(row.values.items(), key=str)): {
-            k: v for k, v in row.figures.items() if k not in ("seconds", *without)
-        }
+        str(sorted(row.values.items(), key=str)): {key: f for key, f in row.figures.items() if key != "seconds"}
         for row in results.complete
     }

@@ -13,9 +13,10 @@ import leadline
 from data_samples import refused
 from leadline.cache import Cache
 from leadline.sweep import Sweep, run
+from leadline.sweep import results as found
 from leadline.sweep.cell import grid
 from leadline.sweep.results import latex, markdown, tables, write
-from leadline.sweep.store import Store, sqlite
+from leadline.sweep.store import sqlite
 from small_sweeps import VARY, Inline, figures, small
 
 
@@ -211,9 +212,7 @@ def test_interrupted_and_resumed(tmp_path):
     for most, done in ((1, 1), (2, 3)):
         with pytest.raises(KeyboardInterrupt):
             run(sweep, tmp_path / "out", engine=Inline(most=most), resume=True)
-        counts = Store(sqlite(tmp_path / "out"), name(sweep))
-        counts.open()
-        states = [row.state for row in counts.rows()]
+        states = [row.state for row in found(sqlite(tmp_path / "out"), name(sweep)).rows]
         assert (states.count("complete"), states.count("waiting")) == (done, 4 - done)
     whole = run(sweep, tmp_path / "whole", engine=Inline())
     assert figures(run(sweep, tmp_path / "out", engine=Inline(), resume=True)) == figures(whole)

@@ -135,11 +135,17 @@ class Round:
     compensate: bool = False
     """Round not the weight itself, but the one that makes up for the errors of the layer's inputs. Ignored by
     "nearest"."""
+    damping: float = 0.0
+    """Of the compensation, as a share of the mean second moment; 0 tries several and keeps what is lowest on held-out
+    samples."""
     iterations: int = 120
     """Used by "adaround": its steps for each layer."""
     kfac: bool = False
     """Then let a layer's outputs make up for one another, as the network's outputs depend on them (K-FAC); kept where
     the simulated output error falls. Dozens of forward passes for each layer. Ignored by "nearest"."""
+
+    def __post_init__(self) -> None:
+        _within("round", "damping", self.damping, 0, 100)
 
 
 @dataclass(frozen=True)

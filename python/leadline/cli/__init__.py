@@ -40,5 +40,5 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == 130:
-            print("interrupted; nothing was written", file=sys.stderr)
+            print("interrupted; nothing half-written is left", file=sys.stderr)
         raise

@@ -79,7 +79,7 @@ def status(where: Where, study: Study = None, as_json: flags.Json = False) -> No
     for row in found.rows:
         text = ", ".join(f"{key}={value}" for key, value in row.values.items())
         if row.state == "running":
-            console.print(f"running {row.number}: {text}", markup=False)
+            console.print(f"running {row.number}: {text}, on {row.driver}", markup=False)
         elif row.state == "fail":
             console.print(f"failed {row.number}: {text}\n{row.error.rstrip()}", markup=False)
     best = found.best()

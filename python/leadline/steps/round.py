@@ -118,7 +118,7 @@ def _round(step: Round, state: State, task: _Task) -> None:
     layer, grid = task.layer, task.grid
     target, note = task.weight, ""
     if task.joint and not task.transposed:
-        target, note = _compensated(task)
+        target, note = _compensated(step, task)
     codes, how = _chosen(step, task, target)
     rounded = dequantize(codes, grid)
     before, after = task.error(dequantize(state.codes[layer.weight], grid)), task.error(rounded)
@@ -175,12 +175,12 @@ def _chosen(step: Round, task: _Task, target: NDArray[np.float32]) -> tuple[NDAr
             return rounding.descend(target, gram, task.grid, **given), step.method
 
 
-def _compensated(task: _Task) -> tuple[NDArray[np.float32], str]:
+def _compensated(step: Round, task: _Task) -> tuple[NDArray[np.float32], str]:
     """The weight that best makes up for the errors of the layer's inputs: of several dampings, or the weight itself."""
     cross = np.ascontiguousarray(task.seen[:, : task.half, task.half :])
     gram = task.gram(task.seen)
     best, note, lowest = task.weight, "", task.error(task.weight)
-    for damping in rounding.DAMPINGS:
+    for damping in (step.damping,) if step.damping else rounding.DAMPINGS:
         found = compensate(task.weight, cross, gram, damping=damping, threads=task.threads)
         error = task.error(found.weight)
         if error < lowest:

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -101,36 +101,26 @@ def run(
     """
     sweep, folder, watcher = Sweep.load(sweep), Path(out), watcher or Nobody()
     cells = list(grid(sweep)) if sweep.search.method == "grid" else []
-    with alone(folder):
-        driver = f"{socket.gethostname()}:{folder.resolve()}"
-        store = Store(storage or sqlite(folder), study_name(sweep), driver, patience=patience, say=watcher.say)
+    url, study = storage or sqlite(folder), study_name(sweep)
+    with alone(folder), closing(Store(url, study, _driver(folder), patience=patience, say=watcher.say)) as store:
         store.create(sweep.directions, _about(sweep, len(cells)))
-        if store.rows() and not resume:
-            rows = store.rows()
+        rows = store.rows()
+        if rows and not resume:
             done = sum(row.state == "complete" for row in rows)
             raise refuse("sweep", "a sweep that has begun goes on with --resume", f"{done} cells finished in {out}")
         if cells:
             store.add(cells[: sweep.budget.cells or None], _grid_space(cells), retry)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        count = max(1, workers if workers is not None else cores // (threads or 1))
-        shared = folder / "shared" if share else None
         if isinstance(engine, str):
-            if engine not in ("local", "ray"):
-                raise refuse("sweep", "engine must be local or ray", repr(engine))
-            each = threads or max(1, cores // count)
-            engine = Ray(threads or 1, shared) if engine == "ray" else Local(count, each, shared)
-        try:
+            engine = _engine(engine, workers, threads, folder / "shared" if share else None)
+        with closing(engine):
             _Driver(sweep, store, engine, watcher, cells).run()
-        finally:
-            engine.close()
-    return results(store.url, store.study)
+    return results(url, study)
 
 
 def results(url: str, study: str) -> Results:
     """What a storage holds of a sweep. Raises InputError where it does not hold it."""
-    store = Store(url, study)
-    about = store.open()
-    return Results(study, about, store.rows())
+    with closing(Store(url, study)) as store:
+        return Results(study, store.open(), store.rows())
 
 
 def study_name(sweep: Sweep) -> str:
@@ -139,6 +129,20 @@ def study_name(sweep: Sweep) -> str:
     recipes = [Recipe.load(recipe).to_toml() for recipe in sweep.recipes]
     files = [content(network) for network in sweep.networks if Path(network).is_file()]
     return f"{sweep.name}-{digest(same, recipes, files)[:8]}"
+
+
+def _driver(folder: Path) -> str:
+    return f"{socket.gethostname()}:{folder.resolve()}"
+
+
+def _engine(name: str, workers: int | None, threads: int | None, shared: Path | None) -> Engine:
+    if name not in ("local", "ray"):
+        raise refuse("sweep", "engine must be local or ray", repr(name))
+    if name == "ray":
+        return Ray(threads or 1, shared)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = max(1, workers if workers is not None else cores // (threads or 1))
+    return Local(count, threads or max(1, cores // count), shared)
 
 
 @contextmanager
@@ -239,16 +243,17 @@ class _Driver:
                 waiting = not late and any(row.state in ("waiting", "running") for row in self._others())
                 if not self.jobs and not waiting:
                     return
-                for event in self.engine.wait(TICK):
-                    self._handle(event.job, event.kind, event.payload)
                 if not self.jobs:
                     time.sleep(TICK)  # other drivers have the rest
-        except BaseException:
-            for job in self.jobs.values():
-                try:
+                    continue
+                for event in self.engine.wait(TICK):
+                    self._handle(event.job, event.kind, event.payload)
+        except BaseException as error:
+            with suppress(InputError):  # the storage is away: whoever resumes takes them over
+                for job in self.jobs.values():
                     self.store.give_back(job.trial)
-                except InputError:  # the storage is away: whoever resumes takes them over
-                    break
+            if isinstance(error, KeyboardInterrupt):
+                self.watcher.say("finished cells are kept: go on with --resume")
             raise
 
     def _others(self) -> list[Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,9 @@ PATIENCE = 600.0
 BEAT, SILENCE = 30.0, 300.0
 """Seconds between two signs of life of a driver; and how long one may be silent before others take over its cells."""
 
+ATTEMPTS = 4
+"""To open a storage."""
+
 INSTALL = "sweeps need pip install 'leadline[sweep]'"
 
 
@@ -40,6 +44,7 @@ class Row:
     figures: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
     cell: Mapping[str, Any] = field(default_factory=dict)
+    driver: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,9 +84,14 @@ class Store:
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.url, self.study, self.driver, self._patience, self._say = url, study, driver, patience, say
-        self._storage = open_storage(url)
+        self._storage, self._engine = open_storage(url)
         self._beaten = 0.0
         self._known: dict[str, dict[str, float]] = {}
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._storage.remove_session()
+        self._engine.dispose()
 
     def create(self, directions: Sequence[str], about: Mapping[str, Any]) -> None:
         """The study, if it is not there yet; what it is about; and what other studies of this storage know."""
@@ -211,10 +221,14 @@ class Store:
         return bool(self._patient(lambda: optuna.Trial(study, trial).should_prune()))
 
     def _take(self, trial: int) -> bool:
+        from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
-        if not self._patient(lambda: self._storage.set_trial_state_values(trial, TrialState.RUNNING)):
-            return False  # another driver was faster
+        try:
+            if not self._patient(lambda: self._storage.set_trial_state_values(trial, TrialState.RUNNING)):
+                return False  # another driver was faster
+        except UpdateFinishedTrialError:
+            return False  # and is done by now
         self._attribute(trial, "driver", self.driver)
         return True
 
@@ -265,8 +279,8 @@ class Store:
                 pause = min(2 * pause, 5.0)
 
 
-def open_storage(url: str) -> Any:
-    """An Optuna storage. Raises InputError for one that cannot be opened, with the reason."""
+def open_storage(url: str) -> tuple[Any, Any]:
+    """An Optuna storage, and its SQLAlchemy engine. Raises InputError, with the reason, where there is none."""
     try:
         import optuna
         from optuna.storages import RDBStorage, get_storage
@@ -274,19 +288,36 @@ def open_storage(url: str) -> Any:
     except ImportError:
         raise refuse("sweep", INSTALL, "no optuna") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        return get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
-    except ImportError as error:
-        rule = "the storage's driver must be installed; for PostgreSQL pip install 'leadline[postgresql]'"
-        raise refuse("sweep", rule, f"{url}: {error.__cause__ or error}") from error
-    except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
-        raise refuse("sweep", "the storage must be one that SQLAlchemy opens", f"{url}: {_reason(error)}") from error
+    for attempt in range(ATTEMPTS):
+        try:
+            if url.startswith("sqlite:///"):
+                _let_readers_in(url.removeprefix("sqlite:///"))
+            storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+            return get_storage(storage), storage.engine
+        except ImportError as error:
+            rule = "the storage's driver must be installed; for PostgreSQL pip install 'leadline[postgresql]'"
+            raise refuse("sweep", rule, f"{url}: {error.__cause__ or error}") from error
+        except (SQLAlchemyError, sqlite3.Error, optuna.exceptions.OptunaError, RuntimeError) as error:
+            if attempt + 1 == ATTEMPTS:
+                rule = "the storage must be one that SQLAlchemy opens"
+                raise refuse("sweep", rule, f"{url}: {_reason(error)}") from error
+            time.sleep(0.2 * 2**attempt)  # two that make the tables at the same time get in each other's way
+    raise AssertionError(url)
+
+
+def _let_readers_in(file: str) -> None:
+    """With a write-ahead log whoever looks does not hold up the driver; the file remembers it."""
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
 
 
 def studies(url: str) -> list[str]:
     """The sweeps in a storage, newest first."""
-    found = open_storage(url).get_all_studies()
-    return [study.study_name for study in reversed(found) if "objectives" in study.user_attrs]
+    storage, engine = open_storage(url)
+    found = [study.study_name for study in reversed(storage.get_all_studies()) if "objectives" in study.user_attrs]
+    storage.remove_session()
+    engine.dispose()
+    return found
 
 
 def sqlite(folder: Path) -> str:
@@ -317,4 +348,5 @@ def _row(trial: FrozenTrial) -> Row:
         attributes.get("figures", {}),
         attributes.get("error", ""),
         attributes.get("cell", {}),
+        attributes.get("driver", ""),
     )
