@@ -105,6 +105,17 @@ def test_parameters_go_by_their_codes_where_names_differ() -> None:
     assert set(found.only_first) == {"b", "t1", "t2"} and set(found.only_second) == {"B;2", "T"}
 
 
+def test_activations_under_other_names_are_recognised_by_their_scales() -> None:
+    ours = Grid(np.float32(0.05), np.int32(120), Scheme(8))
+    theirs = Grid(np.float32(0.05 * (1 + 3e-7)), np.int32(-8), Scheme(8, True))
+    found = compare_artefacts(artefact(relu=ours, lost=grid(3.0)), artefact(**{"t;7": theirs}))
+    assert list(found.only_first.items()) == [
+        ("lost", "uint8 per tensor, not in the other file"),
+        ("relu", "uint8 per tensor, an equal scale under another name there"),
+    ]
+    assert found.only_second == {"t;7": "int8 per tensor, an equal scale under another name there"} and not found.same
+
+
 def test_different_networks_have_nothing_in_common(tmp_path: Path) -> None:
     qdq.save(qdq.to_qdq(network(), grids()), tmp_path / "a.onnx")
     stored = [numpy_helper.from_array(np.float32(0.5), "s"), numpy_helper.from_array(np.uint8(0), "z")]

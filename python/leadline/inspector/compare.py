@@ -37,7 +37,8 @@ class Difference:
     renamed : dict of str to str
         Parameters of the first file to what the second one calls them: same codes under another name.
     only_first, only_second : dict of str to str
-        Tensors with a grid in one file alone, and whether the other has them in float or not at all.
+        Tensors with a grid in one file alone, and whether the other has them in float, under a name that nothing pairs
+        (it holds an equal scale), or not at all.
     grids : dict of str to str
         Tensor name (the first file's) to what differs: type, granularity, scale, zero point.
     codes : dict of str to Codes
@@ -114,8 +115,8 @@ def compare_artefacts(first: Artefact, second: Artefact) -> Difference:
         first.inspection,
         second.inspection,
         renamed,
-        _alone(first, second, partners),
-        _alone(second, first, partners.values()),
+        _alone(first, second, partners, partners.values()),
+        _alone(second, first, partners.values(), partners),
         grids,
         codes,
         len(partners) - len(grids),
@@ -123,13 +124,25 @@ def compare_artefacts(first: Artefact, second: Artefact) -> Difference:
     )
 
 
-def _alone(first: Artefact, second: Artefact, known: Iterable[str]) -> dict[str, str]:
-    floats, taken = set(second.inspection.uncovered), set(known)
-    return {
-        name: f"{described(grid)}, {'in float' if name in floats else 'not'} in the other file"
-        for name, grid in _biases_last(first.grids).items()
-        if name not in taken
-    }
+def _alone(first: Artefact, second: Artefact, known: Iterable[str], others: Iterable[str]) -> dict[str, str]:
+    """Tensors of the first that are not `known`; of the second, `others` are. Those without any likeness come first."""
+    floats, taken, there = set(second.inspection.uncovered), set(known), set(others)
+    scales = np.sort(
+        [float(grid.scale) for name, grid in second.grids.items() if name not in there and not grid.scale.ndim]
+    )
+    found: list[tuple[bool, str, str]] = []
+    for name, grid in _biases_last(first.grids).items():
+        if name not in taken:
+            alike = name not in floats and not grid.scale.ndim and _holds(scales, float(grid.scale))
+            where = "in float" if name in floats else "not"
+            text = "an equal scale under another name there" if alike else f"{where} in the other file"
+            found.append((alike, name, f"{described(grid)}, {text}"))
+    return {name: text for _, name, text in sorted(found, key=lambda item: item[0])}
+
+
+def _holds(scales: NDArray[Any], scale: float) -> bool:
+    place = int(np.searchsorted(scales, scale))
+    return any(abs(float(near) - scale) <= _CLOSE * scale for near in scales[max(place - 1, 0) : place + 1])
 
 
 def _biases_last(grids: dict[str, Grid]) -> dict[str, Grid]:
