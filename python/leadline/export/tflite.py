@@ -115,11 +115,14 @@ def convert(graph: Graph) -> bytes:
     except ImportError as error:
         rule = "converting a network to .tflite needs litert-torch: pip install 'leadline[litert]'"
         raise refuse("to_tflite", rule, str(error)) from error
+    import contextlib
+    import io
     import tempfile
     import warnings
 
     example = tuple(torch.zeros(value.shape, dtype=getattr(torch, str(value.dtype))) for value in graph.inputs)
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="leadline-") as folder:
+    quiet = contextlib.redirect_stdout(io.StringIO())  # it reports its progress there
+    with quiet, warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="leadline-") as folder:
         warnings.simplefilter("ignore")
         file = Path(folder) / "float.tflite"
         litert_torch.convert(to_module(_guarded(graph)), example).export(str(file))

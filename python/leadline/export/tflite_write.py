@@ -6,10 +6,12 @@ replaced by leadline's own codes and scales in the file, bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
 import warnings
 from collections.abc import Mapping
+from io import StringIO
 from typing import Any, Literal
 
 import numpy as np
@@ -129,8 +131,8 @@ def write(plan: Plan, preset: Preset, io: Io = "float") -> bytes:
         ranges = _add_weights(manager, model, weights, preset)
     if not manager.get_quantization_recipe():
         raise refuse("to_tflite", f"preset {preset} must find something to quantise", "a network without such layers")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # LiteRT's own remarks on its debugging options
+    with warnings.catch_warnings(), contextlib.redirect_stderr(StringIO()):
+        warnings.simplefilter("ignore")  # LiteRT's own remarks on its debugging options, and a progress bar
         quantizer = tool("ai_edge_quantizer.quantizer").Quantizer(
             bytearray(plan.content), manager.get_quantization_recipe()
         )

@@ -1,0 +1,175 @@
+"""From a Quantized through torch and litert-torch to a .tflite of its integers that computes what the simulation says.
+
+Needs an environment of its own: torch, litert-torch (see the Makefile's test-litert)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import testbed
+from graph_models import model, node
+from leadline import Preprocess, quantize
+from leadline.data import load
+from leadline.depth import networks, scenes
+from leadline.export import tflite
+from leadline.export.tflite_read import read
+from leadline.export.tflite_run import Interpreter
+from leadline.graph import Graph, Session
+from leadline.pipeline import Quantized
+from leadline.targets.litert import float_operators, verify
+from small_networks import draw, samples
+from small_transformer import transformer
+
+pytest.importorskip("litert_torch", reason="litert-torch is not installed", exc_type=ImportError)
+
+pytestmark = [
+    pytest.mark.full,
+    # torch, torchao and litert-torch warn about themselves while they load and convert
+    pytest.mark.filterwarnings("ignore"),
+]
+
+
+def convolutional() -> Graph:
+    """Conv + Relu, depthwise + clamp to 6, sum, transposed, resize, GELU between linear layers behind a LayerNorm."""
+    nodes = [
+        node("Conv", "x w1 b1", "c1", name="first", pads=[1, 1, 1, 1]),
+        node("Relu", "c1", "r1"),
+        node("Conv", "r1 w2 b2", "c2", name="depthwise", pads=[1, 1, 1, 1], group=8),
+        node("Clip", "c2 lo hi", "r2"),
+        node("Add", "r1 r2", "sum"),
+        node("ConvTranspose", "sum w3 b3", "up", name="up", strides=[2, 2]),
+        node("Resize", "up - scales", "large", mode="linear", coordinate_transformation_mode="half_pixel"),
+        node("Transpose", "large", "tokens", perm=[0, 2, 3, 1]),
+        node("LayerNormalization", "tokens g b", "norm"),
+        node("MatMul", "norm w4", "m4", name="wide"),
+        node("Add", "m4 b4", "l4"),
+        node("Gelu", "l4", "active"),
+        node("MatMul", "active w5", "m5", name="narrow"),
+        node("Add", "m5 b5", "l5"),
+        node("Softmax", "l5", "y"),
+    ]  # fmt: skip
+    weights: dict[str, Any] = {
+        "w1": draw(1, 8, 3, 3, 3), "b1": draw(2, 8), "w2": draw(3, 8, 1, 3, 3), "b2": draw(4, 8),
+        "w3": draw(5, 8, 8, 2, 2), "b3": draw(6, 8), "g": 1 + draw(7, 8), "b": draw(8, 8),
+        "w4": draw(9, 8, 16), "b4": draw(10, 16), "w5": draw(11, 16, 4), "b5": draw(12, 4),
+        "lo": np.float32(0), "hi": np.float32(6), "scales": np.float32([1, 1, 2, 2]),
+    }  # fmt: skip
+    return Graph.from_model(model(nodes, (1, 3, 12, 12), opset=20, **weights))
+
+
+def float_path(graph: Graph, content: bytes, feed: dict[str, np.ndarray]) -> float:
+    runner = Interpreter(content, "plain", 1)
+    got = runner.run(dict(zip(runner.inputs, feed.values(), strict=True)))
+    with Session(graph, optimize=False, threads=1) as session:
+        wanted = session.run(feed)
+    pairs = zip(wanted.values(), got.values(), strict=True)
+    return max(float(np.abs(a - b).max() / a.std()) for a, b in pairs)
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[Quantized, tflite.Converted]:
+    done = quantize(convolutional(), "w8a8", samples(16), threads=1)
+    return done, tflite.plan(done, threads=1)
+
+
+def test_the_float_network_is_the_graph(small: tuple[Quantized, tflite.Converted]) -> None:
+    done, plan = small
+    assert float_path(done.graph, plan.content, next(iter(done.held_out))) < 1e-4
+
+
+def test_every_layer_is_found_and_keeps_its_integers(small: tuple[Quantized, tflite.Converted]) -> None:
+    done, plan = small
+    assert plan.notes == () and plan.matching.missing == ()
+    assert set(plan.matching.layers) == {layer.name for layer in done.graph.layers()}
+    kinds = {name: site.operator.type for name, site in plan.matching.layers.items()}
+    assert kinds == {
+        "first": "CONV_2D", "depthwise": "DEPTHWISE_CONV_2D", "up": "TRANSPOSE_CONV", "wide": "FULLY_CONNECTED",
+        "narrow": "FULLY_CONNECTED",
+    }  # fmt: skip
+    tensors = read(plan.content).main.tensors
+    for layer in done.graph.layers():
+        grid, codes = plan.parameters[tensors[plan.matching.layers[layer.name].weight].name]
+        assert np.array_equal(np.sort(codes, None), np.sort(done.codes[layer.weight], None))
+        assert np.array_equal(grid.scale, done.grids[layer.weight].scale)
+    operators = {operator.type for operator in read(plan.content).main.operators}
+    assert "GELU" in operators and "MAXIMUM" not in operators
+
+
+@pytest.mark.parametrize("preset", ["cpu", "npu"])
+def test_the_kernels_compute_what_the_simulation_says(
+    small: tuple[Quantized, tflite.Converted], preset: Any, tmp_path: Path
+) -> None:
+    done, plan = small
+    tflite.save(plan, tmp_path / "m.tflite", preset=preset)
+    found = verify(
+        done.graph, tmp_path / "m.tflite", done.held_out, plan=plan, simulation=tflite.simulation(done, plan, preset),
+        threads=1,
+    )  # fmt: skip
+    assert found.differing == ()
+    (score,) = found.outputs
+    assert score.simulated is not None and score.simulated > 20
+    for kernels, decibels in score.sqnr.items():
+        assert abs(decibels - score.simulated) < (1.5 if preset == "cpu" else 3.0), kernels  # npu: LayerNorm in pieces
+    if preset == "npu":
+        assert float_operators(read((tmp_path / "m.tflite").read_bytes()).main) == {}
+
+
+@pytest.mark.parametrize("recipe", ["int4-block128", "weight-only-int8"])
+def test_weights_alone(recipe: str, tmp_path: Path) -> None:
+    done = quantize(transformer(width=64), recipe, samples(8, transformer(width=64).inputs[0].shape), threads=1)
+    plan = tflite.plan(done, threads=1)
+    assert plan.activations == {} and plan.matching.missing == ()
+    name, preset, _ = tflite.named(recipe)
+    tflite.save(plan, tmp_path / "m.tflite", preset=preset)
+    simulated = tflite.simulation(done, plan, preset)
+    found = verify(done.graph, tmp_path / "m.tflite", done.held_out, plan=plan, simulation=simulated, threads=1)
+    assert name == recipe and found.differing == ()
+    (score,) = found.outputs
+    # LiteRT quantises activations of "dynamic" layers as they come, which the simulation does not show.
+    assert score.simulated is not None and abs(score.sqnr["xnnpack"] - score.simulated) < 1.0
+
+
+def test_refusals_before_torch_is_asked() -> None:
+    from leadline.types import InputError
+
+    done = quantize(convolutional(), "w8a16", samples(8), threads=1)
+    with pytest.raises(InputError, match=r"the grid of activation '.*' must have 8 bits and one scale\. Received 16"):
+        tflite.plan(done, threads=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["D", "tinydepth"])
+def test_real_networks_within_a_decibel_of_the_simulation(name: str, tmp_path: Path) -> None:
+    if name == "D":
+        try:
+            path, given, held = testbed.network("D"), testbed.pictures("calibration"), testbed.pictures("evaluation")
+        except testbed.Missing as error:
+            pytest.skip(str(error))
+        preprocess = Preprocess.from_dict(testbed.preprocess("D"))
+    else:
+        path, preprocess = networks.path(), Preprocess(**networks.PREPROCESS)
+        given, held = (_written(tmp_path / part, seeds) for part, seeds in (("a", range(12)), ("b", range(30, 38))))
+    done = quantize(path, "w8a8", given, preprocess=preprocess, threads=1)
+    plan = tflite.plan(done, threads=1)
+    assert plan.matching.missing == ()
+    tflite.save(plan, tmp_path / "m.tflite")
+    found = verify(
+        done.graph, tmp_path / "m.tflite", load(held, done.graph.inputs, preprocess), plan=plan,
+        simulation=tflite.simulation(done, plan, "cpu"), kernels=("xnnpack",), threads=1,
+    )  # fmt: skip
+    assert found.differing == ()
+    for score in found.outputs:
+        assert score.simulated is not None and abs(score.sqnr["xnnpack"] - score.simulated) < 1.5
+
+
+def _written(folder: Path, seeds: range) -> Path:
+    from PIL import Image
+
+    folder.mkdir()
+    for seed in seeds:
+        Image.fromarray(scenes.views(seed)[0].rgb).save(folder / f"{seed}.png")
+    return folder
