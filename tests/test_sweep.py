@@ -15,7 +15,7 @@ from leadline.cache import Cache
 from leadline.sweep import Sweep, run
 from leadline.sweep import results as found
 from leadline.sweep.cell import grid
-from leadline.sweep.results import latex, markdown, tables, write
+from leadline.sweep.outcome import latex, markdown, tables, write
 from leadline.sweep.store import sqlite
 from small_sweeps import VARY, Inline, figures, small
 
@@ -219,7 +219,7 @@ def test_interrupted_and_resumed(tmp_path):
 
 
 def name(sweep):
-    from leadline.sweep.run import study_name
+    from leadline.sweep.driver import study_name
 
     return study_name(Sweep.load(sweep))
 
@@ -399,7 +399,7 @@ def test_called_as_a_function(tmp_path):
 
 
 def test_one_sweep_at_a_time_in_a_folder(tmp_path):
-    from leadline.sweep.run import alone
+    from leadline.sweep.driver import alone
 
     with alone(tmp_path / "out"), refused("[sweep] a folder has room for one sweep", "where one is running"):
         run(small(tmp_path), tmp_path / "out", engine=Inline())

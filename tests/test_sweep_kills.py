@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from leadline.sweep import Sweep, results, run
+from leadline.sweep.driver import LIVES, Nobody, study_name
 from leadline.sweep.engines import Local
-from leadline.sweep.run import LIVES, Nobody, study_name
 from leadline.sweep.store import sqlite
 from leadline.types import InputError
 from small_networks import samples
@@ -75,6 +75,7 @@ class Killer(Nobody):
         self.said.append(text)
 
 
+@pytest.mark.slow
 def test_workers_that_are_killed_are_replaced(tmp_path, undisturbed):
     engine = Local(2, 1, tmp_path / "shared")
     engine.submit(-1, next(iter(_cells(small(tmp_path, **LARGE)))))
@@ -154,6 +155,7 @@ def until(sweep, out, driver, count):
     raise AssertionError(f"the driver ended with {driver.returncode} before {count} cells were finished")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for the workers in /proc")
 def test_a_driver_that_is_killed_loses_nothing_and_leaves_nobody(tmp_path, undisturbed_slow):
     sweep, out = slow(tmp_path), tmp_path / "out"
@@ -174,6 +176,7 @@ def test_a_driver_that_is_killed_loses_nothing_and_leaves_nobody(tmp_path, undis
     assert kept(before, done) and figures(done) == undisturbed_slow
 
 
+@pytest.mark.slow
 def test_ctrl_c(tmp_path, undisturbed_slow):
     sweep, out = slow(tmp_path), tmp_path / "out"
     with start(sweep, out) as driver, ended(driver):

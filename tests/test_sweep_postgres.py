@@ -14,7 +14,7 @@ import pytest
 
 from data_samples import refused
 from leadline.sweep import Sweep, results, run
-from leadline.sweep.run import Nobody, study_name
+from leadline.sweep.driver import Nobody, study_name
 from leadline.sweep.store import studies
 from small_sweeps import VARY, Inline, figures, small
 
@@ -81,6 +81,7 @@ def server(tmp_path_factory):
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_two_drivers_share_the_cells(tmp_path, server):
     sweep = small(tmp_path, **LARGE)
     whole = figures(run(sweep, tmp_path / "whole", engine=Inline()))
@@ -122,6 +123,7 @@ class Shaky(Nobody):
             self.server.start()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_loses_no_finished_cell(tmp_path, server):
     sweep = small(tmp_path, **LARGE)
     whole = figures(run(sweep, tmp_path / "whole", engine=Inline()))

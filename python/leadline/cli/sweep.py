@@ -123,7 +123,7 @@ def _find(where: str, study: str | None) -> Any:
 
 def _write(found: Any, out: Path) -> None:
     from leadline.sweep import page
-    from leadline.sweep.results import write
+    from leadline.sweep.outcome import write
 
     write(found, out)
     page.write(found, out)

@@ -11,9 +11,9 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from leadline.sweep.results import Results
-from leadline.sweep.run import results, run
-from leadline.sweep.sensitivity import Sensitivity, mixed_precision, sensitivity
+from leadline.sweep.driver import results, run
+from leadline.sweep.mixed import Sensitivity, mixed_precision, sensitivity
+from leadline.sweep.outcome import Results
 from leadline.sweep.spec import Sweep
 
 __all__ = ["Results", "Sensitivity", "Sweep", "mixed_precision", "results", "run", "sensitivity"]

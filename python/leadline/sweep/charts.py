@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from leadline.report.charts import DEEP, RUNS, WARN, load_altair
-from leadline.sweep.results import Results
+from leadline.sweep.outcome import Results
 
 LEVELS = 12
 """Values of a parameter that an interaction shows at most."""

@@ -11,7 +11,7 @@ import leadline
 from leadline.files import filling
 from leadline.report.charts import available, script, spec
 from leadline.sweep import charts
-from leadline.sweep.results import Results, Table, tables
+from leadline.sweep.outcome import Results, Table, tables
 
 FEWEST = 4
 """Cells from which importance can be told."""

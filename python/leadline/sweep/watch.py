@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from leadline.sweep.cell import Cell
-from leadline.sweep.results import number
+from leadline.sweep.outcome import number
 
 
 class Display:

@@ -16,7 +16,7 @@ from leadline.cache import digest
 from leadline.recipe import Recipe
 from leadline.sweep.cell import Cell, content, grid, make
 from leadline.sweep.engines import Engine, Local, Ray
-from leadline.sweep.results import Results
+from leadline.sweep.outcome import Results
 from leadline.sweep.spec import Budget, Range, Sweep
 from leadline.sweep.store import PATIENCE, Store, sqlite
 from leadline.types import InputError, refuse

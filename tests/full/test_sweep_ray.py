@@ -1,0 +1,71 @@
+"""A sweep on a Ray cluster of two nodes, in processes of this machine, and one of them that dies."""
+
+from __future__ import annotations
+
+import pytest
+
+from leadline.sweep import run
+from leadline.sweep.engines import Ray, _measure
+from small_sweeps import VARY, Inline, figures, small
+
+ray = pytest.importorskip("ray", reason="needs pip install 'leadline[ray]'")
+
+pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore")]  # ray leaves sockets and processes to exit
+
+LARGE = {"vary": [VARY | {"steps.calibrate.weights": ["minmax", "mse", "sqnr"]}]}
+
+
+@pytest.fixture
+def cluster():
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+class Noting(Ray):
+    """Notes on which node each cell was computed."""
+
+    def __init__(self, folder, notes):
+        super().__init__(1, folder)
+        notes.mkdir()
+
+        def noting(cell, threads, cache):
+            node = ray.get_runtime_context().get_node_id()
+            (notes / f"{cell.key}-{node}").touch()
+            return _measure(cell, threads, cache)
+
+        self._measure = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(noting)
+
+
+def test_two_nodes_share_a_sweep(tmp_path, cluster):
+    sweep = small(tmp_path, **LARGE)
+    whole = figures(run(sweep, tmp_path / "whole", engine=Inline()))
+    engine = Noting(tmp_path / "shared", tmp_path / "notes")
+    assert engine.slots == 2
+    done = run(sweep, tmp_path / "out", engine=engine)
+    notes = [note.name.split("-") for note in (tmp_path / "notes").iterdir()]
+    assert figures(done) == whole and len(notes) == 12
+    assert len({node for _, node in notes}) == 2
+
+
+def test_a_node_that_dies_takes_no_cell_with_it(tmp_path, cluster):
+    from leadline.sweep.driver import Nobody
+
+    sweep = small(tmp_path, **LARGE)
+    whole = figures(run(sweep, tmp_path / "whole", engine=Inline()))
+
+    class Killer(Nobody):
+        ends = 0
+
+        def ended(self, job, cell, state, figures, error):
+            self.ends += 1
+            if self.ends == 3:
+                cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False)
+
+    done = run(sweep, tmp_path / "out", engine="ray", threads=1, watcher=Killer())
+    assert figures(done) == whole and done.failed == []
