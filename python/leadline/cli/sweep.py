@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,6 +96,85 @@ def report(where: Where, out: Annotated[Path, typer.Option(help="Folder.")], stu
     _write(found, out)
 
 
+@app.command()
+def compare(
+    folder: Annotated[Path, typer.Argument(help="A sweep's folder.")],
+    first: Annotated[int, typer.Argument(help="A cell's number, as in cells.csv.")],
+    second: Annotated[int, typer.Argument(help="Another one's.")],
+    storage: Annotated[str | None, typer.Option(help="URL of the storage. Default: in the folder.")] = None,
+    study: Study = None,
+    threads: flags.Threads = None,
+) -> None:
+    """Two cells layer by layer: a page in the sweep's folder."""
+    from leadline.cache import Cache
+    from leadline.progress import Bars
+    from leadline.sweep import versus
+
+    found = _find(storage or str(folder), study)
+    versus.write(found, first, second, folder, cache=Cache(folder / "shared"), threads=threads, progress=Bars())
+    Console(stderr=True).print(f"wrote {folder}/compare-{first}-{second}.html", markup=False)
+
+
+@app.command()
+def mix(
+    model: Annotated[Path, typer.Argument(help="A float ONNX network.")],
+    data: flags.Data,
+    out: Annotated[Path, typer.Option(help="Folder for sensitivity.csv and the recipe.")],
+    recipe: Annotated[str, typer.Option(help="The recipe to begin from.")] = "w8a8",
+    weights: Annotated[str, typer.Option(help="Widths to choose from, with commas.")] = "4,8",
+    activations: Annotated[str, typer.Option(help="Likewise; empty: as the recipe has them.")] = "8,16",
+    size: Annotated[
+        float | None, typer.Option(help="Bytes of the weights, or up to 1 a share of their widest.")
+    ] = None,
+    traffic: Annotated[float | None, typer.Option(help="Bytes of the activations, likewise.")] = None,
+    sqnr: Annotated[float | None, typer.Option(help="dB to keep, in place of the others.")] = None,
+    samples: flags.Samples = None,
+    seed: flags.Seed = 0,
+    resize: flags.Resize = None,
+    crop: flags.Crop = None,
+    mean: flags.Mean = None,
+    std: flags.Std = None,
+    scale: flags.Scale = None,
+    layout: flags.Layout = None,
+    channels: flags.Channels = None,
+    threads: flags.Threads = None,
+) -> None:
+    """Measure what each tensor costs at each width, and write a recipe of mixed precision."""
+    from leadline.cache import Cache
+    from leadline.progress import Bars
+    from leadline.recipe import Recipe
+    from leadline.sweep import mixed_precision, sensitivity
+
+    plan = Recipe.load(recipe)
+    widths = {"weights": _widths("weights", weights), "activations": _widths("activations", activations)}
+    if (sqnr is None) == (size is None and traffic is None):
+        raise refuse("leadline", "there must be a budget: --size, --traffic, or both, or --sqnr", "none or all")
+    found = sensitivity(
+        model,
+        data,
+        {kind: bits for kind, bits in widths.items() if bits},  # type: ignore[misc]
+        recipe=plan,
+        preprocess=flags.preprocessing(plan.data, resize, crop, mean, std, scale, layout, channels),
+        samples=samples,
+        seed=seed,
+        threads=threads,
+        progress=Bars(),
+        cache=Cache(out / "shared"),
+    )
+    found.to_csv(out / "sensitivity.csv")
+    mixed = mixed_precision(found, size=size, traffic=traffic, sqnr=sqnr)
+    mixed.save(out / "mixed.toml")
+    print(mixed.description)
+    Console(stderr=True).print(f"wrote {out}/mixed.toml, sensitivity.csv", markup=False)
+
+
+def _widths(flag: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise refuse("leadline", f"--{flag} must be whole numbers with commas between them", repr(text)) from None
+
+
 @app.command("list")
 def list_() -> None:
     """The sweeps that come with leadline."""
@@ -139,10 +219,10 @@ def _show(found: Any, as_json: bool) -> None:
         flags.print_json(_document(found))
         return
     names, rows = found.table()
-    table = Table(*names, box=None)
+    table = Table(*(name.removeprefix("steps.") for name in names), box=None)
     for row in rows:
         table.add_row(*row)
-    Console().print(table, markup=False)
+    Console(width=None if sys.stdout.isatty() else 240).print(table, markup=False)
     for row in found.failed:
         print(f"failed {row.number}: {dict(row.values)}: {row.error.strip().splitlines()[-1]}")
 

@@ -73,7 +73,9 @@ class Results:
             if any(own) and network not in found:
                 name = {"network": network, "recipe": "float"}
                 labels = [name.get(key, "") for key in varied]
-                found[network] = [*(labels if "recipe" in varied else ["float", *labels[1:]]), *own]
+                if "recipe" not in varied:
+                    labels[0] = f"{labels[0]} float".strip()
+                found[network] = [*labels, *own]
         return list(found.values()) if varied else []
 
     def pivot(self, rows: Sequence[str], columns: Sequence[str], value: str) -> Table:

@@ -12,6 +12,7 @@ from leadline.files import filling
 from leadline.report.charts import available, script, spec
 from leadline.sweep import charts
 from leadline.sweep.outcome import Results, Table, tables
+from leadline.sweep.spec import DIRECTIONS
 
 FEWEST = 4
 """Cells from which importance can be told."""
@@ -87,7 +88,7 @@ def importances(results: Results, metric: str) -> dict[str, float]:
     if len(done) < FEWEST or not choices or len({row.figures[metric] for row in done}) < 2:
         return {}
     space = {key: _distribution(values) for key, values in choices.items()}
-    study = optuna.create_study()
+    study = optuna.create_study(direction=DIRECTIONS[metric.rpartition(".")[2]])
     for row in done:
         params = {key: row.values.get(key) for key in space}
         study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=row.figures[metric]))

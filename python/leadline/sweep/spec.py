@@ -17,7 +17,7 @@ from leadline.types import refuse
 Method = Literal["grid", "random", "bayesian"]
 Scenes = Literal["", "rooms", "streets", "both"]
 
-DIRECTIONS = {
+DIRECTIONS: dict[str, Literal["minimize", "maximize"]] = {
     "sqnr": "maximize",
     "delta1": "maximize",
     "abs_rel": "minimize",

@@ -27,6 +27,12 @@ PATIENCE = 600.0
 BEAT, SILENCE = 30.0, 300.0
 """Seconds between two signs of life of a driver; and how long one may be silent before others take over its cells."""
 
+ADDER, ADDED = "leadline adder", "leadline added"
+"""Attributes of a study: which driver puts its cells in the queue, and that it has."""
+
+PAUSE = 0.2
+"""Seconds between two looks at what another driver does."""
+
 ATTEMPTS = 4
 """To open a storage."""
 
@@ -99,9 +105,11 @@ class Store:
         from optuna.study import StudyDirection
 
         wanted = [StudyDirection[direction.upper()] for direction in directions]
-        with suppress(DuplicatedStudyError):
-            self._patient(lambda: self._storage.create_new_study(wanted, self.study))
-        self._id = self._patient(lambda: self._storage.get_study_id_from_name(self.study))
+        try:
+            self._id = self._patient(lambda: self._storage.create_new_study(wanted, self.study))
+            self._patient(lambda: self._storage.set_study_user_attr(self._id, ADDER, self.driver))
+        except DuplicatedStudyError:
+            self._id = self._patient(lambda: self._storage.get_study_id_from_name(self.study))
         for key, value in about.items():
             self._patient(partial(self._storage.set_study_user_attr, self._id, key, value))
         for other in self._patient(self._storage.get_all_studies):
@@ -128,6 +136,7 @@ class Store:
         """Put cells that are not there yet in the queue, and failed ones again if asked to."""
         from optuna.trial import TrialState, create_trial
 
+        self._await_others()
         rows = self.rows()
         again = {_spelling(row.values) for row in rows if row.state == "fail"} if retry else set()
         there = {_spelling(row.values) for row in rows if row.state != "fail"}
@@ -139,6 +148,19 @@ class Store:
             given: dict[str, Any] = {"params": dict(cell.values), "distributions": dict(space)}
             trial = create_trial(state=TrialState.WAITING, user_attrs=_attributes(cell), **given)
             self._patient(partial(self._storage.create_new_trial, self._id, trial))
+        self._patient(lambda: self._storage.set_study_user_attr(self._id, ADDED, True))
+
+    def _await_others(self) -> None:
+        """One driver fills the queue: who made the study, or we if that one has died over it."""
+        start = time.monotonic()
+        while time.monotonic() - start < SILENCE:
+            self.beat()
+            about = self._patient(lambda: self._storage.get_study_user_attrs(self._id))
+            adder = about.get(ADDER)
+            silent = adder and time.time() - about.get(f"driver {adder}", time.time()) > SILENCE
+            if about.get(ADDED) or adder == self.driver or silent:
+                return
+            time.sleep(PAUSE)
 
     def claim(self) -> Claim | None:
         """The next cell in the queue that nobody computes; None where there is none at the moment."""
