@@ -254,7 +254,7 @@ def _suit_accumulator(state: State, layer: Layer) -> None:
     unit = np.where(dead, np.minimum(unit, largest / 2.0**24), unit)
     written = output_grid(state, layer.output)
     reach = 0.0 if written is None else float(max(-written.lo, written.hi))
-    factor = np.maximum(1.0, np.maximum(largest, reach) / (unit * INT32_LIMIT))
+    factor = np.maximum(1.0, np.maximum(largest, 2 * reach) / (unit * INT32_LIMIT))
     if dead.any() or (factor > 1).any():
         state.grids[layer.weight] = replace(weight, scale=(unit * factor / step).astype(np.float32))
     if (factor > 1).any():

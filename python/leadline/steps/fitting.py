@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from leadline.graph import Graph, Layer, Node, Value
 from leadline.graph.movement import MOVES_DATA
-from leadline.profiles import Profile
+from leadline.profiles import Profile, lost
 from leadline.steps.placement import ABSORBED, ELEMENTWISE, Placement
 from leadline.steps.state import State
 from leadline.types import Grid, Scheme
@@ -32,6 +32,8 @@ def fit(graph: Graph, placement: Placement, profile: Profile) -> Placement:
             )
         layers.append((layer, scheme))
     placement = replace(placement, layers=layers, notes=notes)
+    if profile.resize_keeps_grid:
+        _share_resizes(graph, placement)
     if not profile.one_type:
         return placement
     _requantise(graph, placement, profile)
@@ -43,6 +45,17 @@ def _is_too_narrow(graph: Graph, layer: Layer, scheme: Scheme, profile: Profile)
     if layer.kind == "linear" or scheme.bits >= profile.single_scale_bits:
         return False
     return scheme.granularity == "tensor" or graph.weights[layer.weight].shape[layer.axis] == 1
+
+
+def _share_resizes(graph: Graph, placement: Placement) -> None:
+    schemes, root = placement.schemes, placement.root
+    for node in graph.nodes:
+        source, target = node.inputs[0] if node.inputs else "", node.outputs[0]
+        if node.op_type != "Resize" or node.attrs.get("mode") == "cubic" or not {source, target} <= schemes.keys():
+            continue
+        if schemes[source] == schemes[target] and schemes[source].granularity == "tensor":
+            moved = [tensor for tensor, own in root.items() if own == root[target]]
+            root.update(dict.fromkeys(moved, root[source]))
 
 
 def _requantise(graph: Graph, placement: Placement, profile: Profile) -> None:
@@ -127,11 +140,13 @@ def _rounded(values: NDArray[np.floating[Any]], bits: int, how: np.ufunc) -> NDA
 
 
 def recentre(state: State) -> None:
-    """Give the biases of layers that read 16 bits half of what the target's sums lose by rounding down."""
-    dropped = state.profile.dropped_bits
-    if not dropped or state.placement is None:
+    """Give the biases half of what the target's sums lose by rounding down."""
+    if state.placement is None:
         return
     for layer, _ in state.placement.layers:
-        given = state.grids.get(layer.input)
-        if given is not None and given.scheme.bits == 16 and layer.bias in state.codes:
-            state.codes[layer.bias] = state.codes[layer.bias] + 2 ** (dropped - 1)
+        given, written = state.grids.get(layer.input), output_grid(state, layer.output)
+        if layer.bias not in state.codes or given is None or written is None:
+            continue
+        own = state.grids[layer.bias].scale
+        unit = lost(state.profile, given.scheme.bits, own.astype(np.float64) / float(written.scale))
+        state.codes[layer.bias] = state.codes[layer.bias] + np.where(unit > 1, unit / 2, 0).astype(np.int32)

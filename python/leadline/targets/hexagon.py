@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadline.files import replacing
+from leadline.profiles import HEXAGON, lost
 from leadline.types import refuse
 
 if TYPE_CHECKING:
@@ -220,55 +221,75 @@ def compile_context(
 def expected(model: onnx.ModelProto) -> onnx.ModelProto:
     """The artefact with what HTP arithmetic itself costs: what its emulation is expected to give, run unfused.
 
-    A sum over 16-bit inputs keeps only multiples of 256 input scale x weight scale, rounded down (measured on single
-    operators, `benchmarks/hexagon_operators.py`). Nothing else is known to cost as much as a step.
+    Sums are cut, rounded down, before they become codes (`profiles.lost`; measured on single operators,
+    `benchmarks/hexagon_operators.py`). Nothing else is known to cost as much as a step.
     """
     import onnx
     from onnx import helper, numpy_helper
 
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    producers = {name: node for node in changed.graph.node for name in node.output}
+    sums = _Sums(changed)
     nodes = []
     for node in changed.graph.node:
-        unit = _unit(node, producers, stored) if node.op_type in _SUMS else None
+        unit = sums.unit(node)
+        nodes.append(node)
         if unit is not None:
             name = node.output[0]
             node.output[0] = f"{name}.sum"
             changed.graph.initializer.append(numpy_helper.from_array(unit, f"{name}.unit"))
             nodes += [
-                node,
                 helper.make_node("Div", [f"{name}.sum", f"{name}.unit"], [f"{name}.units"]),
                 helper.make_node("Floor", [f"{name}.units"], [f"{name}.kept"]),
                 helper.make_node("Mul", [f"{name}.kept", f"{name}.unit"], [name]),
             ]
-        else:
-            nodes.append(node)
     del changed.graph.node[:]
     changed.graph.node.extend(nodes)
     return changed
 
 
-_SUMS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+class _Sums:
+    """The operators of a QDQ model that sum products of codes."""
 
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._stored = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._producers = {name: node for node in model.graph.node for name in node.output}
+        self._readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in model.graph.node:
+            for name in node.input:
+                self._readers.setdefault(name, []).append(node)
 
-def _unit(
-    node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto], stored: Mapping[str, onnx.TensorProto]
-) -> NDArray[np.float32] | None:
-    """256 x input scale x weight scale, for each output channel; None where the input has no 16 bits."""
-    from onnx import TensorProto, numpy_helper
+    def unit(self, node: onnx.NodeProto) -> NDArray[np.float32] | None:
+        """What a node's sums are cut to, in real values, for each output channel; None where they are not."""
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            return None
+        pairs = [self._producers.get(name) for name in node.input[:2]]
+        written = self._written(node.output[0])
+        if written is None or any(pair is None or pair.op_type != "DequantizeLinear" for pair in pairs):
+            return None
+        given, weight = (pair for pair in pairs if pair is not None)
+        if len(given.input) < 3 or not {given.input[2], given.input[1], weight.input[1]} <= self._stored.keys():
+            return None
+        bits = 8 * self._array(given.input[2]).itemsize
+        scale = self._array(given.input[1]).astype(np.float64) * self._array(weight.input[1])
+        unit = lost(HEXAGON, bits, scale / self._array(written.input[1]))
+        if not (unit > 1).any():
+            return None
+        real = np.where(unit > 1, unit, 2.0**-10) * scale
+        shape = (-1, 1, 1) if real.ndim and node.op_type.startswith("Conv") else real.shape
+        return np.asarray(real.reshape(shape), np.float32)
 
-    pairs = [producers.get(name) for name in node.input[:2]]
-    if any(pair is None or pair.op_type != "DequantizeLinear" or len(pair.input) < 3 for pair in pairs):
-        return None
-    given, weight = (pair for pair in pairs if pair is not None)
-    if stored[given.input[2]].data_type not in (TensorProto.UINT16, TensorProto.INT16):
-        return None
-    scales = (numpy_helper.to_array(stored[pair.input[1]]).astype(np.float64) for pair in (given, weight))
-    unit = np.asarray(256.0 * next(scales) * next(scales))
-    shape = (-1, 1, 1) if unit.ndim and node.op_type.startswith("Conv") else unit.shape
-    return np.asarray(unit.reshape(shape), np.float32)
+    def _written(self, name: str) -> onnx.NodeProto | None:
+        """The QuantizeLinear behind a tensor, or behind the clamp that reads it."""
+        readers = self._readers.get(name, [])
+        while len(readers) == 1 and readers[0].op_type in ("Relu", "Clip", "Min"):
+            readers = self._readers.get(readers[0].output[0], [])
+        return next((node for node in readers if node.op_type == "QuantizeLinear"), None)
+
+    def _array(self, name: str) -> NDArray[Any]:
+        from onnx import numpy_helper
+
+        return np.asarray(numpy_helper.to_array(self._stored[name]))
 
 
 _REFUSED = re.compile(r"Validation FAILED for \d+ nodes in OrtNodeUnit \((\w+)\)")
