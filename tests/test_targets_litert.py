@@ -13,7 +13,7 @@ pytest.importorskip("ai_edge_quantizer", reason="needs ai-edge-quantizer: pip in
 import small_tflite
 from graph_models import model as onnx_model
 from graph_models import node
-from leadline.export import tflite
+from leadline import tflite
 from leadline.export.tflite_read import read
 from leadline.export.tflite_run import Interpreter
 from leadline.export.tflite_write import prepare, write

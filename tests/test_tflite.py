@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("ai_edge_quantizer", reason="needs ai-edge-quantizer: pip install 'leadline[tflite]'")
 
 import small_tflite
+from leadline import tflite
 from leadline.affine import choose_grid, quantize, range_of
-from leadline.export import tflite
 from leadline.export.tflite_kernels import Plan, tie, to_int8
 from leadline.export.tflite_match import sites
 from leadline.export.tflite_read import read

@@ -12,10 +12,9 @@ import pytest
 
 import testbed
 from graph_models import model, node
-from leadline import Preprocess, quantize
+from leadline import Preprocess, quantize, tflite
 from leadline.data import load
 from leadline.depth import networks, scenes
-from leadline.export import tflite
 from leadline.export.tflite_read import read
 from leadline.export.tflite_run import Interpreter
 from leadline.graph import Graph, Session

@@ -14,9 +14,9 @@ from rich.table import Table
 from leadline.cli import flags
 
 if TYPE_CHECKING:
-    from leadline.export.tflite import Plan, Preset
     from leadline.progress import Bars
     from leadline.targets.litert import Verification
+    from leadline.tflite import Plan, Preset
 
 
 def quantize_tflite(
@@ -44,7 +44,7 @@ def quantize_tflite(
     as_json: flags.Json = False,
 ) -> None:
     """Quantise a network to TFLite and check it in LiteRT's interpreter, on samples that calibration did not see."""
-    from leadline.export import tflite
+    from leadline import tflite
     from leadline.files import filling
     from leadline.progress import Bars
     from leadline.recipe import Recipe
@@ -76,8 +76,7 @@ def _plan(
     model: Path, recipe: Any, data: Path, preset: Preset, given: dict[str, Any], progress: Bars
 ) -> tuple[Plan, Any]:
     """What to write, and the simulation of it where there is one."""
-    from leadline import pipeline
-    from leadline.export import tflite
+    from leadline import pipeline, tflite
 
     if model.suffix != ".onnx":
         return tflite.quantize(model, recipe, data, over=progress.over, **given), None

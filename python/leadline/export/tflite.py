@@ -4,20 +4,8 @@ Two roads lead to a `Plan`, which is a float ``.tflite`` with grids and codes by
 
 * `plan`: from a Quantized. Its graph becomes a torch module, litert-torch converts that, and the tensors of both are
   matched by value (`leadline.export.tflite_match`). Needs the extra ``leadline[litert]``.
-* `quantize`: from a float ``.tflite`` alone, without torch: calibrated in LiteRT's interpreter
-  (`leadline.export.tflite_quantize`). Needs the extra ``leadline[tflite]``.
-
-What LiteRT's recipes are called, and what they are here (`named`):
-
-====================  =====================  ===============
-called                recipe                 preset
-====================  =====================  ===============
-``dynamic-int8``      ``weight-only-int8``   "dynamic"
-``weight-only-int8``  ``weight-only-int8``   "weight-only"
-``fp16``              none is needed         "fp16"
-``int4-block128``     ``int4-block128``      "dynamic"
-static INT8           ``w8a8`` and its kin   "cpu" or "npu"
-====================  =====================  ===============
+* `leadline.tflite.quantize`: from a float ``.tflite`` alone, without torch: calibrated in LiteRT's interpreter. Needs
+  the extra ``leadline[tflite]``.
 """
 
 from __future__ import annotations
@@ -26,7 +14,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,46 +25,19 @@ from leadline.data import Samples
 from leadline.export import qdq
 from leadline.export.tflite_kernels import BLOCKS, Plan, block_scales, channel_grid, integer_operators, tie
 from leadline.export.tflite_match import Matching, Site, match, to_tflite
-from leadline.export.tflite_quantize import observe, quantize
 from leadline.export.tflite_read import Tflite, read
-from leadline.export.tflite_write import GUARD, Io, Preset, check_io, prepare, write
+from leadline.export.tflite_run import observe
+from leadline.export.tflite_write import GUARD, Io, Preset, prepare, write
 from leadline.files import replacing
 from leadline.graph import Graph, Layer, Node
-from leadline.recipe import Recipe
 from leadline.types import Grid, Scheme, refuse
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Converted", "Io", "Plan", "Preset", "convert", "named", "plan", "quantize", "save", "simulation"]
+__all__ = ["Converted", "Io", "Plan", "Preset", "convert", "plan", "save", "simulation"]
 
 Codes = NDArray[Any]
-
-_NAMED: Mapping[str, tuple[str, Preset]] = {
-    "dynamic-int8": ("weight-only-int8", "dynamic"),
-    "weight-only-int8": ("weight-only-int8", "weight-only"),
-    "fp16": ("weight-only-int8", "fp16"),
-}
-
-
-def named(recipe: str, preset: str | None = None, io: str = "float") -> tuple[str, Preset, Io]:
-    """leadline's recipe and the preset for what LiteRT's recipe is called; a `preset` that is given wins.
-
-    Any other recipe of leadline gets "cpu" where it quantises activations, and "dynamic" where it does not.
-    Raises InputError for an unknown recipe, preset or io, or where they do not go together.
-    """
-    for what, given, known in (("preset", preset, get_args(Preset)), ("io", io, get_args(Io))):
-        if given is not None and given not in known:
-            raise refuse("to_tflite", f"{what} must be one of {', '.join(known)}", repr(given))
-    own, usual = _NAMED.get(recipe, (recipe, "cpu"))
-    static = Recipe.load(own).activations is not None
-    if recipe not in _NAMED and not static:
-        usual = "dynamic"
-    chosen: Any = preset or usual
-    if chosen in ("cpu", "npu") and not static:
-        raise refuse("to_tflite", f"preset {chosen} needs a recipe with activations", repr(recipe))
-    check_io(chosen, io)
-    return own, chosen, "int8" if io == "int8" else "float"
 
 
 class Quantized(Protocol):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from leadline.affine import choose_grid
 from leadline.export.tflite_read import Tflite, read
 from leadline.graph import Value
-from leadline.types import refuse
+from leadline.observers import MinMax
+from leadline.types import Grid, Scheme, refuse
 
 Kernels = Literal["xnnpack", "plain", "reference"]
 """XNNPACK where it has kernels; LiteRT's own optimised kernels; its reference kernels."""
@@ -132,3 +134,28 @@ class Interpreter:
     def observe(self, indices: Iterable[int]) -> dict[int, NDArray[Any]]:
         """Copies of tensors by index: of the last run."""
         return {index: np.array(self._interpreter.get_tensor(index)) for index in indices}
+
+
+def observe(
+    content: bytes, names: Sequence[str], feeds: Iterable[Sequence[NDArray[Any]]], threads: int | None = None
+) -> dict[str, Grid]:
+    """Grids of activations from the extremes that LiteRT's float kernels show.
+
+    Parameters
+    ----------
+    content : bytes
+        A float ``.tflite``.
+    names : sequence of str
+        Its activations to observe.
+    feeds : iterable of lists of arrays
+        The samples, inputs in the network's order.
+    """
+    runner = Interpreter(content, "plain", threads, inner=True)
+    wanted = set(names)
+    indices = {tensor.index: tensor.name for tensor in runner.model.main.tensors if tensor.name in wanted}
+    seen = {index: MinMax(name=name) for index, name in indices.items()}
+    for feed in feeds:
+        runner.run(dict(zip(runner.inputs, feed, strict=True)))
+        for index, array in runner.observe(indices).items():
+            seen[index].update(array)
+    return {indices[index]: choose_grid(own.lo, own.hi, Scheme()) for index, own in seen.items()}

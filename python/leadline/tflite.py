@@ -1,8 +1,19 @@
-"""A float ``.tflite`` quantised as it is, without torch and without the network's source.
+"""TFLite from a float ``.tflite`` alone, without torch and without the network's source; and LiteRT's names of recipes.
 
-Ranges come from leadline's observers over LiteRT's float interpreter; weights are rounded against the second
-moments of what each layer reads. The graph is not rewritten: of a recipe's steps, calibrate, round and correct-bias
-apply here; folding is the converter's work, and equalisation and rotations need the network as ONNX.
+Ranges come from leadline's observers over LiteRT's float interpreter; weights are rounded against the second moments of
+what each layer reads. The graph is not rewritten: of a recipe's steps, calibrate, round and correct-bias apply here;
+folding is the converter's work, and equalisation and rotations need the network as ONNX, as
+`leadline.export.tflite.plan` takes it. What LiteRT's recipes are called, and what they are here (`named`):
+
+====================  =====================  ===============
+called                recipe                 preset
+====================  =====================  ===============
+``dynamic-int8``      ``weight-only-int8``   "dynamic"
+``weight-only-int8``  ``weight-only-int8``   "weight-only"
+``fp16``              none is needed         "fp16"
+``int4-block128``     ``int4-block128``      "dynamic"
+static INT8           ``w8a8`` and its kin   "cpu" or "npu"
+====================  =====================  ===============
 """
 
 from __future__ import annotations
@@ -12,7 +23,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,20 +32,23 @@ from leadline import rounding
 from leadline.affine import choose_grid, dequantize, range_of
 from leadline.affine import quantize as to_codes
 from leadline.data import Preprocess, Samples, load
-from leadline.export.tflite_kernels import BLOCKS, Plan, block_scales, tie
+from leadline.export.tflite import Converted, Io, Plan, Preset, convert, plan, save, simulation
+from leadline.export.tflite_kernels import BLOCKS, block_scales, tie
+from leadline.export.tflite_layers import ends, from_rows, input_rows, moments_of, to_rows
 from leadline.export.tflite_match import Site, sites
 from leadline.export.tflite_read import Subgraph, Tflite, read
 from leadline.export.tflite_run import Interpreter
-from leadline.export.tflite_write import prepare, write
+from leadline.export.tflite_write import check_io, prepare, write
 from leadline.gram import ConvGram, Gram
-from leadline.observers import Histogram, MinMax, search_range
+from leadline.observers import Histogram, search_range
 from leadline.recipe import Calibrate, CorrectBias, Fold, Recipe, Round
 from leadline.sqnr import Sqnr
 from leadline.types import Grid, Scheme, refuse
 
+__all__ = ["Converted", "Io", "Plan", "Preset", "convert", "named", "plan", "quantize", "save", "simulation"]
+
 HELD_OUT = 0.25
 Codes = NDArray[Any]
-Doubles = NDArray[np.float64]
 
 _KINDS = {
     "FULLY_CONNECTED": "linear",
@@ -47,30 +61,31 @@ _CANDIDATES: tuple[tuple[str, dict[str, float]], ...] = (("minmax", {}), ("mse",
 
 Over = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
+_NAMED: Mapping[str, tuple[str, Preset]] = {
+    "dynamic-int8": ("weight-only-int8", "dynamic"),
+    "weight-only-int8": ("weight-only-int8", "weight-only"),
+    "fp16": ("weight-only-int8", "fp16"),
+}
 
-def observe(
-    content: bytes, names: Sequence[str], feeds: Iterable[Sequence[NDArray[Any]]], threads: int | None = None
-) -> dict[str, Grid]:
-    """Grids of activations from the extremes that LiteRT's float kernels show.
 
-    Parameters
-    ----------
-    content : bytes
-        A float ``.tflite``.
-    names : sequence of str
-        Its activations to observe.
-    feeds : iterable of lists of arrays
-        The samples, inputs in the network's order.
+def named(recipe: str, preset: str | None = None, io: str = "float") -> tuple[str, Preset, Io]:
+    """leadline's recipe and the preset for what LiteRT's recipe is called; a `preset` that is given wins.
+
+    Any other recipe of leadline gets "cpu" where it quantises activations, and "dynamic" where it does not.
+    Raises InputError for an unknown recipe, preset or io, or where they do not go together.
     """
-    runner = Interpreter(content, "plain", threads, inner=True)
-    wanted = set(names)
-    indices = {tensor.index: tensor.name for tensor in runner.model.main.tensors if tensor.name in wanted}
-    seen = {index: MinMax(name=name) for index, name in indices.items()}
-    for feed in feeds:
-        runner.run(dict(zip(runner.inputs, feed, strict=True)))
-        for index, array in runner.observe(indices).items():
-            seen[index].update(array)
-    return {indices[index]: choose_grid(own.lo, own.hi, Scheme()) for index, own in seen.items()}
+    for what, given, known in (("preset", preset, get_args(Preset)), ("io", io, get_args(Io))):
+        if given is not None and given not in known:
+            raise refuse("to_tflite", f"{what} must be one of {', '.join(known)}", repr(given))
+    own, usual = _NAMED.get(recipe, (recipe, "cpu"))
+    static = Recipe.load(own).activations is not None
+    if recipe not in _NAMED and not static:
+        usual = "dynamic"
+    chosen: Any = preset or usual
+    if chosen in ("cpu", "npu") and not static:
+        raise refuse("to_tflite", f"preset {chosen} needs a recipe with activations", repr(recipe))
+    check_io(chosen, io)
+    return own, chosen, "int8" if io == "int8" else "float"
 
 
 def quantize(
@@ -207,7 +222,7 @@ class _Work:
 
     def _scheme(self, site: Site) -> Scheme | None:
         name, tensor = self._name(site.output), self.graph.tensors[site.weight]
-        scheme = self.recipe.weight_scheme(name, _KINDS[site.operator.type], *_ends(site, self.sites, self.graph))
+        scheme = self.recipe.weight_scheme(name, _KINDS[site.operator.type], *ends(site, self.sites, self.graph))
         if scheme is None or scheme.granularity == "tensor":
             return scheme
         whole = replace(scheme, granularity="axis", axis=site.axis, block_size=None)
@@ -240,7 +255,7 @@ class _Work:
         """Histograms of the activations; moments of the layers' inputs, by weight, seen and held out."""
         floats = [tensor for tensor in self.graph.activations() if tensor.dtype == "float32"]
         histograms = {tensor.index: Histogram(name=tensor.name) for tensor in floats if self.static}
-        moments = [{site.weight: m for site in rounded if (m := _moments(site, self.graph))} for _ in range(2)]
+        moments = [{site.weight: m for site in rounded if (m := moments_of(site, self.graph))} for _ in range(2)]
         inputs = {site.weight: site for site in rounded}
         indices = {*histograms, *(site.input for site in rounded)}
         for samples, own in zip((self.calibration, self.held_out), moments, strict=True):
@@ -253,7 +268,7 @@ class _Work:
                     for index, histogram in histograms.items():
                         histogram.update(seen[index], sample=label, threads=self.threads)
                 for weight, gram in own.items():
-                    gram.update(_rows(inputs[weight], seen[inputs[weight].input]), label, self.threads)
+                    gram.update(input_rows(inputs[weight], seen[inputs[weight].input]), label, self.threads)
         return histograms, moments[0], moments[1]
 
     def _codes(
@@ -263,16 +278,17 @@ class _Work:
         method = self.round.method
         if method == "nearest" or site.weight not in seen:
             return to_codes(weight, grid, self.threads)
-        own = grid if grid.scheme.axis is None else replace(grid, scheme=grid.scheme.at(_row_axis(site, grid)))
+        rows_axis = 1 if grid.scheme.granularity == "block" else 0
+        own = grid if grid.scheme.axis is None else replace(grid, scheme=grid.scheme.at(rows_axis))
         given: dict[str, Any] = {"threads": self.threads}
-        gram, rows = seen[site.weight].matrix(self.corrects), _to_rows(site, weight)
+        gram, rows = seen[site.weight].matrix(self.corrects), to_rows(site, weight)
         if method == "best":
             codes, _ = rounding.round_best(rows, gram, own, held_out=held[site.weight].matrix(self.corrects), **given)
         elif method == "adaround":
             codes = rounding.adaround(rows, gram, own, iterations=self.round.iterations, **given)
         else:
             codes = (rounding.gptq if method == "gptq" else rounding.descend)(rows, gram, own, **given)
-        return _from_rows(site, codes)
+        return from_rows(site, codes)
 
     def _activations(
         self, histograms: Mapping[int, Histogram], method: str, options: Mapping[str, float]
@@ -311,7 +327,7 @@ class _Work:
                 continue
             real = self.graph.tensors[site.bias].array
             if self.corrects and site.weight in seen:
-                lost = _to_rows(site, self.graph.tensors[site.weight].array - dequantize(codes[site.weight], grid))
+                lost = to_rows(site, self.graph.tensors[site.weight].array - dequantize(codes[site.weight], grid))
                 mean = np.atleast_2d(seen[site.weight].mean)
                 flat = lost.reshape(len(mean), -1, mean.shape[1])
                 real = real + np.einsum("grf,gf->gr", flat, mean).reshape(-1).astype(np.float32)
@@ -329,67 +345,3 @@ class _Work:
             for name, score in total.items():
                 score.update(wanted[name], got[name])
         return math.exp(float(np.mean([-score.db for score in total.values()])) * math.log(10) / 10)
-
-
-def _ends(site: Site, layers: Sequence[Site], graph: Subgraph) -> list[str]:
-    """ "first" where no layer comes before this one, "last" where none comes behind."""
-    own = {id(layer.operator) for layer in layers}
-    ends = []
-    for end, order, reached, passes in (
-        ("first", graph.operators, "inputs", "outputs"),
-        ("last", graph.operators[::-1], "outputs", "inputs"),
-    ):
-        behind: set[int] = set()
-        for operator in order:
-            inner = not behind.isdisjoint(getattr(operator, reached))
-            if operator is site.operator and not inner:
-                ends.append(end)
-            if id(operator) in own or inner:
-                behind.update(i for i in getattr(operator, passes) if i >= 0)
-    return ends
-
-
-def _moments(site: Site, graph: Subgraph) -> Gram | ConvGram | None:
-    """An empty observer of what a layer reads; None where rounding cannot be chosen from moments."""
-    weight, options = graph.tensors[site.weight], site.operator.options
-    if site.operator.type == "FULLY_CONNECTED":
-        return Gram(weight.shape[1], weight.name)
-    if site.operator.type == "TRANSPOSE_CONV" or options.get("depthMultiplier", 1) != 1:
-        return None
-    given, made = graph.tensors[site.input].shape, graph.tensors[site.output].shape
-    strides = (int(options["strideH"]), int(options["strideW"]))
-    dilations = (int(options["dilationHFactor"]), int(options["dilationWFactor"]))
-    pads = [0, 0, 0, 0]
-    if options["padding"] == 0:  # SAME: what is missing, the odd one at the end
-        for axis in range(2):
-            reach = (weight.shape[1 + axis] - 1) * dilations[axis] + 1
-            missing = max((made[1 + axis] - 1) * strides[axis] + reach - given[1 + axis], 0)
-            pads[axis], pads[2 + axis] = missing // 2, missing - missing // 2
-    shape = _to_rows(site, weight.array).shape
-    return ConvGram(shape, strides, pads, dilations, given[3] // shape[1], weight.name)
-
-
-def _rows(site: Site, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What the moments take in: rows of a linear layer, NCHW of a convolution."""
-    if site.operator.type == "FULLY_CONNECTED":
-        return x.reshape(-1, x.shape[-1])
-    return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-
-
-def _to_rows(site: Site, weight: NDArray[Any]) -> NDArray[Any]:
-    """A weight as the cores see it: (out, in), or (out, in of a group, height, width)."""
-    if site.operator.type == "FULLY_CONNECTED":
-        return weight
-    order = (3, 0, 1, 2) if site.operator.type == "DEPTHWISE_CONV_2D" else (0, 3, 1, 2)
-    return np.ascontiguousarray(weight.transpose(order))
-
-
-def _from_rows(site: Site, codes: Codes) -> Codes:
-    if site.operator.type == "FULLY_CONNECTED":
-        return codes
-    order = (1, 2, 3, 0) if site.operator.type == "DEPTHWISE_CONV_2D" else (0, 2, 3, 1)
-    return np.ascontiguousarray(codes.transpose(order))
-
-
-def _row_axis(site: Site, grid: Grid) -> int:
-    return 1 if grid.scheme.granularity == "block" else 0

@@ -1,0 +1,232 @@
+"""TFLite in all recipes: size, SQNR, task and time with XNNPACK, beside ai-edge-quantizer's own calibration.
+
+    python benchmarks/tflite.py                               # D and TinyDepth; ten minutes on two cores
+    python benchmarks/tflite.py --networks D --json out.json
+
+Needs torch and litert-torch (leadline[litert]). Everybody gets the same calibration samples. ai-edge-quantizer
+starts from the float .tflite that litert-torch makes of the folded network; "leadline, .tflite" from the same file;
+"leadline, ONNX" from the ONNX file, with all its steps. SQNR is of XNNPACK's raw outputs against the float network on
+pictures that calibration did not see; "simulated" is what leadline said. Times are the least of several runs
+of one thread, the contestants taking turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+import accuracy
+import harness
+import tasks
+from leadline import pipeline, tflite
+from leadline.data import Preprocess, Samples, load
+from leadline.depth import networks, scenes, score
+from leadline.evaluation import feeds
+from leadline.export.tflite_read import read
+from leadline.export.tflite_run import Interpreter
+from leadline.export.tflite_write import write
+from leadline.files import replacing
+from leadline.graph import Graph, Session
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+import testbed
+
+NETWORKS = ("D", "tinydepth")
+CALIBRATION, STILLS = range(200_000, 200_016), range(310_000, 310_024)
+SAMPLES = 24
+"""Evaluation samples of D: of its 120 views every fifth."""
+
+Arrays = list[NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Row:
+    who: str
+    recipe: str
+    megabytes: float
+    sqnr: float
+    simulated: float | None
+    task: float
+    milliseconds: float = 0.0
+
+
+class Task:
+    """A network, what it is calibrated and judged on, and what its outputs are worth."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        if name == "D":
+            self.path = testbed.network("D")
+            self.calibration, scored = accuracy.pictures("D")
+            self.held = scored.part(range(0, len(scored), len(scored) // SAMPLES))
+            self.label = "top-1 kept"
+        else:
+            self.path = networks.path(name)
+            preprocess = Preprocess(**networks.PREPROCESS)
+            first, second = ([scenes.views(seed)[0] for seed in seeds] for seeds in (CALIBRATION, STILLS))
+            inputs = Graph.load(self.path).inputs
+            self.calibration, self.held = (load(feeds(frames, preprocess), inputs) for frames in (first, second))
+            self.truth = np.stack([frame.depth for frame in second])
+            self.label = "delta1"
+        self.graph = Graph.load(self.path, next(iter(self.calibration)))
+        with Session(self.graph, threads=1) as session:
+            self.exact = [next(iter(session.run(feed).values())) for feed in self.held]
+
+    def worth(self, outputs: Arrays) -> float:
+        if self.name == "D":
+            return float(np.mean([np.argmax(a) == np.argmax(b) for a, b in zip(outputs, self.exact, strict=True)]))
+        return score(np.stack([np.squeeze(output) for output in outputs]), self.truth).delta1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--networks", nargs="*", default=NETWORKS, choices=NETWORKS)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    options = parser.parse_args()
+    logging.getLogger().setLevel(logging.ERROR)
+    found = {}
+    for name in options.networks:
+        task = Task(name)
+        rows = contest(task)
+        show(task, rows)
+        found[name] = [asdict(row) for row in rows]
+    if options.json:
+        with replacing(options.json) as temporary:
+            temporary.write_text(json.dumps(found, indent=2), "utf-8")
+
+
+def contest(task: Task) -> list[Row]:
+    folded = task.graph.copy()
+    folded.fold()
+    content = tflite.convert(folded)
+    rows, files = [], []
+    for who, recipe, artefact, simulated in (
+        ("float", "", content, None),
+        *rivals(content, task.calibration),
+        *from_tflite(content, task.calibration),
+        *from_onnx(task),
+    ):
+        outputs = results(artefact, task.held)
+        decibels = tasks.sqnr(np.stack(task.exact), np.stack(outputs))
+        rows.append(Row(who, recipe, len(artefact) / 1e6, decibels, simulated, task.worth(outputs)))
+        files.append(artefact)
+        print(f"{task.name}: {who} {recipe} {decibels:.1f} dB", file=sys.stderr)
+    return timed(rows, files, next(iter(task.held)))
+
+
+def timed(rows: Sequence[Row], files: Sequence[bytes], feed: dict[str, NDArray[Any]]) -> list[Row]:
+    runners = [Interpreter(file, "xnnpack", 1) for file in files]
+    given = [dict(zip(runner.inputs, feed.values(), strict=True)) for runner in runners]
+    contestants = {
+        str(i): (lambda runner=runner, own=own: runner.run(own))
+        for i, (runner, own) in enumerate(zip(runners, given, strict=True))
+    }
+    times = harness.interleave(contestants, seconds=20)
+    return [Row(**asdict(row) | {"milliseconds": 1e3 * times[str(i)].best}) for i, row in enumerate(rows)]
+
+
+def results(artefact: bytes, samples: Samples) -> Arrays:
+    runner = Interpreter(artefact, "xnnpack", 1)
+    return [
+        next(iter(runner.run_real(dict(zip(runner.inputs, feed.values(), strict=True))).values())) for feed in samples
+    ]
+
+
+Contestant = tuple[str, str, bytes, float | None]
+
+
+def rivals(content: bytes, samples: Samples) -> Iterator[Contestant]:
+    """ai-edge-quantizer by itself: its recipes, its calibration."""
+    from ai_edge_quantizer import qtyping, quantizer, recipe, recipe_manager
+
+    names, blocks = qtyping.TFLOperationName, qtyping.QuantGranularity.BLOCKWISE_128
+    manager = recipe_manager.RecipeManager()
+    manager.add_dynamic_config(".*", names.ALL_SUPPORTED, 8)
+    int4 = manager.get_quantization_recipe()
+    model = read(content).main
+    layers = [op for op in model.operators if op.type == "FULLY_CONNECTED"]
+    if all(model.tensors[op.inputs[1]].shape[1] % 128 == 0 for op in layers):
+        manager.add_dynamic_config(".*", names.FULLY_CONNECTED, 4, blocks)
+        int4 = manager.get_quantization_recipe()
+    static = recipe_manager.RecipeManager()
+    for name in ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D_TRANSPOSE", "GELU", "ADD"):
+        static.add_static_config(".*", names[name], 8, 8)
+    key, name = read(content).signatures[0].key, next(iter(read(content).signatures[0].inputs))
+    given = {key: [{name: next(iter(feed.values()))} for feed in samples]}
+    for label, chosen in (
+        ("dynamic INT8", recipe.dynamic_wi8_afp32()),
+        ("weight-only INT8", recipe.weight_only_wi8_afp32()),
+        ("INT4 block 128", int4),
+        ("static INT8, cpu", static.get_quantization_recipe()),
+        ("static INT8, npu", recipe.static_wi8_ai8()),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tool = quantizer.Quantizer(bytearray(content), chosen)
+            seen = tool.calibrate(given, num_threads=1) if tool.need_calibration else None
+            done = tool.quantize(seen, enable_progress_report=False).quantized_model
+        yield "ai-edge-quantizer", label, bytes(done), None
+
+
+def from_tflite(content: bytes, samples: Samples) -> Iterator[Contestant]:
+    name = next(iter(read(content).signatures[0].inputs))
+    arrays = {name: np.concatenate([next(iter(feed.values())) for feed in samples])}
+    for label, recipe, presets in RECIPES:
+        plan = tflite.quantize(content, recipe, arrays, threads=1)
+        for preset in presets:
+            yield "leadline, .tflite", f"{label}{', ' + preset if len(presets) > 1 else ''}", write(plan, preset), None
+
+
+RECIPES: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
+    ("dynamic INT8", "weight-only-int8", ("dynamic",)),
+    ("weight-only INT8", "weight-only-int8", ("weight-only",)),
+    ("FP16", "weight-only-int8", ("fp16",)),
+    ("INT4 block 128", "int4-block128", ("dynamic",)),
+    ("static INT8", "w8a8", ("cpu", "npu")),
+)
+
+
+def from_onnx(task: Task) -> Iterator[Contestant]:
+    plans: dict[str, tuple[pipeline.Quantized, tflite.Converted]] = {}
+    for label, recipe, presets in RECIPES:
+        if "fp16" in presets:
+            continue
+        if recipe not in plans:
+            done = pipeline.quantize(task.graph, recipe, task.calibration, threads=1)
+            plans[recipe] = done, tflite.plan(done, threads=1)
+        done, plan = plans[recipe]
+        for note in plan.notes:
+            print(f"note: {note}", file=sys.stderr)
+        for preset in presets:
+            with Session(tflite.simulation(done, plan, preset), optimize=False, threads=1) as session:
+                outputs = [next(iter(session.run(feed).values())) for feed in task.held]
+            said = tasks.sqnr(np.stack(task.exact), np.stack(outputs))
+            suffix = ", " + preset if len(presets) > 1 else ""
+            yield "leadline, ONNX", label + suffix, write(plan, preset), None if preset == "dynamic" else said
+
+
+def show(task: Task, rows: Sequence[Row]) -> None:
+    title = f"{task.name}, {len(task.held)} samples, LiteRT's XNNPACK, one thread"
+    table = Table("quantised by", "recipe", "MB", "SQNR dB", "simulated dB", task.label, "ms", title=title)
+    for row in rows:
+        said = "" if row.simulated is None else f"{row.simulated:.1f}"
+        decibels = "" if row.who == "float" else f"{row.sqnr:.1f}"
+        cells = f"{row.megabytes:.2f}", decibels, said, f"{row.task:.3f}", f"{row.milliseconds:.1f}"
+        table.add_row(row.who, row.recipe, *cells)
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
