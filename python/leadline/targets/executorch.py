@@ -1,0 +1,333 @@
+"""ExecuTorch: a network as a ``.pte`` program for XNNPACK, in INT8 or INT4, and the program run in its own runtime.
+
+Tried with ExecuTorch 1.5.1, torch 2.13 and torchao 0.18, on a CPU. Three routes:
+
+============================  ==========================================================  ======================
+..                            what is quantised                                           whose integers
+============================  ==========================================================  ======================
+`export_grids`                static INT8: every tensor that a run of leadline gave one   leadline's, grids too
+`export` with 4 bits          linear layers: INT4 blocks, inputs in INT8 per token        leadline's, grids too
+`export` with 8 bits          static INT8, XNNPACK's own annotation and torchao's ranges  torchao's
+============================  ==========================================================  ======================
+
+What cannot carry leadline's integers: the third route, whose observers find scales of their own; and INT4 convolutions,
+which XNNPACK does not have. INT4 weights of a run stay one byte each in the first route. XNNPACK stores the scales of
+blocks as bfloat16, so they are rounded to that before the codes are chosen.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadline.files import replacing
+from leadline.graph import Graph
+from leadline.sqnr import Sqnr
+from leadline.types import Grid, InputError, Scheme, refuse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from torch import nn
+
+__all__ = ["Program", "Verified", "export", "export_grids", "verify"]
+
+_INSTALL = "pip install executorch==1.5.1"
+_SHRUNK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
+"""Shares of a block's largest weight that its range may end at."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """What was written. `bytes`: the file's size. `delegates`: programs handed to XNNPACK whole. `outside`: operators
+    that ExecuTorch's own kernels run instead, and how many; `layers`: how many carry leadline's integers."""
+
+    bytes: int
+    delegates: int
+    outside: dict[str, int]
+    layers: int
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A program beside the float module. `sqnr` in dB for each output, over all samples; `milliseconds`: the fastest of
+    all runs, one thread or what the runtime takes."""
+
+    sqnr: list[float]
+    milliseconds: float
+
+
+def export_grids(
+    graph: Graph, grids: Mapping[str, Grid], codes: Mapping[str, NDArray[Any]], path: str | os.PathLike[str]
+) -> Program:
+    """Write a run of leadline (the graph, grids and codes of a Quantized) as static INT8.
+
+    Activations of uint8 become int8 with a zero point 128 lower, which changes no value; biases are the values of their
+    codes. XNNPACK runs what it has integer kernels for, and the rest in float between the same roundings. Its sums are
+    requantised in float32, so that outputs equal leadline's simulation, but for ties.
+
+    Parameters
+    ----------
+    graph, grids, codes
+        Activations per tensor, weights per tensor or per channel and symmetric, all of at most 8 bits.
+    path : path
+        The ``.pte`` file.
+
+    Raises
+    ------
+    InputError
+        A grid that XNNPACK has no type for, an operator that `leadline.torch.to_module` does not know, or ExecuTorch is
+        not installed.
+    """
+    _installed("export_grids")
+    from leadline.targets.executorch_module import integer_module
+
+    module = integer_module(graph, grids, codes)
+    import torch
+
+    example = tuple(torch.zeros(value.shape) for value in graph.inputs)
+    layers = sum(layer.weight in codes for layer in graph.layers())
+    return _lower(module, example, Path(path), layers)
+
+
+def export(
+    module: nn.Module,
+    samples: Iterable[Any],
+    path: str | os.PathLike[str],
+    *,
+    weights_bits: int = 8,
+    block_size: int = 32,
+) -> Program:
+    """Write a torch module as INT8 or INT4.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Float32, on the CPU. It is not changed.
+    samples : iterable
+        What the module is called with: a tensor, or a tuple of arguments. All of one shape; the first fixes it.
+    path : path
+        The ``.pte`` file.
+    weights_bits : int
+        4: linear layers get INT4 weights in blocks, each block's range and the rounding (on the moments of what the
+        layer sees) chosen by leadline, and their inputs INT8 per token at run time; all else stays float.
+        8: XNNPACK's static quantisation per channel, calibrated by torchao: its ranges, and nearest rounding.
+    block_size : int
+        Inputs that share a scale at 4 bits: a multiple of 32. Layers whose inputs it does not divide stay float.
+
+    Raises
+    ------
+    InputError
+        An argument does not fit, there is no sample or no layer to quantise, the module cannot be exported, or
+        ExecuTorch is not installed.
+    """
+    if weights_bits not in (4, 8):
+        raise refuse("export", "weights_bits must be 4 or 8", repr(weights_bits))
+    if not isinstance(block_size, int) or block_size < 32 or block_size % 32:
+        raise refuse("export", "block_size must be a multiple of 32", repr(block_size))
+    _installed("export")
+    batches = [batch if isinstance(batch, tuple) else (batch,) for batch in samples]
+    if not batches:
+        raise refuse("export", "samples must hold at least one", "none")
+    module = copy.deepcopy(module).eval().requires_grad_(False)
+    if weights_bits == 8:
+        return _lower(_calibrated(module, batches), batches[0], Path(path), 0)
+    layers = _int4(module, batches, block_size)
+    if not layers:
+        rule = f"the module must have a linear layer whose inputs are a multiple of {block_size}"
+        raise refuse("export", rule, f"{type(module).__name__} without")
+    return _lower(module, batches[0], Path(path), layers, dynamic=True)
+
+
+def verify(path: str | os.PathLike[str], module: nn.Module, samples: Iterable[Any]) -> Verified:
+    """Run a program in ExecuTorch's runtime beside the float module.
+
+    Parameters
+    ----------
+    path : path
+        A ``.pte`` file.
+    module : nn.Module
+        The float reference; ``leadline.torch.to_module(graph)`` for a Graph.
+    samples : iterable
+        As for `export`.
+
+    Raises
+    ------
+    InputError
+        The file is missing or no program, its outputs do not fit the module's, or ExecuTorch is not installed.
+    """
+    _installed("verify")
+    import torch
+    from executorch.runtime import Runtime
+
+    file = Path(path)
+    if not file.is_file():
+        raise refuse("verify", "path must be a .pte file", f"'{path}', which does not exist")
+    try:
+        method = Runtime.get().load_program(file).load_method("forward")
+    except Exception as error:  # the runtime raises RuntimeError, and others for a file that is no flatbuffer
+        raise refuse("verify", f"'{path}' must be a whole ExecuTorch program", str(error).splitlines()[0]) from None
+    scores: list[Sqnr] = []
+    fastest = np.inf
+    for batch in samples:
+        inputs = batch if isinstance(batch, tuple) else (batch,)
+        with torch.no_grad():
+            wanted = module(*inputs)
+        wanted = wanted if isinstance(wanted, (tuple, list)) else (wanted,)
+        start = time.perf_counter()
+        got = method.execute(list(inputs))
+        fastest = min(fastest, time.perf_counter() - start)
+        if [tuple(array.shape) for array in got] != [tuple(array.shape) for array in wanted]:
+            rule = f"the program's outputs must have the shapes {[tuple(array.shape) for array in wanted]}"
+            raise refuse("verify", rule, [tuple(array.shape) for array in got])
+        scores = scores or [Sqnr() for _ in wanted]
+        for score, reference, array in zip(scores, wanted, got, strict=True):
+            score.update(reference.numpy(), array.numpy())
+    if not scores:
+        raise refuse("verify", "samples must hold at least one", "none")
+    return Verified([score.db for score in scores], fastest * 1e3)
+
+
+def _installed(function: str) -> None:
+    try:
+        import executorch.exir
+        import executorch.kernels.quantized  # noqa: F401  registers what stays outside XNNPACK
+        import torch  # noqa: F401
+    except ImportError as error:
+        rule = f"this needs ExecuTorch, in an environment of its own: {_INSTALL}"
+        raise refuse(function, rule, f"no module {error.name}") from None
+
+
+def _lower(
+    module: nn.Module, example: Sequence[torch.Tensor], path: Path, layers: int, dynamic: bool = False
+) -> Program:
+    import torch
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    try:
+        exported = torch.export.export(module, tuple(example))
+        edge = to_edge_transform_and_lower(exported, partitioner=_partitioners(XnnpackPartitioner, dynamic))
+        written = edge.to_executorch()
+    except InputError:
+        raise
+    except Exception as error:  # torch.export and the partitioner raise a dozen unrelated classes
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise refuse("export", "the network must go through torch.export and XNNPACK", reason) from error
+    with replacing(path) as temporary:
+        temporary.write_bytes(written.buffer)
+    calls = Counter(
+        str(node.target).removesuffix(".default")
+        for node in edge.exported_program().graph.nodes
+        if node.op == "call_function" and not any(word in str(node.target) for word in ("getitem", "alloc"))
+    )
+    delegates = calls.pop("executorch_call_delegate", 0)
+    return Program(path.stat().st_size, delegates, dict(calls), layers)
+
+
+def _partitioners(kind: Any, dynamic: bool) -> list[Any]:
+    """Layers with inputs quantised at run time are taken first: as float ones they would be taken apart."""
+    from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
+
+    if not dynamic:
+        return [kind()]
+    return [kind(config_precisions=ConfigPrecisionType.DYNAMIC_QUANT, per_op_mode=True), kind()]
+
+
+def _calibrated(module: nn.Module, batches: Sequence[tuple[torch.Tensor, ...]]) -> nn.Module:
+    import torch
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    observed = prepare_pt2e(torch.export.export(module, batches[0]).module(), quantizer)
+    for batch in batches:
+        observed(*batch)
+    converted: nn.Module = convert_pt2e(observed)
+    return converted
+
+
+def _int4(module: nn.Module, batches: Sequence[tuple[torch.Tensor, ...]], block_size: int) -> int:
+    """Every linear layer that the blocks divide, in place; how many."""
+    import torch
+    from torch import nn
+    from torchao.quantization import IntxUnpackedToInt8Tensor
+
+    from leadline.rounding import round_best
+
+    layers = {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and layer.in_features % block_size == 0
+    }
+    with _moments(layers) as grams, torch.no_grad():
+        for batch in batches:
+            module(*batch)
+    for name, layer in layers.items():
+        weight = layer.weight.detach().numpy()
+        grid = _blocks(weight, block_size)
+        codes = round_best(weight, grams[name].matrix(), grid)[0]
+        carried = IntxUnpackedToInt8Tensor(
+            torch.from_numpy(codes.astype(np.int8)),
+            torch.from_numpy(grid.scale.copy()),
+            torch.zeros(grid.scale.shape, dtype=torch.int8),
+            torch.int4,
+            (1, block_size),
+            torch.float32,
+            "int8_asym_per_token",
+        )
+        layer.weight = nn.Parameter(carried, requires_grad=False)
+    return len(layers)
+
+
+@contextmanager
+def _moments(layers: Mapping[str, nn.Linear]) -> Iterator[dict[str, Any]]:
+    """The Gram matrix of what each layer reads while this is open."""
+    from leadline.gram import Gram
+
+    grams = {name: Gram(layer.in_features, name) for name, layer in layers.items()}
+
+    def watch(name: str) -> Any:
+        return lambda layer, inputs: (
+            grams[name].update(inputs[0].detach().reshape(-1, layer.in_features).contiguous().numpy()) and None
+        )
+
+    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
+    try:
+        yield grams
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _blocks(weight: NDArray[np.float32], block_size: int) -> Grid:
+    """Symmetric INT4 blocks whose ranges leave the least squared error; scales are bfloat16 values."""
+    import ml_dtypes
+
+    from leadline.affine import fake_quantize
+
+    scheme = Scheme(4, True, True, "block", axis=1, block_size=block_size)
+    rows = weight.reshape(len(weight), -1, block_size)
+    largest = np.maximum(np.abs(rows).max(2), 1e-6) / scheme.qmax
+    best, lowest = largest, np.full(largest.shape, np.inf)
+    for share in _SHRUNK:
+        scale = (largest * share).astype(ml_dtypes.bfloat16).astype(np.float32)
+        grid = Grid(scale, np.zeros(scale.shape, np.int32), scheme)
+        error = np.square((fake_quantize(weight, grid) - weight).reshape(rows.shape)).sum(2)
+        best = np.where(error < lowest, scale, best)
+        lowest = np.minimum(error, lowest)
+    return Grid(best.astype(np.float32), np.zeros(best.shape, np.int32), scheme)

@@ -1,0 +1,111 @@
+"""A Graph as a torch module that holds integers on leadline's grids, in the operators that XNNPACK recognises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from leadline.graph import Graph
+from leadline.torch.module import GraphModule
+from leadline.types import Grid, refuse
+
+
+def integer_module(graph: Graph, grids: Mapping[str, Grid], codes: Mapping[str, NDArray[Any]]) -> nn.Module:
+    """The module that `export_grids` lowers. Raises InputError for a grid that XNNPACK has no type for."""
+
+    for name, grid in grids.items():
+        scheme = grid.scheme
+        if scheme.bits == 32:
+            continue
+        if scheme.bits > 8:
+            raise refuse("export_grids", f"the grid of '{name}' must have at most 8 bits", scheme.bits)
+        fits = scheme.granularity == "tensor" or (scheme.granularity == "axis" and name in graph.weights)
+        if not fits:
+            rule = f"the grid of '{name}' must be per tensor, or per channel of a weight"
+            raise refuse("export_grids", rule, f"one per {scheme.granularity}")
+        if scheme.granularity == "axis" and grid.zero_point.any():
+            raise refuse("export_grids", f"scales per channel of '{name}' must have zero points of 0", "others")
+    with torch.no_grad():
+        module = _Integers(graph, grids, codes)
+    return module.eval().requires_grad_(False)
+
+
+class _Integers(GraphModule):
+    """Quantised once behind its producer, dequantised anew for each reader: XNNPACK takes no pair that two share."""
+
+    def _hold(self, name: str, array: NDArray[Any], codes: Mapping[str, NDArray[Any]]) -> None:
+        super()._hold(name, array, codes)
+        grid = self._grids.get(name)
+        if grid is None or grid.scheme.bits == 32 or name not in codes or name in _in_float(self._graph, self._grids):
+            return
+        own = self.names[name]
+        del self._parameters[own]
+        shifted = np.asarray(codes[name].astype(np.int16) - _shift(grid)).astype(np.int8)
+        self.register_buffer(own, torch.from_numpy(np.array(shifted)))
+        if grid.scheme.granularity == "axis":
+            self.register_buffer(f"{own}_scale", torch.from_numpy(grid.scale.copy()))
+            self.register_buffer(f"{own}_zero_point", torch.zeros(grid.scale.size, dtype=torch.int64))
+
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        values: dict[str, Tensor] = dict(self._fixed)
+        for name, own in self.names.items():
+            values[name] = getattr(self, own)
+        for value, given in zip(self._graph.inputs, inputs, strict=True):
+            values[value.name] = self._write(value.name, given)
+        for call in self._calls:
+            result = call.function(*(None if name is None else self._read(name, values[name]) for name in call.inputs))
+            written = result if isinstance(result, (tuple, list)) else (result,)
+            for name, tensor in zip(call.outputs, written, strict=True):
+                values[name] = self._write(name, tensor)
+        outputs = tuple(self._read(value.name, values[value.name]) for value in self._graph.outputs)
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    def _write(self, name: str, x: Tensor) -> Tensor:
+        grid = self._grids.get(name)
+        if grid is None:
+            return x
+        codes: Tensor = torch.ops.quantized_decomposed.quantize_per_tensor(x, *_arguments(grid))
+        return codes
+
+    def _read(self, name: str, x: Tensor) -> Tensor:
+        if x.dtype != torch.int8:
+            return x
+        grid, operators = self._grids[name], torch.ops.quantized_decomposed
+        if grid.scheme.granularity == "tensor":
+            tensor: Tensor = operators.dequantize_per_tensor(x, *_arguments(grid))
+            return tensor
+        own = self.names[name]
+        scale, zero_point = getattr(self, f"{own}_scale"), getattr(self, f"{own}_zero_point")
+        channels: Tensor = operators.dequantize_per_channel(
+            x, scale, zero_point, grid.scheme.axis, -127 if grid.scheme.narrow else -128, 127, torch.int8
+        )
+        return channels
+
+
+def _in_float(graph: Graph, grids: Mapping[str, Grid]) -> set[str]:
+    """Weights of layers whose output is not rounded at once, or behind a Relu. XNNPACK leaves those layers out, and the
+    kernel that then dequantises per channel gave wrong values (ExecuTorch 1.5.1): float32 values of the codes instead.
+    """
+    readers = graph.readers()
+    found = set()
+    for layer in graph.layers():
+        behind = readers.get(layer.output, [])
+        relu = len(behind) == 1 and behind[0].op_type == "Relu" and behind[0].outputs[0] in grids
+        if layer.output not in grids and not relu:
+            found.add(layer.weight)
+    return found
+
+
+def _shift(grid: Grid) -> int:
+    """From unsigned codes to int8."""
+    return 0 if grid.scheme.signed else 128
+
+
+def _arguments(grid: Grid) -> tuple[float, int, int, int, torch.dtype]:
+    low, high = grid.scheme.qmin - _shift(grid), grid.scheme.qmax - _shift(grid)
+    return float(grid.scale), int(grid.zero_point) - _shift(grid), low, high, torch.int8

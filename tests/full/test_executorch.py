@@ -1,0 +1,122 @@
+"""ExecuTorch programs, run in ExecuTorch's own runtime beside the float module and leadline's simulation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import small_networks as small
+from graph_models import model, node
+from leadline.types import InputError
+
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.torch,
+    # torch, torchao and executorch warn about themselves while they load and convert
+    pytest.mark.filterwarnings("ignore"),
+]
+
+
+@pytest.fixture(scope="module")
+def executorch() -> Any:
+    pytest.importorskip("executorch.exir", reason="ExecuTorch is not installed", exc_type=ImportError)
+    from leadline.targets import executorch
+
+    return executorch
+
+
+def clipped_end() -> Any:
+    """A convolution whose output has no grid: a Clip behind it takes that."""
+    clip, exp = node("Clip", "y0 lo hi", "y1"), node("Exp", "y1", "y")
+    convolutions = [
+        node("Conv", "x w1 b1", "a", pads=[1, 1, 1, 1]),
+        node("Conv", "a w2 b2", "y0", pads=[1, 1, 1, 1]),
+    ]
+    weights = {"w1": small.draw(1, 8, 3, 3, 3), "b1": small.draw(2, 8), "w2": small.draw(3, 2, 8, 3, 3)}
+    bounds = {"b2": small.draw(4, 2), "lo": np.float32(-0.5), "hi": np.float32(0.5)}
+    return model([*convolutions, clip, exp], small.SHAPE, **weights, **bounds)
+
+
+@pytest.mark.parametrize("network", [small.residual, small.conv_relu6_depthwise, small.gemm_relu_gemm, clipped_end])
+def test_a_run_s_integers_are_carried(network: Any, tmp_path: Path, executorch: Any) -> None:
+    """Outputs of the program lie on leadline's grid, at leadline's codes but for ties."""
+    import torch
+
+    from leadline.torch import to_module
+
+    q = small.quantized(network())
+    program = executorch.export_grids(q.graph, q.grids, q.codes, tmp_path / "a.pte")
+    assert program.bytes == (tmp_path / "a.pte").stat().st_size and program.delegates >= 1
+    assert program.layers == len(q.graph.layers())
+    x = [torch.from_numpy(x) for x in np.split(small.samples(4, q.graph.inputs[0].shape, seed=5), 4)]
+    simulation = executorch.verify(tmp_path / "a.pte", to_module(q.graph, q.grids, q.codes), x)
+    against = executorch.verify(tmp_path / "a.pte", to_module(q.graph), x)
+    assert simulation.sqnr[0] > 45 and against.sqnr[0] > 15 and against.milliseconds > 0
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_module_becomes_a_small_program(bits: int, tmp_path: Path, executorch: Any) -> None:
+    from small_vit import batches, small_vit
+
+    module = small_vit()
+    program = executorch.export(module, batches(4), tmp_path / "a.pte", weights_bits=bits)
+    plain = sum(parameter.numel() for parameter in module.parameters()) * 4
+    assert program.bytes < 0.6 * plain and program.delegates >= 1
+    assert program.layers == (8 if bits == 4 else 0)
+    assert executorch.verify(tmp_path / "a.pte", module, batches(6)[4:]).sqnr[0] > 15
+    assert module.blocks[0].qkv.weight.dtype.is_floating_point
+
+
+def test_int4_blocks_hold_leadline_s_codes(executorch: Any) -> None:
+    """Every scale is a bfloat16 value, as XNNPACK stores it, and rounding is no worse than nearest on what is seen."""
+    import ml_dtypes
+    import torch
+
+    module = torch.nn.Sequential(torch.nn.Linear(64, 16)).eval().requires_grad_(False)
+    weight = module[0].weight.numpy().copy()
+    mixing = torch.randn(64, 64, generator=torch.Generator().manual_seed(2))
+    x = torch.randn(256, 64, generator=torch.Generator().manual_seed(1)) @ mixing
+    assert executorch._int4(module, [(x,)], 32) == 1
+    carried = module[0].weight
+    scale = carried.scale.numpy()
+    np.testing.assert_array_equal(scale, scale.astype(ml_dtypes.bfloat16).astype(np.float32))
+    steps = np.repeat(scale, 32, 1)
+    codes = carried.qdata.numpy()
+    nearest = np.clip(np.rint(weight / steps), -8, 7)
+    assert codes.min() >= -8 and codes.max() <= 7 and (codes != nearest).any()
+
+    def error(found: np.ndarray) -> float:
+        return float(np.square(x.numpy() @ (found * steps - weight).T).mean())
+
+    assert error(codes) < 0.9 * error(nearest)
+
+
+def test_users_mistakes(tmp_path: Path, executorch: Any) -> None:
+    import torch
+
+    from small_vit import batches, small_vit
+
+    def refused(message: str, *given: Any, call: Any = executorch.export, **options: Any) -> None:
+        with pytest.raises(InputError) as caught:
+            call(*given, **options)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
+        assert not (tmp_path / "a.pte").exists()
+
+    vit, file = small_vit(), tmp_path / "a.pte"
+    refused("[export] weights_bits must be 4 or 8. Received 3", vit, batches(1), file, weights_bits=3)
+    refused("[export] block_size must be a multiple of 32. Received 24", vit, batches(1), file, block_size=24)
+    refused("[export] samples must hold at least one. Received none", vit, [], file)
+    convolution = torch.nn.Conv2d(3, 4, 3)
+    refused("must have a linear layer whose inputs are a multiple of 32", convolution, batches(1), file, weights_bits=4)
+    refused("which does not exist", file, vit, batches(1), call=executorch.verify)
+    (tmp_path / "text.pte").write_bytes(b"no program" * 20)
+    refused("must be a whole ExecuTorch program", tmp_path / "text.pte", vit, batches(1), call=executorch.verify)
+    q = small.quantized(small.residual(), "w8a16")
+    refused("must have at most 8 bits. Received 16", q.graph, q.grids, q.codes, file, call=executorch.export_grids)
+    w4 = small.quantized(small.gemm_relu_gemm(), "int4-block128", small.samples(12, (32, 16)))
+    if any(grid.scheme.granularity == "block" for grid in w4.grids.values()):
+        refused("must be per tensor, or per channel of a weight. Received one per block",
+                w4.graph, w4.grids, w4.codes, file, call=executorch.export_grids)  # fmt: skip
