@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -317,6 +318,18 @@ def test_damaged_files_do_not_reach_the_interpreter() -> None:
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
     full = [sys.executable, "-m", "leadline.cli", "quantize-tflite", *map(str, arguments), "--threads", "1"]
     return subprocess.run(full, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_an_onnx_network_needs_litert_torch(tmp_path: Path) -> None:
+    """Said at once, not when the network has been quantised."""
+    if importlib.util.find_spec("litert_torch") is not None:
+        pytest.skip("litert-torch is installed")
+    done = command(tmp_path / "net.onnx", "--data", tmp_path, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert (
+        "[to_tflite] converting a network to .tflite needs litert-torch: pip install 'leadline[litert]'" in done.stderr
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_command_line(tmp_path: Path) -> None:

@@ -77,9 +77,11 @@ def _plan(
 ) -> tuple[Plan, Any]:
     """What to write, and the simulation of it where there is one."""
     from leadline import pipeline, tflite
+    from leadline.export.tflite import check_installed
 
     if model.suffix != ".onnx":
         return tflite.quantize(model, recipe, data, over=progress.over, **given), None
+    check_installed()
     quantized = pipeline.quantize(model, recipe, data, progress=progress, **given)
     with progress("convert"):
         plan = tflite.plan(quantized, threads=given["threads"])

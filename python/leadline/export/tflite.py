@@ -60,6 +60,16 @@ class Converted(Plan):
     matching: Matching = field(kw_only=True)
 
 
+def check_installed() -> None:
+    """InputError where litert-torch, which `convert` needs, is not installed."""
+    from importlib.util import find_spec
+
+    missing = [name for name in ("torch", "litert_torch") if find_spec(name) is None]
+    if missing:
+        rule = "converting a network to .tflite needs litert-torch: pip install 'leadline[litert]'"
+        raise refuse("to_tflite", rule, f"no module named {missing[0]}")
+
+
 def convert(graph: Graph) -> bytes:
     """A graph as a float ``.tflite``, through a torch module and litert-torch. Inputs and outputs keep their layout.
 
@@ -68,18 +78,16 @@ def convert(graph: Graph) -> bytes:
 
     Raises InputError where the extra is not installed, or the graph holds an operator that torch has no function for.
     """
-    try:
-        import litert_torch
-        import torch
-
-        from leadline.torch.module import to_module
-    except ImportError as error:
-        rule = "converting a network to .tflite needs litert-torch: pip install 'leadline[litert]'"
-        raise refuse("to_tflite", rule, str(error)) from error
+    check_installed()
     import contextlib
     import io
     import tempfile
     import warnings
+
+    import litert_torch
+    import torch
+
+    from leadline.torch.module import to_module
 
     example = tuple(torch.zeros(value.shape, dtype=getattr(torch, str(value.dtype))) for value in graph.inputs)
     quiet = contextlib.redirect_stdout(io.StringIO())  # it reports its progress there
