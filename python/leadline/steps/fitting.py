@@ -16,7 +16,7 @@ from leadline.steps.placement import ABSORBED, ELEMENTWISE, Placement
 from leadline.steps.state import State
 from leadline.types import Grid, Scheme
 
-_SAME = frozenset("Conv ConvTranspose Gemm Concat Max Min".split()) | ELEMENTWISE
+_SAME = frozenset("Conv ConvTranspose Gemm Gelu Concat Max Min".split()) | ELEMENTWISE
 """Operators that do not narrow what they read. Others give 8 bits of a 16-bit input themselves."""
 
 
