@@ -1,10 +1,11 @@
 """A sweep whose driver, workers and database are killed at random moments, beside one that is left alone.
 
-    python benchmarks/sweep_kills.py                # twenty kills, ten minutes on two cores; needs a PostgreSQL server
+    python benchmarks/sweep_kills.py                # twenty kills, five minutes on two cores; needs a PostgreSQL server
     python benchmarks/sweep_kills.py --kills 5
 
 Sixteen cells on TinyDepth and its convolutional sister in a private PostgreSQL. After each kill every cell that was
-finished must still be there with the figures that it had; at the end the table must be the undisturbed sweep's.
+finished must still be there with the figures that it had; at the end the table must be the undisturbed sweep's. A kill
+comes some seconds after the next cell has finished.
 """
 
 from __future__ import annotations
@@ -75,8 +76,11 @@ def disturbed(
     table = Table("kill", "what", "after s", "cells finished", "lost", title=f"{kills} kills, {len(whole)} cells")
     seen: dict[int, Row] = {}
     for kill in range(kills):
-        pause = chance.uniform(0.2, 4.0)
+        begun, pause = time.monotonic(), chance.uniform(0, 5)
+        while len(look(server.url, study)) == len(seen) and time.monotonic() - begun < 60:
+            time.sleep(0.5)
         time.sleep(pause)
+        pause = time.monotonic() - begun
         what = chance.choice(("driver", "worker", "server"))
         workers = children(driver.pid)
         if what == "worker" and not workers:

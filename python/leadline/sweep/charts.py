@@ -7,9 +7,6 @@ from typing import Any
 from leadline.report.charts import DEEP, RUNS, WARN, load_altair
 from leadline.sweep.outcome import Results
 
-LEVELS = 12
-"""Values of a parameter that an interaction shows at most."""
-
 
 def front(results: Results, x: str, y: str) -> Any:
     """All cells over two metrics, the Pareto front as a line."""
@@ -56,21 +53,25 @@ def importance(shares: dict[str, float], metric: str) -> Any:
 
 def interaction(results: Results, first: str, second: str, metric: str) -> Any:
     """The mean of a metric over the values of one parameter, a line for each value of another: parallel lines act
-    independently."""
+    independently. The one with more values lies along the axis."""
     alt = load_altair()
+    levels = {key: len({row.values.get(key) for row in results.complete}) for key in (first, second)}
+    if levels[second] > levels[first]:
+        first, second = second, first
     means: dict[tuple[Any, str], list[float]] = {}
     for row in results.complete:
         if metric in row.figures:
             means.setdefault((row.values.get(first), str(row.values.get(second))), []).append(row.figures[metric])
     rows = [{"x": key, "line": line, "mean": sum(found) / len(found)} for (key, line), found in means.items()]
     numbers = all(isinstance(row["x"], int | float) and not isinstance(row["x"], bool) for row in rows)
-    kind = "Q" if numbers else "N"
     rows = rows if numbers else [row | {"x": str(row["x"])} for row in rows]
     return (
         alt.Chart(alt.Data(values=rows))
         .mark_line(point=True)
         .encode(
-            x=alt.X(f"x:{kind}", title=first, scale=alt.Scale(zero=False) if numbers else alt.Undefined),
+            x=alt.X("x:Q", title=first, scale=alt.Scale(zero=False))
+            if numbers
+            else alt.X("x:N", title=first, sort=None),
             y=alt.Y("mean:Q", title=f"mean {metric}", scale=alt.Scale(zero=False)),
             color=alt.Color("line:N", title=second, scale=alt.Scale(range=list(RUNS)), legend=alt.Legend(orient="top")),
             tooltip=[alt.Tooltip("x:N", title=first), alt.Tooltip("line:N", title=second), "mean:Q"],

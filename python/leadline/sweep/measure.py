@@ -45,22 +45,20 @@ def measure(
     for data in cell.evaluation:
         prefix = f"{data.name}." if len(cell.evaluation) > 1 else ""
         if data.source:
-            samples = load(
-                data.source, graph.inputs, preprocessing(cell, data), data.samples or None, data.seed
-            )  # fmt: skip
+            preprocess = preprocessing(cell, data)
+            samples = load(data.source, graph.inputs, preprocess, data.samples or None, data.seed)
             figures[f"{prefix}sqnr"] = _sqnr(graph, artefact, samples, threads)
             continue
-        preprocess = preprocessing(cell, data) or Preprocess()
+        pictures = preprocessing(cell, data) or Preprocess()
         footage = Footage([frame for _, frame in frames(data, cache)], video=data.video)
 
-        def float_network(footage: Footage = footage, preprocess: Preprocess = preprocess) -> Judgement:
-            return judge(predict(graph, footage.frames, preprocess, threads=threads), footage)
+        def float_network(footage: Footage = footage, pictures: Preprocess = pictures) -> Judgement:
+            return judge(predict(graph, footage.frames, pictures, threads=threads), footage)
 
-        asked = digest("float network", content(cell.file), asdict(data) | {"name": ""}, preprocess)
+        asked = digest("float network", content(cell.file), asdict(data) | {"name": ""}, pictures)
         reference = _shared(cache, asked, float_network)
-        judged = judge(
-            predict(artefact, footage.frames, preprocess, threads=threads, progress=progress), footage, reference
-        )
+        output = predict(artefact, footage.frames, pictures, threads=threads, progress=progress)
+        judged = judge(output, footage, reference)
         figures |= {prefix + name: value for name, value in _figures(judged).items()}
         figures |= {f"float.{prefix}{name}": value for name, value in _figures(reference).items()}
         figures[f"{prefix}sqnr"] = Sqnr().update(reference.output, judged.output).db

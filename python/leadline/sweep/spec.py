@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -243,8 +243,6 @@ def _checked(sweep: Sweep) -> Sweep:
         raise refuse("Sweep.load", f"{sweep.name}: there must be networks and recipes", "none")
     if search.objectives:
         return sweep
-    from dataclasses import replace
-
     return replace(sweep, search=replace(search, objectives=(sweep.full(sweep.metrics[0])[0],)))
 
 

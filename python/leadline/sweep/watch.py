@@ -23,6 +23,7 @@ class Display:
         self._progress = Progress(*layout, console=self._console, disable=not sys.stderr.isatty())
         self._all: TaskID | None = None
         self._cells: dict[int, TaskID] = {}
+        self._labels: dict[int, str] = {}
 
     def __enter__(self) -> Display:
         self._progress.start()
@@ -35,11 +36,13 @@ class Display:
         self._all = self._progress.add_task("cells", total=total, completed=done)
 
     def started(self, job: int, cell: Cell) -> None:
+        self._labels[job] = cell.label
         self._cells[job] = self._progress.add_task(f"  {cell.label}", total=None)
 
     def progress(self, job: int, what: str, done: int, total: int) -> None:
         if job in self._cells:
-            self._progress.update(self._cells[job], completed=done, total=total or None)
+            text = f"  {self._labels[job]}: {what}"
+            self._progress.update(self._cells[job], description=text, completed=done, total=total or None)
 
     def ended(self, job: int, cell: Cell, state: str, figures: Mapping[str, float], error: str) -> None:
         if job in self._cells:
