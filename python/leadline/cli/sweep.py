@@ -74,7 +74,7 @@ def status(where: Where, study: Study = None, as_json: flags.Json = False) -> No
     if as_json:
         flags.print_json(_document(found))
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     counts = ", ".join(f"{count} {state}" for state, count in found.count().items() if count)
     console.print(f"{found.study}: {counts or 'nothing yet'}, of {found.about['planned']}", markup=False)
     for row in found.rows:
