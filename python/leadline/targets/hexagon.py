@@ -222,7 +222,8 @@ def expected(model: onnx.ModelProto) -> onnx.ModelProto:
     """The artefact with what HTP arithmetic itself costs: what its emulation is expected to give, run unfused.
 
     Sums are cut, rounded down, before they become codes (`profiles.lost`; measured on single operators,
-    `benchmarks/hexagon_operators.py`). Nothing else is known to cost as much as a step.
+    `benchmarks/hexagon_operators.py`), and Resize rounds ties up, of which interpolation by two makes many. Nothing
+    else is known to cost as much as a step.
     """
     import onnx
     from onnx import helper, numpy_helper
@@ -232,10 +233,14 @@ def expected(model: onnx.ModelProto) -> onnx.ModelProto:
     sums = _Sums(changed)
     nodes = []
     for node in changed.graph.node:
-        unit = sums.unit(node)
+        unit, tie = sums.unit(node), sums.tie(node)
         nodes.append(node)
+        name = node.output[0] if node.output else ""
+        if tie is not None:
+            node.output[0] = f"{name}.even"
+            changed.graph.initializer.append(numpy_helper.from_array(tie, f"{name}.tie"))
+            nodes.append(helper.make_node("Add", [f"{name}.even", f"{name}.tie"], [name]))
         if unit is not None:
-            name = node.output[0]
             node.output[0] = f"{name}.sum"
             changed.graph.initializer.append(numpy_helper.from_array(unit, f"{name}.unit"))
             nodes += [
@@ -249,7 +254,7 @@ def expected(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class _Sums:
-    """The operators of a QDQ model that sum products of codes."""
+    """The operators of a QDQ model that sum codes."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._stored = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -278,6 +283,11 @@ class _Sums:
         real = np.where(unit > 1, unit, 2.0**-10) * scale
         shape = (-1, 1, 1) if real.ndim and node.op_type.startswith("Conv") else real.shape
         return np.asarray(real.reshape(shape), np.float32)
+
+    def tie(self, node: onnx.NodeProto) -> NDArray[np.float32] | None:
+        """What lifts the ties of a Resize over the middle between two codes; None for other operators."""
+        written = self._written(node.output[0]) if node.op_type == "Resize" else None
+        return None if written is None else np.asarray(self._array(written.input[1]) / 1024, np.float32)
 
     def _written(self, name: str) -> onnx.NodeProto | None:
         """The QuantizeLinear behind a tensor, or behind the clamp that reads it."""
