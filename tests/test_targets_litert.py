@@ -175,6 +175,7 @@ def test_a_guard_changes_nothing_and_is_taken_out() -> None:
     source = b.finish([x], [b.linear(held, "last", (1, 4), 4)])
     freed = prepare(source)
     assert [operator.type for operator in read(freed).main.operators] == ["FULLY_CONNECTED", "FULLY_CONNECTED"]
+    assert {tensor.name for tensor in read(freed).main.tensors}.isdisjoint({"guard", "held"})
     feed = {"x": np.random.default_rng(0).standard_normal((1, 4), np.float32)}
     wanted, got = (Interpreter(content, "plain", 1).run(feed)["last"] for content in (source, freed))
     assert np.array_equal(wanted, got)

@@ -78,6 +78,23 @@ def _unguard(model: Any) -> None:
         graph.outputs = [instead.get(int(index), int(index)) for index in graph.outputs]
         for entry in (entry for signature in model.signatureDefs or () for entry in signature.outputs):
             entry.tensorIndex = instead.get(entry.tensorIndex, entry.tensorIndex)
+        _drop_unused(model)
+
+
+def _drop_unused(model: Any) -> None:
+    """Take out the tensors that no operator touches any more: LiteRT gives them no memory, and calibrators stumble."""
+    graph = model.subgraphs[0]
+    touched = {int(i) for operator in graph.operators for i in (*operator.inputs, *operator.outputs)}
+    used = sorted((touched | {int(i) for i in (*graph.inputs, *graph.outputs)}) - {-1})
+    moved = {old: new for new, old in enumerate(used)} | {-1: -1}
+    graph.tensors = [graph.tensors[index] for index in used]
+    for operator in graph.operators:
+        operator.inputs = [moved[int(index)] for index in operator.inputs]
+        operator.outputs = [moved[int(index)] for index in operator.outputs]
+    graph.inputs, graph.outputs = ([moved[int(i)] for i in part] for part in (graph.inputs, graph.outputs))
+    for signature in model.signatureDefs or ():
+        for entry in (*signature.inputs, *signature.outputs):
+            entry.tensorIndex = moved[entry.tensorIndex]
 
 
 def _is_guard(model: Any, tensor: Any) -> bool:
