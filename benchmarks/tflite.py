@@ -32,8 +32,8 @@ import harness
 import tasks
 from leadline import pipeline, tflite
 from leadline.data import Preprocess, Samples, load
-from leadline.depth import networks, scenes, score
-from leadline.evaluation import feeds
+from leadline.depth import networks, scenes
+from leadline.evaluation import Footage, feeds, judge
 from leadline.export.tflite_read import read
 from leadline.export.tflite_run import Interpreter
 from leadline.export.tflite_write import write
@@ -78,7 +78,7 @@ class Task:
             first, second = ([scenes.views(seed)[0] for seed in seeds] for seeds in (CALIBRATION, STILLS))
             inputs = Graph.load(self.path).inputs
             self.calibration, self.held = (load(feeds(frames, preprocess), inputs) for frames in (first, second))
-            self.truth = np.stack([frame.depth for frame in second])
+            self.footage = Footage(second)
             self.label = "delta1"
         self.graph = Graph.load(self.path, next(iter(self.calibration)))
         with Session(self.graph, threads=1) as session:
@@ -87,7 +87,7 @@ class Task:
     def worth(self, outputs: Arrays) -> float:
         if self.name == "D":
             return float(np.mean([np.argmax(a) == np.argmax(b) for a, b in zip(outputs, self.exact, strict=True)]))
-        return score(np.stack([np.squeeze(output) for output in outputs]), self.truth).delta1
+        return judge(np.stack([np.squeeze(output) for output in outputs]), self.footage).scores.delta1
 
 
 def main() -> None:
