@@ -3,8 +3,8 @@
     python benchmarks/sweep_sharing.py                # ten minutes on one core
     python benchmarks/sweep_sharing.py --json out.json
 
-Eight cells of W4A8 on TinyDepth that differ in how they calibrate and round: folding, equalisation, rotation and calibration are
-theirs in common, or part of it. The figures must be the same.
+Eight cells of W4A8 on TinyDepth that differ in how they calibrate and round: folding, equalisation and rotation are
+theirs in common, and for some of them calibration. The figures must be the same.
 """
 
 from __future__ import annotations
