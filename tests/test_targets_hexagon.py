@@ -248,4 +248,41 @@ def test_command_line(npu, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "hexagon dB" in done.stdout and (tmp_path / "chip.onnx").exists()
     done = leadline("verify", "net.onnx", "out/model.qdq.onnx", "--data", "data.npy", "--context", "c.onnx")
-    assert done.returncode == 2 and "--context is for --target hexagon" in done.stderr
+    assert done.returncode == 2 and "--context, --soc and --arch are for --target hexagon" in done.stderr
+
+
+def test_biases_take_back_half_of_what_is_lost_also_where_a_correction_made_them():
+    tensors = {"w": small.draw(1, 6, 3, 3, 3)}
+    proto = model([node("Conv", "x w", "a"), node("Relu", "a", "y")], SHAPE, **tensors)
+    data = small.samples(8)
+    made, plain = (small.quantized(proto, "w8a16", data, target=target) for target in ("hexagon", "onnxruntime"))
+    (layer,), (other,) = made.graph.layers(), plain.graph.layers()
+    assert layer.bias is not None and other.bias is not None
+    moved = made.codes[layer.bias].astype(np.int64) - plain.codes[other.bias]
+    assert np.abs(moved - 128).max() <= 0.002 * np.abs(plain.codes[other.bias]).max() + 2
+
+
+def test_widths_meet_before_a_clamp_too(npu):
+    nodes = [node("Conv", "x w", "a", name="conv"), node("Relu", "a", "r"), node("Mul", "r r", "y")]
+    recipe = Recipe.from_toml(widths(8, 16).to_toml() + '\n[[overrides]]\npattern = "x"\nactivations = { bits = 8 }\n')
+    made = small.quantized(model(nodes, SHAPE, w=small.draw(1, 4, 3, 3, 3)), recipe, small.samples(8), target="hexagon")
+    (layer,) = made.graph.layers()
+    assert layer.input == "x.as16" and made.grids["x"].scheme.bits == 8
+    assert npu.build(made.to_qdq()).accepted
+
+
+def test_expected_sums_have_the_shapes_of_the_network():
+    nodes = [node("ConvTranspose", "x w b", "y", strides=[2, 2], group=3)]
+    proto = model(nodes, SHAPE, w=small.draw(1, 3, 2, 2, 2), b=small.draw(2, 6))
+    made = small.quantized(proto, widths(8, 16), small.samples(8), target="hexagon")
+    feed = {"x": small.samples(1)}
+    with Session(hexagon.expected(made.to_qdq()), optimize=False) as cut, Session(made.to_qdq()) as plain:
+        found, ours = cut.run(feed)["y"], plain.run(feed)["y"]
+    assert found.shape == ours.shape == (1, 6, 24, 24)
+    assert 0 < np.abs(found - ours).max() < 40 * float(made.grids["y"].scale)
+
+
+def test_simulated_activations_pass_and_are_named():
+    graph, data, _ = network("transformer")
+    made = small.quantized(graph, "quartdepth-w4a8", data, target="hexagon")
+    assert any("scale per channel" in line for line in made.limits)

@@ -120,7 +120,12 @@ class Quantized:
             rule = f"'{path}' must hold grids of tensors that '{graph.name}' has"
             raise refuse("Quantized.from_qdq", rule, f"'{foreign[0]}'")
         known = encodings.Encodings.from_grids(graph, found.grids)
-        codes = {name: codes.reshape(graph.shape(name)) for name, codes in found.codes.items()}
+        codes = {}
+        for name, own in found.codes.items():
+            if own.size != graph.weights[name].size:
+                rule = f"'{path}' must hold codes of '{name}' in the shape {graph.shape(name)}"
+                raise refuse("Quantized.from_qdq", rule, own.shape)
+            codes[name] = own.reshape(graph.shape(name))
         return cls._found(graph, known.grids, codes, path)
 
     @classmethod

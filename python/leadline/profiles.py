@@ -33,7 +33,7 @@ class Profile:
         What sums lose, rounded down, before they become codes: over 16-bit inputs so many low bits; over 8-bit inputs
         all but so many bits behind the point of the code, its factor's mantissa aside. Biases take half of it back.
     integers_only : bool
-        Every activation needs a grid per tensor, every weight a symmetric one per tensor or channel.
+        Every layer's input needs a grid per tensor, every weight a symmetric one per tensor or channel.
     """
 
     name: str
@@ -86,8 +86,8 @@ def lost(profile: Profile, bits: int, factor: NDArray[np.float64]) -> NDArray[np
 PROFILES = {profile.name: profile for profile in (ONNXRUNTIME, HEXAGON)}
 
 
-def profile_of(target: str) -> Profile:
-    """By name. Raises InputError for an unknown one."""
+def profile_of(target: str, function: str = "quantize") -> Profile:
+    """By name. Raises InputError, from the function that was given it, for an unknown one."""
     if target not in PROFILES:
-        raise refuse("quantize", f"target must be one of {', '.join(PROFILES)}", repr(target))
+        raise refuse(function, f"target must be one of {', '.join(PROFILES)}", repr(target))
     return PROFILES[target]

@@ -112,6 +112,8 @@ def verify(
     data: Any,
     *,
     target: str = "onnxruntime",
+    soc: int | None = None,
+    arch: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Verification:
@@ -131,6 +133,8 @@ def verify(
     data : Samples or anything that ``leadline.data.load`` takes
         The emulation takes seconds a sample, for a ViT-S half a minute: a few will do.
     target : {"onnxruntime", "hexagon"}
+    soc, arch : int, optional
+        For hexagon: the chip; see `targets.hexagon.Emulator`.
     threads : int, optional
     progress : Progress, optional
 
@@ -140,7 +144,7 @@ def verify(
         The two networks differ in inputs or outputs, a file or the data cannot be used, or the target's extra is not
         installed.
     """
-    progress, profile = progress or Quiet(), profile_of(target)
+    progress, profile = progress or Quiet(), profile_of(target, "verify")
     graph = reference if isinstance(reference, Graph) else _reference(reference, data)
     samples = data if isinstance(data, Samples) else load(data, graph.inputs)
     written = qdq.read(artefact if not isinstance(artefact, os.PathLike) else Path(artefact))
@@ -151,11 +155,11 @@ def verify(
     run = _Run(graph, wanted, inner)
     theirs = wanted + [tensors[name] for name in inner]
     with ExitStack() as stack:
-        device: _Fused | _Npu
-        device = _Npu(model) if profile is HEXAGON else _Fused(model, _fits_onnxruntime(written), threads)
-        stack.enter_context(device)
         with Session(model, optimize=False, threads=threads) as plain:
             _check_ends(graph, plain)
+        device: _Fused | _Npu
+        device = _Npu(model, soc, arch) if profile is HEXAGON else _Fused(model, _fits_onnxruntime(written), threads)
+        stack.enter_context(device)
         exact = stack.enter_context(Session(graph, outputs=wanted + inner, threads=threads))
         simulated = stack.enter_context(Session(device.simulation, outputs=theirs, optimize=False, threads=threads))
         for label, feed in zip(samples.labels, progress.over(samples, "verify", len(samples)), strict=True):
@@ -190,12 +194,21 @@ class _Fused:
 class _Npu:
     """The target hexagon. What it does not take as a whole it does not run: a device would not, either."""
 
-    def __init__(self, model: onnx.ModelProto | str | Path) -> None:
-        self.simulation = hexagon.expected(open_model(model, "verify")[0])
-        self._emulator = hexagon.Emulator()
-        self.build = self._emulator.build(model)
+    def __init__(self, model: onnx.ModelProto | str | Path, soc: int | None, arch: int | None) -> None:
+        proto, folder = open_model(model, "verify")
+        if folder:
+            from onnx.external_data_helper import load_external_data_for_model
+
+            load_external_data_for_model(proto, folder)
+        self.simulation, self._model = hexagon.expected(proto), model
+        self._emulator = hexagon.Emulator(soc, arch)
+        self.build = Build(0)
 
     def __enter__(self) -> _Npu:
+        with ExitStack() as undo:
+            undo.callback(self._emulator.close)
+            self.build = self._emulator.build(self._model)
+            undo.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:

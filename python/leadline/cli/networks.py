@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from leadline.cli import flags
+from leadline.profiles import profile_of
 from leadline.recipe import Recipe
 from leadline.types import refuse
 
@@ -116,8 +117,10 @@ def verify(
     context: Annotated[
         Path | None, typer.Option(help="For hexagon: also write the compiled context ONNX to this file.")
     ] = None,
-    soc: Annotated[int | None, typer.Option(help="For --context: Qualcomm's number of the chip.")] = None,
-    arch: Annotated[int | None, typer.Option(help="For --context: version of its HTP, such as 73, 75 or 79.")] = None,
+    soc: Annotated[int | None, typer.Option(help="For hexagon: Qualcomm's number of the chip.")] = None,
+    arch: Annotated[
+        int | None, typer.Option(help="For hexagon: version of the chip's HTP, such as 73, 75 or 79.")
+    ] = None,
     samples: flags.Samples = None,
     seed: flags.Seed = 0,
     resize: flags.Resize = None,
@@ -137,15 +140,12 @@ def verify(
     from leadline.progress import Bars
     from leadline.verification import verify as run
 
+    profile_of(target, "verify")
+    if target != "hexagon" and (context, soc, arch) != (None, None, None):
+        raise refuse("verify", "--context, --soc and --arch are for --target hexagon", repr(target))
     preprocess = flags.preprocessing({}, resize, crop, mean, std, scale, layout, channels)
     graph, feeds = pipeline.load_pair(fp32, data, preprocess, samples, seed, strict)
-    if context is not None and target != "hexagon":
-        raise refuse("verify", "--context is for --target hexagon", repr(target))
-    verification = run(graph, qdq, feeds, target=target, threads=threads, progress=Bars())
-    if context is not None:
-        from leadline.targets.hexagon import compile_context
-
-        compile_context(qdq, context, soc, arch)
+    verification = run(graph, qdq, feeds, target=target, soc=soc, arch=arch, threads=threads, progress=Bars())
     document = report.verified(fp32, graph, qdq, feeds, verification)
     if out is not None:
         with filling(out) as folder:
@@ -154,3 +154,7 @@ def verify(
         flags.print_json(document)
     else:
         report.show(document, Console())
+    if context is not None:
+        from leadline.targets.hexagon import compile_context
+
+        compile_context(qdq, context, soc, arch)

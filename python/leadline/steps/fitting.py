@@ -3,6 +3,7 @@ suit the arithmetic."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -32,11 +33,10 @@ def fit(graph: Graph, placement: Placement, profile: Profile) -> Placement:
             )
         layers.append((layer, scheme))
     placement = replace(placement, layers=layers, notes=notes)
+    if profile.one_type:
+        _requantise(graph, placement, profile)
     if profile.resize_keeps_grid:
         _share_resizes(graph, placement)
-    if not profile.one_type:
-        return placement
-    _requantise(graph, placement, profile)
     current = {layer.name: layer for layer in graph.layers()}
     return replace(placement, layers=[(current[layer.name], scheme) for layer, scheme in layers])
 
@@ -62,20 +62,44 @@ def _requantise(graph: Graph, placement: Placement, profile: Profile) -> None:
     schemes, made = placement.schemes, dict[tuple[str, int], str]()
     nodes: list[Node] = []
     for node in graph.nodes:
-        bits = max((schemes[name].bits for name in node.outputs if name in schemes), default=0)
-        if bits and node.op_type not in MOVES_DATA:
+        written = _written(graph, schemes, node)
+        if written is not None and node.op_type not in MOVES_DATA:
             for position, name in enumerate(node.inputs):
-                if name in placement.constants:
-                    placement.constants[name] = replace(placement.constants[name], bits=bits)
+                if name in placement.constants and _width(placement.constants[name]) != _width(written):
+                    node.inputs[position] = _own_constant(graph, placement, name, written)
                 elif name in schemes and schemes[name].granularity == "tensor":
-                    want = _wanted(node, position, schemes[name].bits, bits, profile)
-                    if want != schemes[name].bits:
+                    want = _wanted(node, position, _width(schemes[name]), _width(written), profile)
+                    if want != _width(schemes[name]):
                         if (name, want) not in made:
                             made[name, want] = _insert(graph, placement, name, want, nodes)
                             placement.notes.append(f"{name}: requantised to {want} bits for {node.name}")
                         node.inputs[position] = made[name, want]
         nodes.append(node)
     graph.nodes = nodes
+
+
+def _width(scheme: Scheme) -> int:
+    """Bits that activations of a scheme travel in."""
+    return 8 if scheme.bits <= 8 else 16
+
+
+def _written(graph: Graph, schemes: Mapping[str, Scheme], node: Node) -> Scheme | None:
+    """The widest scheme among a node's outputs, or of the clamp in its output's place; None where it is float."""
+    own = [schemes[name] for name in node.outputs if name in schemes]
+    if own:
+        return max(own, key=lambda scheme: scheme.bits)
+    tensor = _clamped(graph, node.outputs[0], schemes)
+    return None if tensor is None else schemes[tensor]
+
+
+def _clamped(graph: Graph, tensor: str, known: Mapping[str, object]) -> str | None:
+    """The tensor itself, or what clamps alone make of it, whichever is known."""
+    while tensor not in known:
+        readers = graph.consumers(tensor)
+        if len(readers) != 1 or readers[0].op_type not in ABSORBED:
+            return None
+        tensor = readers[0].outputs[0]
+    return tensor
 
 
 def _wanted(node: Node, position: int, have: int, output: int, profile: Profile) -> int:
@@ -85,10 +109,18 @@ def _wanted(node: Node, position: int, have: int, output: int, profile: Profile)
     return min(bits, profile.second_operand_bits) if second else bits
 
 
+def _own_constant(graph: Graph, placement: Placement, name: str, scheme: Scheme) -> str:
+    """The name of a constant with as many bits as a scheme: a copy where others read it."""
+    own = name
+    if len(graph.consumers(name)) > 1:
+        own = _free(graph, f"{name}.as{_width(scheme)}")
+        graph.weights[own] = graph.weights[name]
+    placement.constants[own] = replace(placement.constants[name], bits=_width(scheme))
+    return own
+
+
 def _insert(graph: Graph, placement: Placement, name: str, bits: int, nodes: list[Node]) -> str:
-    converted = f"{name}.as{bits}"
-    while converted in graph.values or converted in graph.weights:
-        converted += "_"
+    converted = _free(graph, f"{name}.as{bits}")
     nodes.append(Node("Identity", [name], [converted], converted))
     graph.values[converted] = Value(converted, graph.values[name].dtype, graph.shape(name))
     placement.schemes[converted] = replace(placement.schemes[name], bits=bits)
@@ -96,15 +128,21 @@ def _insert(graph: Graph, placement: Placement, name: str, bits: int, nodes: lis
     return converted
 
 
+def _free(graph: Graph, name: str) -> str:
+    while name in graph.values or name in graph.weights:
+        name += "_"
+    return name
+
+
 def output_grid(state: State, tensor: str) -> Grid | None:
     """The grid, per tensor, that a layer's output is rounded to: its own, or that of the clamp that takes its place."""
-    while tensor not in state.grids:
-        readers = state.graph.consumers(tensor)
-        if len(readers) != 1 or readers[0].op_type not in ABSORBED:
-            return None
-        tensor = readers[0].outputs[0]
-    grid = state.grids[tensor]
-    return grid if grid.scheme.granularity == "tensor" else None
+    known = _clamped(state.graph, tensor, state.grids)
+    return None if known is None else _whole(state.grids[known])
+
+
+def _whole(grid: Grid | None) -> Grid | None:
+    """A grid with one scale."""
+    return grid if grid is not None and grid.scheme.granularity == "tensor" else None
 
 
 def suit_multipliers(state: State) -> None:
@@ -115,20 +153,21 @@ def suit_multipliers(state: State) -> None:
         return
     grids = state.grids
     for node in state.graph.nodes:
-        factors = [grids[name] for name in node.inputs[:2] if name in grids and name in state.graph.values]
-        if node.op_type == "MatMul" and len(factors) == 2 and node.outputs[0] in grids:
+        given = [_whole(grids.get(name)) for name in node.inputs[:2] if name in state.graph.values]
+        written = _whole(grids.get(node.outputs[0]))
+        factors = [grid for grid in given if grid is not None]
+        if node.op_type == "MatMul" and len(factors) == 2 and written is not None:
             product = float(factors[0].scale) * float(factors[1].scale)
-            scale = product / _rounded(product / grids[node.outputs[0]].scale, bits, np.floor)
+            scale = product / _rounded(product / written.scale, bits, np.floor)
             root = placement.root[node.outputs[0]]
             for tensor in (name for name, other in placement.root.items() if other == root):
                 grids[tensor] = replace(grids[tensor], scale=scale.astype(np.float32))
     for layer, _ in placement.layers:
-        given, written, weight = grids.get(layer.input), output_grid(state, layer.output), grids[layer.weight]
-        if given is not None and written is not None and weight.scheme.granularity != "block":
-            step = float(given.scale) / float(written.scale)
-            grids[layer.weight] = replace(
-                weight, scale=(_rounded(weight.scale * step, bits, np.ceil) / step).astype(np.float32)
-            )
+        read, written, weight = _whole(grids.get(layer.input)), output_grid(state, layer.output), grids[layer.weight]
+        if read is not None and written is not None and weight.scheme.granularity != "block":
+            step = float(read.scale) / float(written.scale)
+            scale = _rounded(weight.scale * step, bits, np.ceil) / step
+            grids[layer.weight] = replace(weight, scale=scale.astype(np.float32))
 
 
 def _rounded(values: NDArray[np.floating[Any]], bits: int, how: np.ufunc) -> NDArray[np.float64]:
@@ -141,12 +180,11 @@ def _rounded(values: NDArray[np.floating[Any]], bits: int, how: np.ufunc) -> NDA
 
 def recentre(state: State) -> None:
     """Give the biases half of what the target's sums lose by rounding down."""
-    if state.placement is None:
-        return
-    for layer, _ in state.placement.layers:
-        given, written = state.grids.get(layer.input), output_grid(state, layer.output)
-        if layer.bias not in state.codes or given is None or written is None:
+    for layer in state.graph.layers():
+        read, written = _whole(state.grids.get(layer.input)), output_grid(state, layer.output)
+        if layer.bias is None or layer.bias not in state.codes or read is None or written is None:
             continue
-        own = state.grids[layer.bias].scale
-        unit = lost(state.profile, given.scheme.bits, own.astype(np.float64) / float(written.scale))
-        state.codes[layer.bias] = state.codes[layer.bias] + np.where(unit > 1, unit / 2, 0).astype(np.int32)
+        own = state.grids[layer.bias]
+        unit = lost(state.profile, read.scheme.bits, own.scale.astype(np.float64) / float(written.scale))
+        moved = state.codes[layer.bias] + np.where(unit > 1, unit / 2, 0).astype(np.int64)
+        state.codes[layer.bias] = np.clip(moved, own.scheme.qmin, own.scheme.qmax).astype(np.int32)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -65,9 +66,8 @@ class Build:
         if not self.left:
             return f"hexagon does not build it: {self.reason}"
         names = ", ".join(f"{name} ({kind})" for name, kind in self.left)
-        return (
-            f"hexagon leaves {len(self.left)} of {self.taken + len(self.left)} nodes on the CPU: {names}; {self.reason}"
-        )
+        why = f"; {self.reason}" if self.reason else ""
+        return f"hexagon leaves {len(self.left)} of {self.taken + len(self.left)} nodes on the CPU: {names}{why}"
 
 
 class Emulator:
@@ -127,7 +127,7 @@ class Emulator:
             "ep.context_enable": "1", "ep.context_embed_mode": "1", "ep.context_file_path": str(context)
         }  # fmt: skip
         build = self._build(path, entries, verbose=False)
-        if build.accepted or context is not None:
+        if build.accepted or self._connection is None:
             return build
         start = self._log.stat().st_size
         again = self._build(path, entries, verbose=True)
@@ -171,7 +171,9 @@ class Emulator:
             done, answer = self._connection.recv()
             return bool(done), answer
         except (EOFError, OSError):
-            code = self._process.wait()
+            with suppress(subprocess.TimeoutExpired):  # it may be about to end
+                self._process.wait(timeout=10)
+            code = self._process.poll()
             self._end()
             return False, f"the vendor's library ended its process (exit code {code})"
         except BaseException:
@@ -273,15 +275,23 @@ class _Sums:
         if written is None or any(pair is None or pair.op_type != "DequantizeLinear" for pair in pairs):
             return None
         given, weight = (pair for pair in pairs if pair is not None)
-        if len(given.input) < 3 or not {given.input[2], given.input[1], weight.input[1]} <= self._stored.keys():
+        scales = [given.input[1], weight.input[1], written.input[1]]
+        if len(given.input) < 3 or not {given.input[2], *scales} <= self._stored.keys():
             return None
         bits = 8 * self._array(given.input[2]).itemsize
-        scale = self._array(given.input[1]).astype(np.float64) * self._array(weight.input[1])
+        per_channel = self._array(weight.input[1]).astype(np.float64)
+        if per_channel.ndim > 1:
+            return None
+        if node.op_type == "ConvTranspose":  # each group has the same scales
+            per_channel = np.tile(per_channel, next((item.i for item in node.attribute if item.name == "group"), 1))
+        scale = self._array(given.input[1]).astype(np.float64) * per_channel
         unit = lost(HEXAGON, bits, scale / self._array(written.input[1]))
         if not (unit > 1).any():
             return None
         real = np.where(unit > 1, unit, 2.0**-10) * scale
-        shape = (-1, 1, 1) if real.ndim and node.op_type.startswith("Conv") else real.shape
+        stored = self._stored.get(weight.input[0])
+        behind = len(stored.dims) - 2 if node.op_type.startswith("Conv") and stored is not None else 0
+        shape = (-1, *[1] * behind) if per_channel.size > 1 else ()
         return np.asarray(real.reshape(shape), np.float32)
 
     def tie(self, node: onnx.NodeProto) -> NDArray[np.float32] | None:

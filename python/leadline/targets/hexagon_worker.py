@@ -57,13 +57,14 @@ class Worker:
 
 
 def main(descriptor: int) -> None:
-    connection, worker = Connection(descriptor), Worker()
+    connection, worker = Connection(descriptor), None
     while True:
         try:
             request, arguments = connection.recv()
         except EOFError:
             os._exit(0)  # the library's own destructors are nobody's answer
         try:
+            worker = worker or Worker()
             answer = (True, getattr(worker, request)(*arguments))
         except Exception as error:  # whatever it is, the other side has to hear of it
             answer = (False, f"{type(error).__name__}: {error}")
