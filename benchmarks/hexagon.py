@@ -93,7 +93,7 @@ class Contest:
         if task is not None:
             return decibels, task.text, task.value
         maps = [next(iter(one.values())).reshape(truth.shape) for one, truth in zip(outputs, self._truth, strict=True)]
-        value = float(np.mean([score(m, t, inverse=True)["delta1"] for m, t in zip(maps, self._truth, strict=True)]))
+        value = float(np.mean([score(m, t, inverse=True).delta1 for m, t in zip(maps, self._truth, strict=True)]))
         return decibels, f"delta1 {value:.3f}", value
 
 
