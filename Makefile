@@ -1,7 +1,7 @@
 # make demo        a small depth network on rendered scenes: recipes compared, with a report in demo/; no download
 # make test        the tests                      make check     ruff, mypy, import-linter
 # make test-cpp    the C++ tests under ASan/UBSan  make notebooks  execute them
-# make test-full   the tests that compare with aimet-onnx and torch (a second environment, 2 GB)
+# make test-full   the tests with aimet-onnx, torch, litert-torch, ExecuTorch and Ray (environments of their own, 6 GB)
 # make bench       every benchmark                make clean
 #
 # Needs Python 3.11 or newer, a C++20 compiler, make. Everything else goes into .venv; networks and pictures go into
@@ -11,12 +11,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-FULL := .cache/full
+RIVALS := aimet litert executorch ray
+PACKAGES_aimet := torch==2.13.0 aimet-onnx==2.42.0 onnxscript
+PACKAGES_litert := torch==2.13.0 'litert-torch==0.10.*'
+PACKAGES_executorch := torch==2.13.0 executorch==1.5.1
+PACKAGES_ray := 'ray>=2.30'
+TESTS_aimet := -m "full or torch"
+TESTS_litert := tests/full/test_litert.py tests/test_torch_module.py tests/test_audit.py
+TESTS_executorch := tests/full/test_executorch.py
+TESTS_ray := tests/full/test_sweep_ray.py
 SOURCES := pyproject.toml CMakeLists.txt $(shell find cpp python -type f -not -name '*.pyc' -not -name '*.so')
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check test-cpp notebooks test-full bench clean
 .DELETE_ON_ERROR:
+.PRECIOUS: .cache/%/.tests
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -40,11 +49,12 @@ $(VENV)/.cpp: $(BIN)/python
 	@$(PIP) install cmake ninja 'cmeel-eigen>=3.4'
 	@touch $@
 
-$(FULL)/.tests: $(SOURCES)
-	@echo "making $(FULL): torch, aimet-onnx (2 GB)"
-	@$(PYTHON) -m venv $(FULL)
-	@$(FULL)/bin/python -m pip --disable-pip-version-check --quiet install torch==2.13.0
-	@$(FULL)/bin/python -m pip --disable-pip-version-check --quiet install torch==2.13.0 aimet-onnx==2.42.0 onnxscript '.[test]'
+# torch goes first, so that nothing else chooses which one.
+.cache/%/.tests: $(SOURCES)
+	@echo "making .cache/$*: $(PACKAGES_$*)"
+	@$(PYTHON) -m venv .cache/$*
+	@.cache/$*/bin/python -m pip --disable-pip-version-check --quiet install $(firstword $(PACKAGES_$*))
+	@.cache/$*/bin/python -m pip --disable-pip-version-check --quiet install $(PACKAGES_$*) '.[test]'
 	@touch $@
 
 demo: $(VENV)/.installed
@@ -69,14 +79,16 @@ test-cpp: $(VENV)/.cpp
 notebooks: $(VENV)/.tests
 	@$(BIN)/python -m pytest --nbmake --nbmake-timeout=120 notebooks
 
-test-full: $(FULL)/.tests
-	@$(FULL)/bin/python tests/testbed.py fetch || echo "tests that need what is missing will be skipped"
-	@$(FULL)/bin/python -m pytest -m "full or torch" $(PYTEST)
+test-full: $(RIVALS:%=test-full-%)
+
+test-full-%: .cache/%/.tests
+	@.cache/$*/bin/python tests/testbed.py fetch || echo "tests that need what is missing will be skipped"
+	@.cache/$*/bin/python -m pytest $(TESTS_$*) $(PYTEST)
 
 bench: $(VENV)/.installed
 	@for script in benchmarks/bench_*.py benchmarks/accuracy.py benchmarks/depth_recipes.py benchmarks/memory.py; do \
 		echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(FULL) build dist demo benchmarks/out
+	rm -rf $(VENV) $(RIVALS:%=.cache/%) build dist demo benchmarks/out
 	find . -name __pycache__ -prune -exec rm -rf {} +
