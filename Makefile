@@ -17,7 +17,7 @@ PACKAGES_litert := torch==2.13.0 'litert-torch==0.10.*'
 PACKAGES_executorch := torch==2.13.0 executorch==1.5.1
 PACKAGES_ray := 'ray>=2.30'
 TESTS_aimet := -m "full or torch"
-TESTS_litert := tests/full/test_litert.py tests/test_torch_module.py tests/test_audit.py
+TESTS_litert := -p no:anyio tests/full/test_litert.py tests/test_torch_module.py tests/test_audit.py
 TESTS_executorch := tests/full/test_executorch.py
 TESTS_ray := tests/full/test_sweep_ray.py
 SOURCES := pyproject.toml CMakeLists.txt $(shell find cpp python -type f -not -name '*.pyc' -not -name '*.so')
