@@ -250,8 +250,7 @@ class _Driver:
                     self._handle(event.job, event.kind, event.payload)
         except BaseException as error:
             with suppress(InputError):  # the storage is away: whoever resumes takes them over
-                for job in self.jobs.values():
-                    self.store.give_back(job.trial)
+                self.store.give_back_all()  # also what was being claimed or finished just now
             if isinstance(error, KeyboardInterrupt):
                 self.watcher.say("finished cells are kept: go on with --resume")
             raise

@@ -218,6 +218,10 @@ class Store:
 
         self._patient(lambda: self._storage.set_trial_state_values(trial, TrialState.WAITING))
 
+    def give_back_all(self) -> None:
+        """Let every cell that this driver has claimed wait again."""
+        self._take_over()
+
     def beat(self) -> None:
         """A sign of life, now and then; cells of drivers that give none wait again."""
         if time.monotonic() - self._beaten > BEAT:
