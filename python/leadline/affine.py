@@ -15,7 +15,7 @@ from leadline._native import core, thread_count
 from leadline.arrays import Layout, as_codes, as_float32, axis_layout, axis_of, check_out, native_scheme, not_finite
 from leadline.types import FloatArray, Grid, Scheme, refuse
 
-__all__ = ["choose_grid", "dequantize", "fake_quantize", "quantize", "range_of"]
+__all__ = ["accumulator_grid", "choose_grid", "dequantize", "fake_quantize", "quantize", "range_of"]
 
 
 def _grid_shape(shape: tuple[int, ...], scheme: Scheme, function: str) -> tuple[int, ...]:
@@ -108,6 +108,28 @@ def choose_grid(lo: ArrayLike, hi: ArrayLike, scheme: Scheme) -> Grid:
     scale, zero_point = np.empty(low.size, np.float32), np.empty(low.size, np.int32)
     core.choose_grid(np.ravel(low), np.ravel(high), native, scale, zero_point)
     return Grid(scale.reshape(low.shape), zero_point.reshape(low.shape), scheme)
+
+
+def accumulator_grid(weight: Grid, given: Grid, channels: int) -> Grid:
+    """The grid of a layer's int32 sums, which integer kernels want its bias on: input scale x weight scale.
+
+    Parameters
+    ----------
+    weight : Grid
+        Per tensor or per output channel; a grouped ConvTranspose has one scale for several channels.
+    given : Grid
+        Of the layer's input, per tensor.
+    channels : int
+        Of the output.
+
+    Returns
+    -------
+    Grid
+        32 bits, signed, symmetric, one scale for each channel.
+    """
+    scale = np.tile(weight.scale, channels // weight.scale.size) * given.scale
+    scheme = Scheme(bits=32, signed=True, symmetric=True, granularity="axis", axis=0)
+    return Grid(scale, np.zeros(channels, np.int32), scheme)
 
 
 def range_of(x: Any, scheme: Scheme, threads: int | None = None) -> tuple[FloatArray, FloatArray]:

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadline import rounding
-from leadline.affine import choose_grid, dequantize, range_of
+from leadline.affine import accumulator_grid, choose_grid, dequantize, range_of
 from leadline.affine import quantize as to_codes
 from leadline.data import Preprocess, Samples, load
 from leadline.export.tflite import Converted, Io, Plan, Preset, convert, plan, save, simulation
@@ -331,8 +331,7 @@ class _Work:
                 mean = np.atleast_2d(seen[site.weight].mean)
                 flat = lost.reshape(len(mean), -1, mean.shape[1])
                 real = real + np.einsum("grf,gf->gr", flat, mean).reshape(-1).astype(np.float32)
-            scale = np.broadcast_to(grid.scale * given.scale, real.shape)
-            own = Grid(scale, np.zeros(real.shape, np.int32), Scheme(32, True, True, "axis", 0))
+            own = accumulator_grid(grid, given, real.size)
             found[self._name(site.bias)] = (own, to_codes(real, own))
         return found
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leadline.affine import choose_grid, range_of
+from leadline.affine import accumulator_grid, choose_grid, range_of
 from leadline.graph import Graph, Node, Value
 from leadline.types import Grid, Scheme
 
@@ -115,6 +115,4 @@ def _biases(graph: Graph, grids: dict[str, Grid]) -> Iterator[tuple[str, Grid]]:
             continue
         if read.scale.ndim or len(readers[layer.bias]) > 1:
             continue
-        size = graph.weights[layer.bias].size
-        scale = np.tile(weight.scale.reshape(-1), size // weight.scale.size) * read.scale
-        yield layer.bias, Grid(scale, np.zeros(size, np.int32), Scheme(32, True, True, "axis", axis=0))
+        yield layer.bias, accumulator_grid(weight, read, graph.weights[layer.bias].size)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from leadline.cli import flags
 from leadline.types import refuse
@@ -30,20 +29,10 @@ def inspect(
         raise refuse("inspect", "--model and --against cannot go together", "both")
     if against is not None:
         difference = inspector.compare(file, against)
-        if html is not None:
-            report.write_difference(difference, html)
-        if as_json:
-            flags.print_json(difference.to_dict())
-        else:
-            report.show_difference(difference, Console())
-        return
-    inspection = inspector.inspect(file, model)
-    if html is not None:
-        report.write_inspection(inspection, html)
-    if as_json:
-        flags.print_json(inspection.to_dict())
+        flags.deliver(difference, html, as_json, report.write_difference, report.show_difference)
     else:
-        report.show_inspection(inspection, Console())
+        inspection = inspector.inspect(file, model)
+        flags.deliver(inspection, html, as_json, report.write_inspection, report.show_inspection)
 
 
 def convert(

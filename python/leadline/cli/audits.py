@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from leadline.cli import flags
 from leadline.types import refuse
@@ -27,12 +26,7 @@ def audit(
     from leadline.audit import audit as run
 
     found = run(model, target, dict(map(_shape, shape or [])) or None, recipe)
-    if html is not None:
-        report.write_audit(found, html)
-    if as_json:
-        flags.print_json(found.to_dict())
-    else:
-        report.show_audit(found, Console())
+    flags.deliver(found, html, as_json, report.write_audit, report.show_audit)
     if not found.passed:
         raise typer.Exit(1)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from leadline.types import refuse
 
@@ -73,6 +75,22 @@ def _numbers(flag: str, text: str | None) -> float | list[float] | None:
     except ValueError:
         raise refuse("leadline", f"--{flag} must be numbers with commas between them", repr(text)) from None
     return values[0] if len(values) == 1 else values
+
+
+def deliver(
+    found: Any,
+    html: Path | None,
+    as_json: bool,
+    write: Callable[[Any, Path], None],
+    show: Callable[[Any, Console], None],
+) -> None:
+    """What was found: as a page if one is wanted, and as JSON or tables."""
+    if html is not None:
+        write(found, html)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        show(found, Console())
 
 
 def print_json(document: Any) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline.affine import choose_grid, dequantize, range_of
+from leadline.affine import accumulator_grid, choose_grid, dequantize, range_of
 from leadline.affine import quantize as to_codes
 from leadline.data import Samples
 from leadline.export import qdq
@@ -218,10 +218,9 @@ def _bias(
     if site.bias is None or layer.bias is None or given is None or weight.scheme.granularity == "block":
         return {}
     own, real = quantized.grids.get(layer.bias), graph.weights[layer.bias]
-    scale = np.broadcast_to(weight.scale * given.scale, real.shape)
-    grid = Grid(scale, np.zeros(real.shape, np.int32), Scheme(32, True, True, "axis", 0))
+    grid = accumulator_grid(weight, given, real.size)
     if own is not None and layer.bias in quantized.codes:
-        if np.array_equal(own.scale, scale):
+        if np.array_equal(own.scale, grid.scale):
             return {model.main.tensors[site.bias].name: (grid, quantized.codes[layer.bias])}
         real = dequantize(quantized.codes[layer.bias], own)
     return {model.main.tensors[site.bias].name: (grid, to_codes(real, grid))}

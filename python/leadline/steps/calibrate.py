@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline.affine import choose_grid, range_of
+from leadline.affine import accumulator_grid, choose_grid, range_of
 from leadline.graph import Graph, Layer
 from leadline.observers import Histogram, MovingAverage, search_range
 from leadline.recipe import Calibrate, Observer
@@ -205,14 +205,12 @@ def bias_grid(state: State, layer: Layer) -> None:
     if layer.bias is None or layer.weight not in state.grids:
         return
     bias, weight = state.graph.weights[layer.bias], state.grids[layer.weight]
-    scheme = Scheme(bits=32, signed=True, symmetric=True, granularity="axis", axis=0)
     if _adds_integers(state, layer):
-        scale = np.tile(weight.scale, _repeats(bias, weight)) * state.grids[layer.input].scale
+        state.grids[layer.bias] = accumulator_grid(weight, state.grids[layer.input], bias.size)
     elif _reads_many_scales(state, layer):
         scale = np.full(bias.shape, max(float(np.abs(bias).max(initial=0)), 1e-3) * 2.0**-20, np.float32)
-    else:
-        return
-    state.grids[layer.bias] = Grid(scale, np.zeros(bias.shape, np.int32), scheme)
+        scheme = Scheme(bits=32, signed=True, symmetric=True, granularity="axis", axis=0)
+        state.grids[layer.bias] = Grid(scale, np.zeros(bias.shape, np.int32), scheme)
 
 
 def _adds_integers(state: State, layer: Layer) -> bool:

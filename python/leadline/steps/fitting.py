@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadline.graph import Graph, Layer, Node, Value
+from leadline.graph.fold import new_name
 from leadline.graph.movement import MOVES_DATA
 from leadline.profiles import Profile, lost
 from leadline.steps.placement import ABSORBED, ELEMENTWISE, Placement
@@ -113,25 +114,19 @@ def _own_constant(graph: Graph, placement: Placement, name: str, scheme: Scheme)
     """The name of a constant with as many bits as a scheme: a copy where others read it."""
     own = name
     if len(graph.consumers(name)) > 1:
-        own = _free(graph, f"{name}.as{_width(scheme)}")
+        own = new_name(graph, f"{name}.as{_width(scheme)}")
         graph.weights[own] = graph.weights[name]
     placement.constants[own] = replace(placement.constants[name], bits=_width(scheme))
     return own
 
 
 def _insert(graph: Graph, placement: Placement, name: str, bits: int, nodes: list[Node]) -> str:
-    converted = _free(graph, f"{name}.as{bits}")
+    converted = new_name(graph, f"{name}.as{bits}")
     nodes.append(Node("Identity", [name], [converted], converted))
     graph.values[converted] = Value(converted, graph.values[name].dtype, graph.shape(name))
     placement.schemes[converted] = replace(placement.schemes[name], bits=bits)
     placement.root[converted] = converted
     return converted
-
-
-def _free(graph: Graph, name: str) -> str:
-    while name in graph.values or name in graph.weights:
-        name += "_"
-    return name
 
 
 def output_grid(state: State, tensor: str) -> Grid | None:
