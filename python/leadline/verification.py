@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -155,10 +155,9 @@ def verify(
     run = _Run(graph, wanted, inner)
     theirs = wanted + [tensors[name] for name in inner]
     with ExitStack() as stack:
-        with Session(model, optimize=False, threads=threads) as plain:
-            _check_ends(graph, plain)
         device: _Fused | _Npu
         device = _Npu(model, soc, arch) if profile is HEXAGON else _Fused(model, _fits_onnxruntime(written), threads)
+        _check_ends(graph, device.inputs, device.outputs)
         stack.enter_context(device)
         exact = stack.enter_context(Session(graph, outputs=wanted + inner, threads=threads))
         simulated = stack.enter_context(Session(device.simulation, outputs=theirs, optimize=False, threads=threads))
@@ -180,6 +179,7 @@ class _Fused:
     def __init__(self, model: onnx.ModelProto | str | Path, fuses: bool, threads: int | None) -> None:
         self.simulation = model
         self._session = Session(model, optimize=fuses, threads=threads)
+        self.inputs, self.outputs = [name for name, _, _ in self._session.inputs], self._session.outputs
 
     def __enter__(self) -> _Fused:
         return self
@@ -200,11 +200,14 @@ class _Npu:
             from onnx.external_data_helper import load_external_data_for_model
 
             load_external_data_for_model(proto, folder)
-        self.simulation, self._model = hexagon.expected(proto), model
-        self._emulator = hexagon.Emulator(soc, arch)
+        self.simulation, self._model, self._chip = hexagon.expected(proto), model, (soc, arch)
+        stored = {tensor.name for tensor in proto.graph.initializer}  # old files list weights among the inputs
+        self.inputs = [value.name for value in proto.graph.input if value.name not in stored]
+        self.outputs = [value.name for value in proto.graph.output]
         self.build = Build(0)
 
     def __enter__(self) -> _Npu:
+        self._emulator = hexagon.Emulator(*self._chip)
         with ExitStack() as undo:
             undo.callback(self._emulator.close)
             self.build = self._emulator.build(self._model)
@@ -224,12 +227,11 @@ def _fits_onnxruntime(written: qdq.Qdq) -> bool:
     return not any(scheme.bits <= 4 or scheme.granularity == "axis" for scheme in schemes)
 
 
-def _check_ends(graph: Graph, artefact: Session) -> None:
-    has = {"inputs": {name for name, _, _ in artefact.inputs}, "outputs": set(artefact.outputs)}
-    for kind, own in (("inputs", graph.inputs), ("outputs", graph.outputs)):
+def _check_ends(graph: Graph, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    for kind, own, has in (("inputs", graph.inputs, inputs), ("outputs", graph.outputs, outputs)):
         names = {value.name for value in own}
-        if has[kind] != names:
-            raise refuse("verify", f"the artefact must have the {kind} {sorted(names)}", str(sorted(has[kind])))
+        if set(has) != names:
+            raise refuse("verify", f"the artefact must have the {kind} {sorted(names)}", str(sorted(has)))
 
 
 def _origin(graph: Graph, sqnr: dict[str, float]) -> str | None:
