@@ -23,6 +23,7 @@ import contextlib
 import io
 import json
 import logging
+import subprocess
 import sys
 import tempfile
 import time
@@ -55,6 +56,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import testbed
 
 RIVALS = ("MinMax", "Entropy", "Percentile")
+AIMET = Path(__file__).resolve().parents[1] / ".cache" / "aimet" / "bin" / "python"
+"""Made by `make test-full`."""
 CALIBRATION, SCORED = 24, 12
 MODES = {"written": False, "fused": True, "exact": True}
 
@@ -207,6 +210,22 @@ def onnxruntime_static(fixed: Path, prepared: Path, artefact: Path, method: str,
             activation_type=quantization.QuantType.QUInt8,
             calibrate_method=getattr(quantization.CalibrationMethod, method),
         )
+
+
+def aimet(
+    python: Path, fixed: Path, folder: Path, samples: Samples, *, bits: int, threads: int, iterations: int | None
+) -> dict[str, float]:
+    """accuracy_aimet.py in its own environment: writes artefact.onnx into `folder`, gives the seconds it took.
+
+    `iterations` of AdaRound: 0 rounds to nearest, None is aimet-onnx's default. Raises CalledProcessError.
+    """
+    prepare(fixed, folder / "prepared.onnx")
+    feeds = list(samples)
+    np.savez(folder / "calibration.npz", **{key: np.stack([feed[key] for feed in feeds]) for key in feeds[0]})
+    command = [str(python), str(Path(__file__).with_name("accuracy_aimet.py")), str(folder), "--bits", str(bits)]
+    command += ["--threads", str(threads)]
+    subprocess.run(command if iterations is None else [*command, "--iterations", str(iterations)], check=True)
+    return dict(json.loads((folder / "seconds.json").read_text()))
 
 
 def results(model: Path, samples: Samples, mode: str) -> Iterator[Outputs]:

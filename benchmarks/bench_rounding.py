@@ -4,7 +4,7 @@
     python benchmarks/bench_rounding.py --iterations 50 --layers 'query$'     # a quick try
 
 Layers are those of the testbed's networks A, C and D, with their float inputs for 32 pictures. aimet-onnx runs in its
-own environment (--aimet; `make test-full` makes one in .cache/full), on the layer alone, one picture a batch, with its
+own environment (--aimet; `make test-full` makes one in .cache/aimet), on the layer alone, one picture a batch, with its
 default 10000 iterations. leadline gets the same inputs and aimet-onnx's own scales, and is timed from the inputs to the
 codes: the Gram and `adaround`; and for `round_best` a Gram of three quarters of the pictures, which it rounds on, and
 one of the other quarter, on which it chooses. Errors are those of the layer's output on pictures that nobody saw, in
@@ -42,7 +42,7 @@ from leadline.rounding import adaround, layer_error, round_best
 from leadline.steps.path import moments_of, update
 
 HERE = Path(__file__).resolve().parent
-PEER = HERE.parent / ".cache" / "full" / "bin" / "python"
+PEER = HERE.parent / ".cache" / "aimet" / "bin" / "python"
 PICTURES = 32
 LARGEST = 200e6
 """Bytes of one layer's inputs; of a larger layer there are fewer pictures."""
@@ -82,7 +82,7 @@ class Problem:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--aimet", type=Path, help="interpreter that has aimet-onnx; default: .cache/full, if made")
+    parser.add_argument("--aimet", type=Path, help="interpreter that has aimet-onnx; default: .cache/aimet, if made")
     parser.add_argument("--iterations", type=int, help="of aimet-onnx; default: its own 10000")
     parser.add_argument("--layers", default=LAYERS, metavar="PATTERN", help="regular expression for NETWORK/LAYER")
     parser.add_argument("--threads", type=int, default=2, help="of everybody")
@@ -117,7 +117,7 @@ def main() -> int:
     finally:
         show(rows, options.threads)
     if not python:
-        print("leadline alone: `make test-full` makes .cache/full with aimet-onnx (2 GB), or name one with --aimet")
+        print("leadline alone: `make test-full` makes .cache/aimet with aimet-onnx (2 GB), or name one with --aimet")
     return 0
 
 

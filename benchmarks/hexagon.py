@@ -5,7 +5,8 @@
 
 Every artefact is built with the conversions of its own inputs and outputs on the NPU, too
 (``offload_graph_io_quantization = 0``). Beside leadline stands onnxruntime's own configuration for Qualcomm
-(``get_qnn_qdq_config``: UINT8 activations, INT8 weights per channel, min-max) with the same calibration pictures.
+(``get_qnn_qdq_config``: UINT8 activations, INT8 weights per channel, min-max) with the same calibration pictures, and,
+where its environment is there (--aimet; `make test-full` makes it), aimet-onnx with its defaults, as its own QDQ ONNX.
 
 Promised is what the simulation says on the frames that the emulation then runs (`FRAMES`; it takes up to half a minute
 for each), measured what the emulation gives: SQNR of the raw outputs in dB, and what the network is for (see
@@ -19,9 +20,10 @@ import contextlib
 import io
 import json
 import logging
+import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="*", default=RECIPES)
     parser.add_argument("--frames", type=int, help="frames that the emulation runs; default: by network")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--aimet", type=Path, default=accuracy.AIMET, help="interpreter that has aimet-onnx")
     parser.add_argument("--json", type=Path, help="also write the figures here, after each of them")
     options = parser.parse_args()
     ort.set_default_logger_severity(3)
@@ -111,7 +114,7 @@ def main() -> None:
     for name in options.networks:
         with tempfile.TemporaryDirectory(prefix="leadline-hexagon-") as folder:
             contest = Contest(name, Path(folder), options.frames or FRAMES[name])
-            for row in contestants(contest, options.recipes, Path(folder), options.threads):
+            for row in contestants(contest, options.recipes, Path(folder), options.threads, options.aimet):
                 rows.append({"network": name} | row)
                 print(rows[-1], file=sys.stderr, flush=True)
                 if options.json:
@@ -120,41 +123,46 @@ def main() -> None:
     show(rows)
 
 
-def contestants(contest: Contest, recipes: list[str], folder: Path, threads: int | None) -> Iterator[dict[str, Any]]:
-    artefact = folder / "rival.onnx"
-    with contextlib.redirect_stdout(io.StringIO()):
-        problem = rival(contest, folder, artefact)
-    yield {"by": RIVAL} | (
-        {"build": problem} if problem else measured(contest, artefact, expected(onnx.load(artefact)))
-    )
+def contestants(
+    contest: Contest, recipes: list[str], folder: Path, threads: int | None, aimet: Path
+) -> Iterator[dict[str, Any]]:
+    artefact = folder / "artefact.onnx"
+    fixed = accuracy.fix_shapes(contest.file, next(iter(contest.calibration)), folder / "fixed.onnx")
+    rivals: dict[str, Callable[[], object]] = {RIVAL: lambda: onnxruntime_qnn(contest, fixed, artefact)}
+    if aimet.exists():
+        rivals["aimet-onnx"] = lambda: accuracy.aimet(
+            aimet, fixed, folder, contest.calibration, bits=8, threads=threads or os.cpu_count() or 1, iterations=0
+        )
+    for name, make in rivals.items():
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                make()
+        except Exception as error:  # whatever it is, it goes into the table
+            yield {"by": name, "build": f"fails: {type(error).__name__}: {str(error).splitlines()[0]}"}
+            continue
+        yield {"by": name} | measured(contest, artefact, expected(onnx.load(artefact)))
     for recipe in recipes:
         made = pipeline.quantize(contest.graph, recipe, contest.calibration, target="hexagon", threads=threads)
         qdq.save(made.to_qdq(), artefact)
         yield {"by": f"leadline {recipe}"} | measured(contest, artefact, expected(made.to_qdq()))
 
 
-def rival(contest: Contest, folder: Path, artefact: Path) -> str:
-    """onnxruntime's documented route for Qualcomm; what went wrong with it, if anything."""
-    fixed = accuracy.fix_shapes(contest.file, next(iter(contest.calibration)), folder / "fixed.onnx")
-    prepared = folder / "qnn.onnx"
-    try:
-        accuracy.prepare(fixed, folder / "shaped.onnx")
-        shaped = onnx.load(folder / "shaped.onnx")
-        del shaped.metadata_props[:]  # qnn_preprocess_model fails on them
-        onnx.save(shaped, folder / "shaped.onnx")
-        changed = qnn_preprocess_model(str(folder / "shaped.onnx"), str(prepared))
-        source = str(prepared if changed else folder / "shaped.onnx")
-        config = get_qnn_qdq_config(
-            source,
-            accuracy.Reader(contest.calibration),
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-            per_channel=True,
-        )
-        quantization.quantize(source, str(artefact), config)
-    except Exception as error:  # whatever it is, it goes into the table
-        return f"fails: {type(error).__name__}: {str(error).splitlines()[0]}"
-    return ""
+def onnxruntime_qnn(contest: Contest, fixed: Path, artefact: Path) -> None:
+    """onnxruntime's documented route for Qualcomm."""
+    shaped, changed = fixed.with_name("prepared.onnx"), fixed.with_name("qnn.onnx")
+    accuracy.prepare(fixed, shaped)
+    model = onnx.load(shaped)
+    del model.metadata_props[:]  # qnn_preprocess_model fails on them
+    onnx.save(model, shaped)
+    source = str(changed if qnn_preprocess_model(str(shaped), str(changed)) else shaped)
+    config = get_qnn_qdq_config(
+        source,
+        accuracy.Reader(contest.calibration),
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+        per_channel=True,
+    )
+    quantization.quantize(source, str(artefact), config)
 
 
 def measured(contest: Contest, artefact: Path, simulation: onnx.ModelProto) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +24,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -37,8 +35,6 @@ from leadline.graph import Graph, Session
 from leadline.progress import Quiet
 from leadline.recipe import Calibrate, Recipe, Round
 from leadline.steps import State, apply
-
-HERE = Path(__file__).resolve().parent
 
 VARIANTS = {
     "nearest": Round("nearest"),
@@ -106,16 +102,12 @@ def contest(
         if aimet is None:
             return
         folder = Path(temporary)
-        accuracy.prepare(fixed, folder / "prepared.onnx")
-        feeds = list(calibration)
-        np.savez(folder / "calibration.npz", **{key: np.stack([feed[key] for feed in feeds]) for key in feeds[0]})
         for contestant, default in AIMET.items():
-            command = [str(aimet), str(HERE / "accuracy_aimet.py"), temporary, "--bits", str(bits)]
-            command += ["--threads", str(threads or os.cpu_count())]
             chosen = iterations if default is None else default
-            subprocess.run(command if chosen is None else [*command, "--iterations", str(chosen)], check=True)
-            seconds = json.loads((folder / "seconds.json").read_text())["rounding"]
-            yield judged(contestant, folder / "artefact.onnx", seconds)
+            took = accuracy.aimet(
+                aimet, fixed, folder, calibration, bits=bits, threads=threads or os.cpu_count() or 1, iterations=chosen
+            )
+            yield judged(contestant, folder / "artefact.onnx", took["rounding"])
 
 
 def show(scores: list[Score]) -> None:
