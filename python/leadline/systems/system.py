@@ -1,0 +1,177 @@
+"""System: a network with everything that quantising it takes; and the clones, packages and checkpoints behind it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadline.data import Preprocess
+from leadline.graph import Graph
+from leadline.types import refuse
+
+SHOWN = 5
+"""Names of a checkpoint's keys that a message lists."""
+
+
+@dataclass(frozen=True)
+class System:
+    """A network with everything that quantising it takes.
+
+    Attributes
+    ----------
+    name : str
+    network : torch.nn.Module or Graph
+        A module is in eval mode, on the CPU, in float32, and takes the inputs by position.
+    inputs : dict of input name to array
+        Examples, in the order in which the network takes them; their shapes are the artefact's.
+    outputs : tuple of str
+        Names, in order.
+    preprocess : Preprocess
+        From a picture to one input (of one frame, where an input holds several).
+    recipe : str
+        The one that the system is known by; see ``Recipe.names()``.
+    notes : tuple of str
+        What the user should know, a sentence each, such as that the weights are random.
+    rewrites : Rewrites or None
+        What `leadline.torch.rewrite` replaced in the module.
+    """
+
+    name: str
+    network: Any
+    inputs: dict[str, NDArray[Any]] = field(repr=False)
+    outputs: tuple[str, ...]
+    preprocess: Preprocess
+    recipe: str
+    notes: tuple[str, ...] = ()
+    rewrites: Any = None
+
+    def to_graph(self) -> Graph:
+        """The network as a Graph: itself, or exported by `leadline.torch.to_graph`."""
+        if isinstance(self.network, Graph):
+            return self.network
+        import torch
+
+        from leadline.torch import to_graph
+
+        tensors = tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in self.inputs.values())
+        graph: Graph = to_graph(self.network, tensors, input_names=list(self.inputs), output_names=list(self.outputs))
+        return graph
+
+
+def need(function: str, packages: Mapping[str, str]) -> None:
+    """Refuse, naming all that is missing, unless every module of `packages` (its name to pip's) can be imported."""
+    missing = {module: pip for module, pip in packages.items() if find_spec(module) is None}
+    if missing:
+        line = " ".join(dict.fromkeys(missing.values()))
+        raise refuse(function, f"packages must be installed: pip install {line}", f"no {', '.join(missing)}")
+
+
+@contextmanager
+def clone(function: str, folder: str | os.PathLike[str], holds: str, source: str) -> Iterator[Path]:
+    """Within it, Python imports the packages of a cloned repository, whatever else is called as they are.
+
+    Parameters
+    ----------
+    function : str
+        Whose message it is.
+    folder : path
+        The user's clone.
+    holds : str
+        A file that must be in it, relative.
+    source : str
+        Where it can be cloned from.
+
+    Raises
+    ------
+    InputError
+        The folder is not there, or is something else; or its code imports a package that is not installed.
+    """
+    root = Path(folder).expanduser().resolve()
+    if not (root / holds).is_file():
+        received = f"'{folder}', " + ("without that file" if root.is_dir() else "which is no folder")
+        raise refuse(function, f"clone must be a folder that holds {holds}: git clone {source}", received)
+    own = {path.stem for path in root.iterdir() if path.is_dir() or path.suffix == ".py"}
+    foreign = {n: m for n, m in sys.modules.items() if n.split(".")[0] in own and not _inside(m, root)}
+    for name in foreign:
+        del sys.modules[name]
+    sys.path.insert(0, str(root))
+    try:
+        yield root
+    except ModuleNotFoundError as error:
+        raise refuse(function, "packages that the clone's code imports must be installed", str(error)) from error
+    finally:
+        sys.path.remove(str(root))
+        sys.modules.update(foreign)
+
+
+def _inside(module: Any, root: Path) -> bool:
+    places = [getattr(module, "__file__", None), *getattr(module, "__path__", [])]
+    return any(place is not None and Path(place).resolve().is_relative_to(root) for place in places)
+
+
+def read_checkpoint(function: str, path: str | os.PathLike[str], inner: Sequence[str] = ()) -> dict[str, Any]:
+    """The tensors of a ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file by name.
+
+    `inner`: keys under which training scripts put them, such as "model" or "state_dict"; the first one that is there
+    is entered. A leading "module." of data-parallel training is cut off. Raises InputError for anything else.
+    """
+    import pickle
+
+    import torch
+
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise refuse(function, "checkpoint must be a file that exists", f"'{path}'")
+    try:
+        if file.suffix == ".safetensors":
+            need(function, {"safetensors": "safetensors"})
+            from safetensors.torch import load_file
+
+            found = load_file(file)
+        else:
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, OSError) as error:
+        first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise refuse(
+            function, "checkpoint must hold tensors by name, and nothing else", f"'{path}': {first}"
+        ) from error
+    for key in inner:
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+            break
+    if not isinstance(found, dict) or not any(isinstance(value, torch.Tensor) for value in found.values()):
+        kind = f"keys {', '.join(map(str, list(found)[:SHOWN]))}" if isinstance(found, dict) else type(found).__name__
+        raise refuse(function, "checkpoint must hold tensors by name", f"'{path}' with {kind}")
+    tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+    return {name.removeprefix("module."): value for name, value in tensors.items()}
+
+
+def load_weights(function: str, module: Any, tensors: Mapping[str, Any], source: object) -> None:
+    """Put a checkpoint's tensors into a module; refuse, with counts and names, unless they are exactly its own."""
+    own = module.state_dict()
+    missing = [name for name in own if name not in tensors]
+    foreign = [name for name in tensors if name not in own]
+    shapes = [
+        f"{name} {tuple(tensors[name].shape)} for {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    wrong = {"missing": missing, "unknown": foreign, "of another shape": shapes}
+    if any(wrong.values()):
+        listed = "; ".join(f"{len(names)} {what} ({_listed(names)})" for what, names in wrong.items() if names)
+        raise refuse(function, f"checkpoint must hold the network's {len(own)} tensors", f"'{source}': {listed}")
+    module.load_state_dict(dict(tensors))
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
