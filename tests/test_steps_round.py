@@ -189,8 +189,9 @@ def alone(q, layer):
     return replace(q, grids={name: q.grids[name] for name in names}, codes=codes)
 
 
+@pytest.mark.parametrize("method", ["nearest", "best"])
 @pytest.mark.parametrize("build", [NETWORKS["conv"], NETWORKS["depthwise"]])
-def test_compensation_lowers_the_error_further(build):
+def test_compensation_lowers_the_error_further(build, method):
     """Activations of 4 bits: their errors are what weights can make up for."""
     shape = graph(build()).inputs[0].shape
     given, data = correlated(64, shape), correlated(16, shape, seed=7)
@@ -199,7 +200,7 @@ def test_compensation_lowers_the_error_further(build):
     for compensate in (False, True):
         plan = Recipe(
             "test",
-            (Fold(), Calibrate("minmax", "mse"), Round("best", compensate), CorrectBias()),
+            (Fold(), Calibrate("minmax", "mse"), Round(method, compensate), CorrectBias()),
             weights=W4,
             activations=Scheme(4),
         )

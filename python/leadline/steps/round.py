@@ -29,12 +29,12 @@ def round_weights(step: Round | None, state: State) -> None:
 
     Then, unless that is all that is asked for, level by level, each layer's codes are chosen against the moments of
     the inputs that it reads once everything upstream is quantised. A layer keeps them where its error on held-out
-    samples falls below nearest rounding's.
+    samples falls below that of its own weight's nearest ones.
     """
     for name, grid in state.grids.items():
         if name in state.graph.weights:
             state.codes[name] = quantize(state.graph.weights[name], grid, threads=state.threads)
-    if step is None or step.method == "nearest" or state.placement is None:
+    if step is None or (step.method == "nearest" and not step.compensate) or state.placement is None:
         return
     placed = [layer for layer, _ in state.placement.layers]
     readers = [layer.weight for layer in placed]
@@ -126,7 +126,7 @@ def _round(step: Round, state: State, task: _Task) -> None:
     if after < before:
         state.codes |= _with_bias(state, task, codes)
     last = layer.output in {value.name for value in state.graph.outputs}
-    if step.kfac and layer.kind in ("linear", "conv") and layer.groups == 1 and not last:
+    if step.kfac and step.method != "nearest" and layer.kind in ("linear", "conv") and layer.groups == 1 and not last:
         _couple(step, state, task, target)
 
 
@@ -169,6 +169,8 @@ def _chosen(step: Round, task: _Task, target: NDArray[np.float32]) -> tuple[NDAr
             return rounding.round_best(target, gram, task.grid, held_out=task.gram(task.held_out), **given)
         case "adaround":
             return rounding.adaround(target, gram, task.grid, iterations=step.iterations, **given), step.method
+        case "nearest":
+            return quantize(target, task.grid, threads=task.threads), step.method
         case "gptq":
             return rounding.gptq(target, gram, task.grid, **given), step.method
         case _:
