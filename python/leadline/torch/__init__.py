@@ -11,14 +11,18 @@ except ImportError as error:
 from leadline.torch.calibration import LayerRecord, Report, quantize_linears
 from leadline.torch.linear import PER_ROW, QuantizedLinear, load_quantized
 from leadline.torch.module import GraphModule, to_module
+from leadline.torch.rewrites import QuantizableAttention, Rewrites, rewrite
 
 __all__ = [
     "PER_ROW",
     "GraphModule",
     "LayerRecord",
+    "QuantizableAttention",
     "QuantizedLinear",
     "Report",
+    "Rewrites",
     "load_quantized",
     "quantize_linears",
+    "rewrite",
     "to_module",
 ]

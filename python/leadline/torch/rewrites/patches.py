@@ -1,0 +1,127 @@
+"""How a module is changed without changing its class, its parameters or its name.
+
+A patch puts entries into the object's own dictionary, which Python reads before the class: a `forward` that runs the
+one before with some torch functions answered by a child of ours, or methods rebuilt with other globals.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from types import CodeType, FunctionType, MethodType
+from typing import Any
+
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+_ABSENT = object()
+
+Handler = Callable[..., Any]
+"""Called with the module, then as the function that it stands for."""
+
+
+class Patch:
+    """Entries for one module's dictionary, and children to add; made once, applied and undone at will."""
+
+    def __init__(
+        self, module: nn.Module, entries: Mapping[str, Any], children: Mapping[str, nn.Module] | None = None
+    ) -> None:
+        self.module, self.entries, self.children = module, dict(entries), dict(children or {})
+        self._before: dict[str, Any] | None = None
+
+    def apply(self) -> None:
+        if self._before is not None:
+            return
+        own = self.module.__dict__
+        self._before = {name: own.get(name, _ABSENT) for name in self.entries}
+        own.update(self.entries)
+        for name, child in self.children.items():
+            self.module.add_module(name, child)
+
+    def undo(self) -> None:
+        if self._before is None:
+            return
+        own = self.module.__dict__
+        for name, value in self._before.items():
+            if value is _ABSENT:
+                own.pop(name, None)
+            else:
+                own[name] = value
+        for name in self.children:
+            self.module._modules.pop(name, None)
+        self._before = None
+
+
+class _Routed(TorchFunctionMode):
+    """Within it, calls of some torch functions go to handlers."""
+
+    def __init__(self, module: nn.Module, handlers: Mapping[Any, Handler]) -> None:
+        super().__init__()
+        self.module, self.handlers = module, handlers
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        handler = self.handlers.get(func)
+        if handler is not None:
+            return handler(self.module, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def routed(module: nn.Module, handlers: Mapping[Any, Handler]) -> MethodType:
+    """A `forward` for the module, as it is now, in which calls of torch functions go to handlers."""
+    inner = _function(module, "forward")
+
+    @functools.wraps(inner)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with _Routed(self, handlers):
+            return inner(self, *args, **kwargs)
+
+    # Bound, so that copy.deepcopy gives the copy a method of the copy.
+    return MethodType(forward, module)
+
+
+def relinked(module: nn.Module, replace: Callable[[str, Any], Any]) -> dict[str, MethodType]:
+    """The module's own methods, rebuilt to see other globals: the ones for which `replace(name, value)` is not None."""
+    made: dict[str, MethodType] = {}
+    for name, function in methods(module):
+        found = {}
+        for used in names_in(function.__code__):
+            value = function.__globals__.get(used)
+            other = None if value is None else replace(used, value)
+            if other is not None:
+                found[used] = other
+        if found:
+            globals_ = {**function.__globals__, **found}
+            copy = FunctionType(function.__code__, globals_, name, function.__defaults__, function.__closure__)
+            copy.__kwdefaults__ = function.__kwdefaults__
+            made[name] = MethodType(copy, module)
+    return made
+
+
+def methods(module: nn.Module) -> Iterator[tuple[str, FunctionType]]:
+    """Python functions that are methods of the module, below nn.Module, as they are now."""
+    names: dict[str, None] = {}
+    for kind in type(module).__mro__:
+        if kind is nn.Module:
+            break
+        names.update(dict.fromkeys(vars(kind)))
+    for name in names:
+        static = any(isinstance(vars(k).get(name), staticmethod | classmethod) for k in type(module).__mro__)
+        function = None if static else _function(module, name)
+        if isinstance(function, FunctionType):
+            yield name, function
+
+
+def names_in(code: CodeType) -> set[str]:
+    """Globals and attributes that a function mentions, nested functions included."""
+    nested = [names_in(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return set(code.co_names).union(*nested)
+
+
+def _function(module: nn.Module, name: str) -> Any:
+    """A method as a function of the module: of its own dictionary, or of its class."""
+    own = module.__dict__.get(name)
+    if isinstance(own, MethodType) and own.__self__ is module:
+        return own.__func__
+    if own is not None:
+        return lambda _, *args, **kwargs: own(*args, **kwargs)
+    return getattr(type(module), name, None)
