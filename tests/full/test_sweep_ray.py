@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from leadline.sweep import run
+from leadline.sweep.driver import Nobody
 from leadline.sweep.engines import Ray, _measure
 from small_sweeps import VARY, Inline, figures, small
 
@@ -34,10 +35,10 @@ class Noting(Ray):
         super().__init__(1, folder)
         notes.mkdir()
 
-        def noting(cell, threads, cache):
+        def noting(cell, *rest):
             node = ray.get_runtime_context().get_node_id()
             (notes / f"{cell.key}-{node}").touch()
-            return _measure(cell, threads, cache)
+            return _measure(cell, *rest)
 
         self._measure = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(noting)
 
@@ -47,15 +48,20 @@ def test_two_nodes_share_a_sweep(tmp_path, cluster):
     whole = figures(run(sweep, tmp_path / "whole", engine=Inline()))
     engine = Noting(tmp_path / "shared", tmp_path / "notes")
     assert engine.slots == 2
-    done = run(sweep, tmp_path / "out", engine=engine)
+    seen = []
+
+    class Seeing(Nobody):
+        def progress(self, job, what, done, total):
+            seen.append((job, what, done, total))
+
+    done = run(sweep, tmp_path / "out", engine=engine, watcher=Seeing())
+    assert {job for job, *_ in seen} and all(0 <= done <= total for _, _, done, total in seen)
     notes = [note.name.split("-") for note in (tmp_path / "notes").iterdir()]
     assert figures(done) == whole and len(notes) == 12
     assert len({node for _, node in notes}) == 2
 
 
 def test_a_node_that_dies_takes_no_cell_with_it(tmp_path, cluster):
-    from leadline.sweep.driver import Nobody
-
     sweep = small(tmp_path, **LARGE)
     whole = figures(run(sweep, tmp_path / "whole", engine=Inline()))
 

@@ -126,24 +126,30 @@ class Ray:
     def __init__(self, threads: int, cache: Path | None) -> None:
         try:
             import ray
+            from ray.util.queue import Queue
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
         except ImportError:
             raise refuse("sweep", "engine ray needs pip install 'leadline[ray]'", "no ray") from None
         if not ray.is_initialized():
             ray.init(log_to_driver=False, include_dashboard=False, logging_level="error")
         self.slots = max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        self._reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         environment = {"env_vars": {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}}
         self._measure = ray.remote(num_cpus=threads, max_retries=0, runtime_env=environment)(_measure)
         self._ray, self._threads, self._cache, self._jobs = ray, threads, str(cache or ""), dict[Any, int]()
 
     def submit(self, job: int, cell: Cell) -> None:
-        self._jobs[self._measure.remote(cell, self._threads, self._cache)] = job
+        self._jobs[self._measure.remote(cell, self._threads, self._cache, job, self._reports)] = job
 
     def wait(self, seconds: float) -> list[Event]:
         if not self._jobs:
             time.sleep(seconds)
             return []
         ready, _ = self._ray.wait(list(self._jobs), num_returns=len(self._jobs), timeout=seconds)
-        events = []
+        running = set(self._jobs.values())
+        reports = self._reports.get_nowait_batch(self._reports.qsize())
+        events = [Event(job, "progress", payload) for job, payload in reports if job in running]
         for reference in ready:
             job = self._jobs.pop(reference)
             try:
@@ -157,13 +163,17 @@ class Ray:
         for reference in self._jobs:
             self._ray.cancel(reference, force=True)
         self._jobs.clear()
+        self._reports.shutdown()
 
 
-def _measure(cell: Cell, threads: int, cache: str) -> tuple[str, Any]:
+def _measure(cell: Cell, threads: int, cache: str, job: int, reports: Any) -> tuple[str, Any]:
+    """Runs on a machine of the cluster; `reports` is the driver's queue."""
     from leadline.cache import Cache
     from leadline.sweep.measure import measure
+    from leadline.sweep.worker import Reports
 
+    shown = Reports(lambda report: reports.put_nowait((job, report[1:])))
     try:
-        return "done", measure(cell, cache=Cache(cache) if cache else None, threads=threads)
+        return "done", measure(cell, cache=Cache(cache) if cache else None, threads=threads, progress=shown)
     except Exception:
         return "failed", traceback.format_exc()

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
@@ -21,10 +21,10 @@ OFTEN = 0.25
 
 
 class Reports:
-    """Progress of a cell, sent to the driver."""
+    """Progress of a cell, handed on for the driver as ("progress", what, done, total)."""
 
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe, self._last = pipe, 0.0
+    def __init__(self, send: Callable[[tuple[Any, ...]], object]) -> None:
+        self._give, self._last = send, 0.0
 
     def over(self, samples: Iterable[Any], what: str, total: int) -> Iterator[Any]:
         for done, sample in enumerate(samples):
@@ -39,7 +39,7 @@ class Reports:
     def _send(self, what: str, done: int, total: int) -> None:
         if time.monotonic() - self._last > OFTEN:
             self._last = time.monotonic()
-            self._pipe.send(("progress", what, done, total))
+            self._give(("progress", what, done, total))
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def main() -> None:
     while True:
         cell = cells.get()
         try:
-            answer: tuple[str, Any] = ("done", measure(cell, cache=cache, threads=threads, progress=Reports(pipe)))
+            answer: tuple[str, Any] = ("done", measure(cell, cache=cache, threads=threads, progress=Reports(pipe.send)))
         except Exception:
             answer = ("failed", traceback.format_exc())
         try:
