@@ -25,6 +25,23 @@ class Fold:
 
 
 @dataclass(frozen=True)
+class Heads:
+    """Detection heads: part what is only joined to be split again, and compute boxes at more bits than features. Exact.
+
+    On one 8-bit grid for boxes in pixels and scores of 0 to 1, as exports of YOLOv8 ask for, all scores become 0.
+    """
+
+    step: ClassVar[str] = "heads"
+    separate: bool = False
+    """Give boxes and scores an output each; else they stay in one, of `bits` bits."""
+    bits: int = 16
+    """Of the activations that boxes are decoded in, from the softmax of their logits on."""
+
+    def __post_init__(self) -> None:
+        _within("heads", "bits", self.bits, 8, 16)
+
+
+@dataclass(frozen=True)
 class Equalize:
     """Cross-layer equalisation of chains joined by ReLU-like activations, and absorption of high biases.
 
@@ -158,5 +175,5 @@ class CorrectBias:
     step: ClassVar[str] = "correct-bias"
 
 
-Step = Fold | Equalize | Rotate | Smooth | Polish | Calibrate | Round | CorrectBias
+Step = Fold | Heads | Equalize | Rotate | Smooth | Polish | Calibrate | Round | CorrectBias
 STEPS: dict[str, type[Step]] = {cls.step: cls for cls in get_args(Step)}

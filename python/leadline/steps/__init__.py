@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from leadline.recipe import Calibrate, CorrectBias, Equalize, Fold, Polish, Rotate, Round, Smooth, Step
+from leadline.recipe import Calibrate, CorrectBias, Equalize, Fold, Heads, Polish, Rotate, Round, Smooth, Step
 from leadline.steps.calibrate import calibrate
 from leadline.steps.correct_bias import correct_bias
 from leadline.steps.equalize import equalize
 from leadline.steps.fitting import recentre
+from leadline.steps.heads import widen_heads
 from leadline.steps.polish import polish
 from leadline.steps.rotate import rotate
 from leadline.steps.round import round_weights
@@ -28,6 +29,7 @@ def fold(step: Fold, state: State) -> None:
 
 HANDLERS: dict[type[Any], Callable[[Any, State], None]] = {
     Fold: fold,
+    Heads: widen_heads,
     Equalize: equalize,
     Rotate: rotate,
     Smooth: smooth,

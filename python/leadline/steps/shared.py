@@ -40,9 +40,11 @@ def stepped(step: Step, state: State, run: Callable[[], None]) -> None:
 
     def changes() -> dict[str, Any]:
         run()
-        return {key: getattr(state, key) for key in CHANGED} | {"log": state.log[begun:]}
+        own = {"overrides": state.recipe.overrides, "log": state.log[begun:]}
+        return {key: getattr(state, key) for key in CHANGED} | own
 
-    found = state.cache.recall(digest("step", step, schemes, ahead, so_far), changes)
+    found = state.cache.recall(digest("step", "with overrides", step, schemes, ahead, so_far), changes)
     for key in CHANGED:
         setattr(state, key, found[key])
+    state.recipe = recipe.changed(overrides=found["overrides"])
     state.log[begun:] = found["log"]

@@ -1,0 +1,270 @@
+"""Detection heads: branches of different ranges that meet in one Concat, where one grid would have to hold them all.
+
+YOLO-like exports write boxes (0 to some hundred pixels) above class scores (0 to 1) in one output. On one 8-bit grid
+its step is over two pixels, and every score becomes 0. Some also lead the logits of both through a Concat that a Split
+takes apart again. Found by what the operators say about their ranges, not by names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from leadline.graph.fold import new_name
+from leadline.graph.ir import Graph, Node, Value
+from leadline.graph.movement import MOVES_DATA
+from leadline.graph.simplify import reshape, simplify
+from leadline.types import refuse
+
+_BOUNDED = frozenset({"Sigmoid", "HardSigmoid", "Softmax"})
+_REARRANGES = frozenset({"Reshape", "Transpose", "Identity"})
+
+
+@dataclass(frozen=True)
+class Head:
+    """A Concat that writes an output of the network, of parts with different ranges.
+
+    Attributes
+    ----------
+    concat : str
+        The node's name.
+    output : str
+        The network's output that holds the parts.
+    scores, others : tuple of str
+        The Concat's inputs that a Sigmoid or Softmax bounds by 0 and 1, and those that nothing bounds.
+    decoding : tuple of str
+        Tensors that the others are computed in from logits, in the order of the nodes: what a Softmax gives (of which a
+        layer may take the expectation), and all behind it up to the Concat, or, without one, all behind the last
+        layers. They carry positions, which need more digits than features do.
+    """
+
+    concat: str
+    output: str
+    scores: tuple[str, ...]
+    others: tuple[str, ...]
+    decoding: tuple[str, ...]
+
+
+def find(graph: Graph) -> list[Head]:
+    """Every such Concat."""
+    outputs = {value.name for value in graph.outputs}
+    producers = graph.producers()
+    heads = []
+    for node in graph.nodes:
+        if node.op_type != "Concat" or len(node.inputs) < 2 or any(name in graph.weights for name in node.inputs):
+            continue
+        output = _leads_to(graph, node, outputs)
+        if output is None:
+            continue
+        bounded = [name for name in node.inputs if _is_bounded(producers, name)]
+        others = [name for name in node.inputs if name not in bounded]
+        if bounded and others:
+            found = _decoding(graph, others)
+            heads.append(Head(node.name, output, tuple(bounded), tuple(others), tuple(found)))
+    return heads
+
+
+def _leads_to(graph: Graph, node: Node, outputs: set[str]) -> str | None:
+    """The output that holds what a node writes, merely rearranged; None where anything else reads it, too."""
+    tensor = node.outputs[0]
+    for _ in range(len(graph.nodes)):
+        readers = graph.consumers(tensor)
+        if tensor in outputs:
+            return None if readers else tensor
+        if len(readers) != 1 or readers[0].op_type not in _REARRANGES:
+            return None
+        tensor = readers[0].outputs[0]
+    return None
+
+
+def _is_bounded(producers: dict[str, Node], tensor: str) -> bool:
+    writer = producers.get(tensor)
+    while writer is not None and writer.op_type in MOVES_DATA:
+        writer = producers.get(writer.inputs[0])
+    return writer is not None and writer.op_type in _BOUNDED
+
+
+def _decoding(graph: Graph, ends: Sequence[str]) -> list[str]:
+    """Upstream from the ends, through everything but layers; through those, too, that read a Softmax."""
+    producers, layers = graph.producers(), {id(layer.node) for layer in graph.layers()}
+    reached, open_ = set[str](), [name for name in ends if name in producers]
+    while open_:
+        tensor = open_.pop()
+        node = producers[tensor]
+        if tensor in reached or (id(node) in layers and not _is_bounded(producers, node.inputs[0])):
+            continue
+        reached.add(tensor)
+        if node.op_type not in _BOUNDED:
+            open_ += [name for name in node.inputs if name in producers]
+    # What moves a layer's own output has that layer's grid.
+    for node in graph.nodes:
+        moved = node.op_type in MOVES_DATA or node.op_type == "Concat"
+        if moved and not reached.intersection(node.inputs):
+            reached.difference_update(node.outputs)
+    return [name for node in graph.nodes for name in node.outputs if name in reached]
+
+
+def separate(graph: Graph, names: Sequence[str] = ()) -> list[str]:
+    """Give each part of a head an output of its own, in place of the common one. Exact.
+
+    What rearranges the Concat's output (a Transpose) rearranges each part instead; with a Reshape there
+    the head stays whole.
+
+    Parameters
+    ----------
+    graph : Graph
+        Changed in place.
+    names : sequence of str
+        Of the new outputs, one for each input of the Concat, where the network has one head. Default: the old output's
+        name with ``.0``, ``.1`` behind it.
+
+    Returns
+    -------
+    list of str
+        One line for each head: ``<output>: <what was done>``.
+
+    Raises
+    ------
+    InputError
+        As many names as the head has parts are needed, and none may be taken.
+    """
+    lines = []
+    for head in find(graph):
+        node = next(node for node in graph.nodes if node.name == head.concat)
+        chain = _chain(graph, node, head.output)
+        if any(step.op_type == "Reshape" for step in chain):
+            continue
+        given = list(names) or [new_name(graph, f"{head.output}.{i}") for i in range(len(node.inputs))]
+        taken = [name for name in given if name in graph.weights or name in graph.values]
+        if len(given) != len(node.inputs) or taken or len(set(given)) != len(given):
+            rule = f"names must be {len(node.inputs)} new ones, for the parts of '{head.output}'"
+            raise refuse("separate", rule, ", ".join(given))
+        _replace(graph, node, chain, head.output, given)
+        parts = ", ".join(f"'{name}' {'x'.join(map(str, graph.shape(name)))}" for name in given)
+        lines.append(f"{head.output}: its parts are outputs of their own, {parts}")
+    return lines
+
+
+def _chain(graph: Graph, node: Node, output: str) -> list[Node]:
+    chain = []
+    tensor = node.outputs[0]
+    while tensor != output:
+        (reader,) = graph.consumers(tensor)
+        chain.append(reader)
+        tensor = reader.outputs[0]
+    return chain
+
+
+def _replace(graph: Graph, concat: Node, chain: list[Node], output: str, names: Sequence[str]) -> None:
+    gone = {id(concat), *map(id, chain)}
+    nodes = [node for node in graph.nodes if id(node) not in gone]
+    values = []
+    for part, name in zip(concat.inputs, names, strict=True):
+        steps = chain or [Node("Identity", [], [])]
+        tensor, shape = part, graph.shape(part)
+        for i, step in enumerate(steps):
+            if step.op_type == "Transpose":
+                shape = tuple(shape[axis] for axis in step.attrs.get("perm", range(len(shape))[::-1]))
+            written = name if i == len(steps) - 1 else new_name(graph, f"{name}.{i}")
+            graph.values[written] = Value(written, graph.values[part].dtype, shape)
+            nodes.append(Node(step.op_type, [tensor], [written], written, dict(step.attrs)))
+            tensor = written
+        values.append(graph.values[name])
+    graph.nodes = nodes
+    graph.outputs = [new for old in graph.outputs for new in (values if old.name == output else [old])]
+    simplify(graph)  # an output takes the place of a tensor that only it reads
+
+
+def part(graph: Graph) -> list[str]:
+    """Undo a Concat that a Split takes apart again, across Reshapes and Concats along other axes. Exact.
+
+    Returns
+    -------
+    list of str
+        One line for each: ``<node>: <what was done>``.
+    """
+    lines = []
+    for node in list(graph.nodes):
+        if node.op_type != "Split" or node.inputs[0] in graph.weights:
+            continue
+        axis = int(node.attrs.get("axis", 0)) % len(graph.shape(node.inputs[0]))
+        sizes = [graph.shape(name)[axis] for name in node.outputs]
+        parts = _Parts(graph)
+        found = parts.of(node.inputs[0], axis, sizes)
+        if found is None or not parts.undone:
+            continue
+        renamed = dict(zip(node.outputs, found, strict=True))
+        ends = {value.name for value in graph.outputs}
+        made = [Node("Identity", [new], [old], old) for old, new in renamed.items() if old in ends]
+        where = graph.nodes.index(node)
+        graph.nodes[where : where + 1] = [*parts.nodes, *made]
+        for other in graph.nodes:
+            if other not in made:
+                other.inputs = [name if name in ends else renamed.get(name, name) for name in other.inputs]
+        lines.append(f"{node.name}: its parts never meet, {len(parts.undone)} Concats undone")
+    graph.prune()
+    return lines
+
+
+class _Parts:
+    """The parts of a tensor along an axis, made of what it was joined from."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.producers = graph, graph.producers()
+        self.nodes: list[Node] = []
+        self.undone: list[str] = []
+
+    def of(self, tensor: str, axis: int, sizes: Sequence[int]) -> list[str] | None:
+        """None where they were not joined in these sizes."""
+        node = self.producers.get(tensor)
+        if node is None or any(value.name == tensor for value in self.graph.outputs):
+            return None
+        if node.op_type == "Concat":
+            joined = int(node.attrs["axis"]) % len(self.graph.shape(tensor))
+            return self._taken_apart(node, joined, sizes) if joined == axis else self._along(node, axis, sizes)
+        if node.op_type == "Reshape":
+            return self._reshaped(node, axis, sizes)
+        return None
+
+    def _taken_apart(self, node: Node, axis: int, sizes: Sequence[int]) -> list[str] | None:
+        own = [self.graph.shape(name)[axis] for name in node.inputs]
+        if own != list(sizes):
+            return None
+        self.undone.append(node.name)
+        return list(node.inputs)
+
+    def _along(self, node: Node, axis: int, sizes: Sequence[int]) -> list[str] | None:
+        """Parts of what is joined along another axis, joined for each part."""
+        rows = [self.of(name, axis, sizes) for name in node.inputs]
+        if any(row is None for row in rows):
+            return None
+        made = []
+        for i, size in enumerate(sizes):
+            shape = tuple(size if k == axis else dim for k, dim in enumerate(self.graph.shape(node.outputs[0])))
+            inputs = [row[i] for row in rows if row is not None]
+            made.append(self._write(Node("Concat", inputs, [], "", dict(node.attrs)), node, i, shape))
+        return made
+
+    def _reshaped(self, node: Node, axis: int, sizes: Sequence[int]) -> list[str] | None:
+        """A Reshape that keeps the axis, and what lies before it, reshapes each part alike."""
+        before, after = self.graph.shape(node.inputs[0]), self.graph.shape(node.outputs[0])
+        if len(before) <= axis or before[: axis + 1] != after[: axis + 1]:
+            return None
+        parts = self.of(node.inputs[0], axis, sizes)
+        if parts is None:
+            return None
+        made = []
+        for i, (name, size) in enumerate(zip(parts, sizes, strict=True)):
+            own = Node("Reshape", [name], [], "")
+            shape = tuple(size if k == axis else dim for k, dim in enumerate(after))
+            written = self._write(own, node, i, shape)
+            reshape(self.graph, own, shape)
+            made.append(written)
+        return made
+
+    def _write(self, node: Node, like: Node, index: int, shape: tuple[int, ...]) -> str:
+        name = new_name(self.graph, f"{like.outputs[0]}.{index}")
+        node.name, node.outputs = name, [name]
+        self.graph.values[name] = Value(name, self.graph.values[like.outputs[0]].dtype, shape)
+        self.nodes.append(node)
+        return name
