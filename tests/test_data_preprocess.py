@@ -32,6 +32,33 @@ def test_a_feed_is_the_formula(tmp_path: Path) -> None:
     assert half["x"].dtype == np.float16
 
 
+@pytest.mark.parametrize(
+    ("size", "room", "placed"),
+    [((80, 60), (48, 64), (0.8, 0, 0)), ((64, 20), (64, 64), (1.0, 22, 0)), ((30, 90), (45, 60), (0.5, 0, 22))],
+)
+def test_a_letterboxed_picture_keeps_its_proportions(
+    size: tuple[int, int], room: tuple[int, int], placed: tuple[float, int, int]
+) -> None:
+    preprocess = Preprocess(resize=room, scale=1.0, letterbox=True, layout="NHWC")
+    factor, top, left = preprocess.place(size[1], size[0])
+    assert (factor, top, left) == pytest.approx(placed)
+    (pixels,) = preprocess(Image.new("RGB", size, (200, 10, 30)))
+    height, width = round(size[1] * factor), round(size[0] * factor)
+    inner = np.zeros(room, bool)
+    inner[top : top + height, left : left + width] = True
+    assert pixels.shape == (*room, 3)
+    assert (pixels[inner] == [200, 10, 30]).all() and (pixels[~inner] == 114).all()
+
+
+def test_a_letterbox_takes_the_networks_size(tmp_path: Path) -> None:
+    path = picture(tmp_path / "p.png", size=(20, 8))
+    (feed,) = load(path, PICTURE, Preprocess(letterbox=True, scale=1.0))
+    grey = (feed["x"][0] == 114).all(0)
+    assert grey[:2].all() and grey[-2:].all() and not grey[3:5].all()
+    with refused("[Preprocess.place] letterbox must be true, with resize stated. Received Preprocess(resize=None"):
+        Preprocess(letterbox=True).place(3, 4)
+
+
 def test_uint8_inputs_take_raw_pixels(tmp_path: Path) -> None:
     path = picture(tmp_path / "p.png", size=(10, 8))
     (feed,) = load(path, [("x", np.uint8, (1, 3, 8, 10))])
@@ -142,7 +169,8 @@ def test_preprocess_survives_a_round_trip(resize: Any, mean: Any, scale: float, 
     [
         (
             {"sizes": 3},
-            "[Preprocess] data knows only the keys resize, crop, mean, std, scale, layout, channels. Received sizes.",
+            "[Preprocess] data knows only the keys resize, crop, mean, std, scale, layout, channels, letterbox. "
+            "Received sizes.",
         ),
         ({"resize": 0}, "[Preprocess] resize must be a positive integer or [height, width]. Received 0."),
         ({"resize": True}, "Received True."),
@@ -155,6 +183,12 @@ def test_preprocess_survives_a_round_trip(resize: Any, mean: Any, scale: float, 
         ({"std": float("inf")}, "[Preprocess] std must be a finite number or one per channel. Received inf."),
         ({"scale": 0}, "[Preprocess] scale must be a positive finite number. Received 0."),
         ({"layout": "HWC"}, "[Preprocess] layout must be 'NCHW' or 'NHWC'. Received 'HWC'."),
+        ({"letterbox": 1}, "[Preprocess] letterbox must be true or false. Received 1."),
+        (
+            {"letterbox": True, "resize": 64},
+            "[Preprocess] letterbox takes resize as [height, width], and no crop. Received resize=64, crop=None.",
+        ),
+        ({"letterbox": True, "crop": 64}, "Received resize=None, crop=64."),
         ({"channels": "RGBA"}, "[Preprocess] channels must be 'RGB', 'BGR' or 'L'. Received 'RGBA'."),
     ],
 )

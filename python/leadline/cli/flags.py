@@ -25,6 +25,9 @@ Std = Annotated[str | None, typer.Option(help="Divided by, likewise.")]
 Scale = Annotated[float | None, typer.Option(help="Divides pixels of 0..255 first; 1 keeps them raw. Default 255.")]
 Layout = Annotated[str | None, typer.Option(help="NCHW or NHWC.")]
 Channels = Annotated[str | None, typer.Option(help="RGB, BGR or L.")]
+Letterbox = Annotated[
+    bool, typer.Option("--letterbox", help="Keep the picture's proportions: fit it into the size, fill up with grey.")
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse unreadable files instead of skipping them.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of the cores and of onnxruntime. Default: all.")]
 
@@ -38,6 +41,7 @@ def preprocessing(
     scale: float | None,
     layout: str | None,
     channels: str | None,
+    letterbox: bool = False,
 ) -> Any:
     """The recipe's [data] table with the flags on top; None where neither says anything, as arrays want it."""
     from leadline.data import Preprocess
@@ -50,6 +54,7 @@ def preprocessing(
         "scale": scale,
         "layout": layout,
         "channels": channels,
+        "letterbox": letterbox or None,
     }
     stated = dict(base) | {key: value for key, value in flags.items() if value is not None}
     return Preprocess.from_dict(stated) if stated else None

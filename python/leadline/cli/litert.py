@@ -39,6 +39,7 @@ def quantize_tflite(
     scale: flags.Scale = None,
     layout: flags.Layout = None,
     channels: flags.Channels = None,
+    letterbox: flags.Letterbox = False,
     strict: flags.Strict = False,
     threads: flags.Threads = None,
     as_json: flags.Json = False,
@@ -52,7 +53,7 @@ def quantize_tflite(
 
     name, chosen, kind = tflite.named(recipe, preset, io)
     wanted = Recipe.load(name)
-    preprocess = flags.preprocessing(wanted.data, resize, crop, mean, std, scale, layout, channels)
+    preprocess = flags.preprocessing(wanted.data, resize, crop, mean, std, scale, layout, channels, letterbox)
     given = {"preprocess": preprocess, "samples": samples, "seed": seed, "strict": strict, "threads": threads}
     progress = Bars()
     with filling(out) as folder:

@@ -60,6 +60,7 @@ def quantize(
     scale: flags.Scale = None,
     layout: flags.Layout = None,
     channels: flags.Channels = None,
+    letterbox: flags.Letterbox = False,
     strict: flags.Strict = False,
     threads: flags.Threads = None,
     as_json: flags.Json = False,
@@ -78,7 +79,7 @@ def quantize(
         raise refuse("quantize", f"encodings must be one of {', '.join(get_args(Version))}", repr(encodings))
     start = time.monotonic()
     plan = Recipe.load(recipe)
-    preprocess = flags.preprocessing(plan.data, resize, crop, mean, std, scale, layout, channels)
+    preprocess = flags.preprocessing(plan.data, resize, crop, mean, std, scale, layout, channels, letterbox)
     progress = Bars()
     with filling(out) as folder:
         quantized = pipeline.quantize(
@@ -130,6 +131,7 @@ def verify(
     scale: flags.Scale = None,
     layout: flags.Layout = None,
     channels: flags.Channels = None,
+    letterbox: flags.Letterbox = False,
     strict: flags.Strict = False,
     threads: flags.Threads = None,
     as_json: flags.Json = False,
@@ -143,7 +145,7 @@ def verify(
     profile_of(target, "verify")
     if target != "hexagon" and (context, soc, arch) != (None, None, None):
         raise refuse("verify", "--context, --soc and --arch are for --target hexagon", repr(target))
-    preprocess = flags.preprocessing({}, resize, crop, mean, std, scale, layout, channels)
+    preprocess = flags.preprocessing({}, resize, crop, mean, std, scale, layout, channels, letterbox)
     graph, feeds = pipeline.load_pair(fp32, data, preprocess, samples, seed, strict)
     verification = run(graph, qdq, feeds, target=target, soc=soc, arch=arch, threads=threads, progress=Bars())
     document = report.verified(fp32, graph, qdq, feeds, verification)

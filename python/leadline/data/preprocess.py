@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 Size = tuple[int, int]
 
 
+GREY = 114
+"""What a letterboxed picture is filled up with, of 255: as YOLOv8 was trained."""
+
+
 class Unreadable(Exception):
     """One sample that cannot be used; the message says why. `load` skips and counts it, or refuses it when strict."""
 
@@ -41,6 +45,9 @@ class Preprocess:
     layout : {"NCHW", "NHWC"}
     channels : {"RGB", "BGR", "L"}
         Order of the channels; "L" is one channel of luma.
+    letterbox : bool
+        Resize by one factor for both sides until the picture fits, and fill up with grey (114 of 255) on both sides
+        alike, as YOLO detectors want it. `resize` is then (height, width) or None, without a crop.
 
     `mean`, `std` and `scale` do not apply to uint8 inputs, which take pixels as they are.
     Raises InputError for a value that is out of place.
@@ -53,6 +60,7 @@ class Preprocess:
     scale: float = 255.0
     layout: Literal["NCHW", "NHWC"] = "NCHW"
     channels: Literal["RGB", "BGR", "L"] = "RGB"
+    letterbox: bool = False
 
     def __post_init__(self) -> None:
         if self.layout not in ("NCHW", "NHWC"):
@@ -67,6 +75,11 @@ class Preprocess:
             raise refuse("Preprocess", "scale must be a positive finite number", repr(self.scale))
         if not np.all(np.asarray(self.std) > 0):
             raise refuse("Preprocess", "std must be positive", repr(self.std))
+        if not isinstance(self.letterbox, bool):
+            raise refuse("Preprocess", "letterbox must be true or false", repr(self.letterbox))
+        if self.letterbox and (self.crop is not None or isinstance(self.resize, int)):
+            received = f"resize={self.resize}, crop={self.crop}"
+            raise refuse("Preprocess", "letterbox takes resize as [height, width], and no crop", received)
         if self.crop is not None and self.resize is not None:
             room = self.resize if isinstance(self.resize, tuple) else (self.resize, self.resize)
             wanted = self.crop if isinstance(self.crop, tuple) else (self.crop, self.crop)
@@ -97,7 +110,20 @@ class Preprocess:
     def to_dict(self) -> dict[str, Any]:
         """As plain types (numbers, text, lists); what is None is left out. `from_dict` reads it back."""
         table = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in table.items() if v is not None}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in table.items() if v is not None and v is not False}
+
+    def place(self, height: int, width: int) -> tuple[float, int, int]:
+        """Where a letterboxed picture of this size lies in the input: (factor, top, left), in pixels of the input.
+
+        A point (x, y) of the picture is (factor * x + left, factor * y + top) there.
+        """
+        if not self.letterbox or not isinstance(self.resize, tuple):
+            raise refuse("Preprocess.place", "letterbox must be true, with resize stated", repr(self))
+        factor = min(self.resize[0] / height, self.resize[1] / width)
+        top, left = (
+            (room - round(side * factor)) // 2 for room, side in zip(self.resize, (height, width), strict=True)
+        )
+        return factor, top, left
 
     def __call__(self, picture: Image, dtype: np.dtype[Any] | type = np.float32) -> NDArray[Any]:
         """A Pillow picture of any mode as one feed: (1, channels, height, width), or (1, height, width, channels).
@@ -118,12 +144,18 @@ class Preprocess:
 
     def _pixels(self, picture: Image) -> NDArray[np.uint8]:
         """Oriented, converted, resized and cropped: (height, width, channels)."""
-        from PIL import ImageOps
+        from PIL import Image, ImageOps
         from PIL.Image import Resampling
 
         picture = _eight_bits(ImageOps.exif_transpose(picture)).convert("L" if self.channels == "L" else "RGB")
         width, height = picture.size
-        if self.resize is not None:
+        if self.letterbox and self.resize is not None:
+            factor, top, left = self.place(height, width)
+            inner = picture.resize((round(width * factor), round(height * factor)), Resampling.BILINEAR)
+            height, width = self.resize  # type: ignore[misc]  # letterbox takes no single side
+            picture = Image.new(picture.mode, (width, height), GREY if picture.mode == "L" else (GREY,) * 3)
+            picture.paste(inner, (left, top))
+        elif self.resize is not None:
             if isinstance(self.resize, tuple):
                 height, width = self.resize
             else:
