@@ -45,6 +45,15 @@ def test_weights_in_constant_nodes():
     assert graph.layers()[0].weight == "w"
 
 
+@pytest.mark.parametrize("sizes", [np.int64(3), np.array([2, 5, 1])])
+def test_sequences_of_parts_are_tensors(sizes):
+    """As torch's exporter writes `chunk`: the last part is what is left."""
+    split = node("SplitToSequence", "x n", "s", axis=2)
+    nodes = [split, node("SequenceAt", "s i", "a"), node("SequenceAt", "s j", "b"), node("Concat", "b a", "y", axis=2)]
+    graph = load_same(model(nodes, (2, 5, 8), n=sizes, i=np.int64(0), j=np.int64(-1)))
+    assert ops(graph) == ["Split", "Concat"]
+
+
 def test_sample_wins_over_declared_shape():
     proto = model([node("Conv", "x w", "y")], (10, 3, 32, 32), w=random(4, 3, 3, 3))
     assert Graph.from_model(proto, {"x": (1, 3, 8, 12)}).shape("y") == (1, 4, 6, 10)

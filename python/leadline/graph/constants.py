@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 
 from leadline.graph.ir import Array, Graph, Node, Value
 from leadline.graph.read import to_node
+from leadline.graph.sequences import Sequences
 from leadline.graph.write import IR_VERSION
 from leadline.graph.write import to_node as to_proto
 from leadline.types import InputError, refuse
@@ -33,9 +34,13 @@ def fold(graph: Graph, label: str) -> None:
     weights = graph.weights
     kept = []
     queue = deque(graph.nodes)
+    sequences = Sequences()
     while queue:
-        node = queue.popleft()
+        node = sequences.unpack(queue.popleft(), values, weights)
         _check(node, graph.opset, label)
+        if node.op_type == "CastLike" and node.inputs[1] in values:
+            dtype = helper.np_dtype_to_tensor_dtype(values[node.inputs[1]].dtype)
+            node = Node("Cast", node.inputs[:1], node.outputs, node.name, {"to": dtype})
         missing = [name for name in node.inputs if name and name not in weights and name not in values]
         if missing:
             raise refuse("Graph.load", f"every tensor of '{label}' must be written before it is read", repr(missing[0]))
