@@ -53,6 +53,7 @@ def finished(tmp_path_factory):
         ({"data": {"source": "seen.npy", "scenes": "rooms"}}, "data must name a source or scenes"),
         ({"data": {"scenes": "forests"}}, "data.scenes must be rooms, streets or both ... forests"),
         ({"networks": ["none.onnx"]}, "a network must be one of tinydepth ... none.onnx"),
+        ({"extends": "rotations"}, "small: extends must be one of ... observers ... 'rotations'"),
         ({"networks": None}, "small must have the key networks"),
         ({"tables": [{"rows": ["weights.narrow"]}]}, "a table's keys must be among what varies ... weights.narrow"),
         ({"vary": [{"weights.bits": []}]}, "vary[0].weights.bits must have at least one value"),

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 import tomli_w
 
@@ -18,9 +19,9 @@ from leadline.graph import Graph
 from leadline.recipe import Recipe
 from leadline.sweep import Sweep, run
 from leadline.sweep.cell import grid
-from leadline.sweep.measure import frames, quantize_cell
+from leadline.sweep.measure import frames, preprocessing, quantize_cell
 from leadline.sweep.spec import Data
-from small_networks import residual
+from small_networks import SHAPE, conv_relu_conv, residual
 from small_sweeps import Inline, small
 
 
@@ -44,6 +45,29 @@ def test_scenes_are_rooms_streets_or_both():
     assert np.array_equal(plain[1][1].rgb, scenes.views(12, 2)[1].rgb)
     video = frames(Data(scenes="streets", first=12, count=2, video=True))
     assert np.array_equal(video[1][1].depth, scenes.clip(13, 2)[1].depth)
+
+
+def test_scenes_have_the_size_that_a_network_wants(tmp_path):
+    """A shipped sweep on another network, whose input is not as large as the shipped ones'."""
+    onnx.save(conv_relu_conv(), tmp_path / "net.onnx")
+    (tmp_path / "sweep.toml").write_text("""
+        extends = "rotation"
+        networks = ["net.onnx"]
+        recipes = ["minmax-w8a8"]
+        vary = [{"activations.bits" = [8]}]
+        metrics = ["sqnr", "seconds"]
+        tables = []
+        evaluation = [{ scenes = "both", count = 2 }]
+        data.count = 2
+        data.preprocess = { mean = 0.5 }
+    """)
+    sweep = Sweep.load(tmp_path / "sweep.toml")
+    assert (sweep.name, sweep.data.scenes, sweep.data.first) == ("sweep", "both", 200000)
+    (cell,) = grid(sweep)
+    assert preprocessing(cell, sweep.data).mean == 0.5
+    assert [frame.rgb.shape for _, frame in frames(sweep.data, (12, 16))] == [(12, 16, 3)] * 2
+    graph, quantized = quantize_cell(cell)
+    assert graph.inputs[0].shape == SHAPE and quantized.grids
 
 
 def test_disturbed_pictures():

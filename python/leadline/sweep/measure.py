@@ -37,6 +37,7 @@ def measure(
     """
     start, saved = time.monotonic(), cache.saved if cache else 0.0
     graph, quantized = quantize_cell(cell, cache=cache, threads=threads, progress=progress)
+    size = _size(inspect_inputs(cell.file))
     seconds = time.monotonic() - start + (cache.saved - saved if cache else 0.0)
     artefact = quantized.to_qdq()
     figures = {"size": float(artefact.ByteSize()), "seconds": round(seconds, 3)}
@@ -50,7 +51,7 @@ def measure(
             figures[f"{prefix}sqnr"] = _sqnr(graph, artefact, samples, threads)
             continue
         pictures = preprocessing(cell, data) or Preprocess()
-        footage = Footage([frame for _, frame in frames(data, cache)], video=data.video)
+        footage = Footage([frame for _, frame in frames(data, size, cache)], video=data.video)
 
         def float_network(footage: Footage = footage, pictures: Preprocess = pictures) -> Judgement:
             return judge(predict(graph, footage.frames, pictures, threads=threads), footage)
@@ -101,26 +102,26 @@ def preprocessing(cell: Cell, data: Data) -> Preprocess | None:
     return Preprocess.from_dict(table) if table else None
 
 
-def frames(data: Data, cache: Cache | None = None) -> list[tuple[str, Frame]]:
-    """Rendered frames with their labels, disturbed as the table says."""
+def frames(data: Data, size: tuple[int, int] = scenes.SIZE, cache: Cache | None = None) -> list[tuple[str, Frame]]:
+    """Rendered frames with their labels, `size` (height, width), disturbed as the table says."""
     if not data.scenes:
         raise refuse("sweep", "frames must come from scenes", f"source {data.source!r}")
 
     def render() -> list[tuple[str, Frame]]:
         if data.video:
             seed = data.first + (data.first % 2 != (data.scenes == "streets") and data.scenes != "both")
-            found = [(f"clip-{seed}[{i}]", frame) for i, frame in enumerate(scenes.clip(seed, data.count))]
+            found = [(f"clip-{seed}[{i}]", frame) for i, frame in enumerate(scenes.clip(seed, data.count, size))]
         else:
             found = [
                 (f"place-{seed}[{i}]", frame)
                 for seed in _places(data)
-                for i, frame in enumerate(scenes.views(seed, data.views))
+                for i, frame in enumerate(scenes.views(seed, data.views, size))
             ]
         changes = {"noise": data.noise, "darkness": data.darkness, "blur": data.blur}
         return [(name, scenes.disturbed(frame, **changes, seed=i)) for i, (name, frame) in enumerate(found)]
 
     rendered = (data.scenes, data.first, data.count, data.views, data.video, data.noise, data.darkness, data.blur)
-    return _shared(cache, digest("frames", rendered), render)
+    return _shared(cache, digest("frames", rendered, size), render)
 
 
 def _places(data: Data) -> Sequence[int]:
@@ -129,6 +130,13 @@ def _places(data: Data) -> Sequence[int]:
         return range(data.first, data.first + data.count)
     start = data.first + (data.first % 2 != (data.scenes == "streets"))
     return range(start, start + 2 * data.count, 2)
+
+
+def _size(inputs: Any) -> tuple[int, int]:
+    """Of the pictures that a network wants; the scenes' own where it takes any."""
+    sides = [side for side in inputs[0][2][1:] if side not in (1, 3)]
+    fixed = len(sides) == 2 and all(isinstance(side, int) for side in sides)
+    return (int(sides[0]), int(sides[1])) if fixed else scenes.SIZE
 
 
 def _samples(data: Data, inputs: Any, preprocess: Preprocess, cache: Cache | None) -> Samples:
@@ -141,7 +149,7 @@ def _samples(data: Data, inputs: Any, preprocess: Preprocess, cache: Cache | Non
     def item(label: str, frame: Frame) -> Item:
         return Item(label, lambda: {name: preprocess(Image.fromarray(frame.rgb))})
 
-    return Samples([item(label, frame) for label, frame in frames(data, cache)], data.seed)
+    return Samples([item(label, frame) for label, frame in frames(data, _size(inputs), cache)], data.seed)
 
 
 def _figures(judged: Judgement) -> dict[str, float]:

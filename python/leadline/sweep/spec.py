@@ -135,6 +135,8 @@ class Sweep:
     def load(source: str | os.PathLike[str] | Sweep) -> Sweep:
         """A shipped sweep by name, or one from a TOML file; paths in it are relative to the file.
 
+        ``extends = "rotation"`` takes a shipped sweep for what the file does not say: to run it on other networks.
+
         Raises InputError for an unknown name, a malformed file, an unknown key or a value of the wrong type, named.
         """
         if isinstance(source, Sweep):
@@ -180,6 +182,7 @@ def _parse(text: str, name: str, folder: Path) -> Sweep:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise refuse("Sweep.load", f"{name} must be valid TOML", str(error)) from error
+    document = _extended(document, name, folder)
     _known(document, {f.name for f in fields(Sweep)}, name)
     for key in ("networks", "recipes", "data"):
         if key not in document:
@@ -207,6 +210,21 @@ def _parse(text: str, name: str, folder: Path) -> Sweep:
         ),
     )
     return _checked(sweep)
+
+
+def _extended(document: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
+    """`extends` names another sweep: what this one says replaces what that one does, inside tables key by key."""
+    if "extends" not in document:
+        return document
+    text = _text(document.pop("extends"), f"{name}: extends")
+    if text not in Sweep.names():
+        raise refuse("Sweep.load", f"{name}: extends must be one of {', '.join(Sweep.names())}", repr(text))
+    return _merged(tomllib.loads(_shipped().joinpath(f"{text}.toml").read_text("utf-8")) | {"name": name}, document)
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    tables = {key for key in base.keys() & over.keys() if isinstance(base[key], dict) and isinstance(over[key], dict)}
+    return {**base, **over, **{key: _merged(base[key], over[key]) for key in tables}}
 
 
 def _checked(sweep: Sweep) -> Sweep:
