@@ -101,7 +101,10 @@ def test_pictures_smaller_than_the_crop_are_skipped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        (VECTOR, "network with one float or uint8 input of rank 4. Received inputs 'v' (float32, ?x4)."),
+        (
+            VECTOR,
+            "network with one float or uint8 input of rank 4, or 5 for clips. Received inputs 'v' (float32, ?x4).",
+        ),
         ([*PICTURE, *VECTOR], "Received inputs 'x' (float32, 1x3x8x10), 'v' (float32, ?x4)."),
         ([("x", np.int64, (1, 3, 8, 8))], "Received inputs 'x' (int64, 1x3x8x8)."),
         ([("x", np.float32, (1, 1, 8, 8))], "Received channels='RGB' (3) and layout='NCHW'."),
@@ -293,6 +296,39 @@ def test_frames_are_evenly_spread(video: Path) -> None:
     assert all(equal(a, b) for a, b in zip(samples, samples, strict=True))
     assert len(load(video, PICTURE)) == 32
     assert len(load(video, PICTURE, limit=99)) == 40
+
+
+CLIP = [("x", np.float32, (1, 4, 3, 8, 10))]
+
+
+def test_clips_are_consecutive_frames(video: Path) -> None:
+    samples = load(video, CLIP, Preprocess(scale=1.0), limit=3)
+    assert samples.labels == [f"{video}[0:4]", f"{video}[18:22]", f"{video}[36:40]"]
+    for feed, start in zip(samples, (0, 18, 36), strict=True):
+        assert feed["x"].shape == (1, 4, 3, 8, 10)
+        assert np.abs(feed["x"].mean((0, 2, 3, 4)) - np.arange(start, start + 4) * 6).max() < 6
+    assert len(load(video, CLIP, limit=99)) == 37, "clips may overlap"
+    with refused("40 frames, fewer than the 41 of a clip"):
+        load(video, [("x", np.float32, (1, 41, 3, 8, 10))], strict=True)
+    with refused("must say how many frames make a clip"):
+        load(video, [("x", np.float32, (1, None, 3, 8, 10))])
+
+
+def test_clips_of_pictures_stay_within_a_folder(tmp_path: Path) -> None:
+    for scene, count in (("a", 5), ("b", 3), ("c", 4)):
+        (tmp_path / scene).mkdir()
+        for index in range(count):
+            Image.new("RGB", (10, 8), (index, 0, 0)).save(tmp_path / scene / f"{index}.png")
+    samples = load(tmp_path, CLIP, Preprocess(scale=1.0))
+    assert samples.labels == [f"{tmp_path / scene / '0.png'} to 3.png" for scene in "ac"]
+    assert [feed["x"][0, :, 0, 0, 0].tolist() for feed in samples] == [[0, 1, 2, 3]] * 2
+    (tmp_path / "a" / "1.png").write_bytes(b"")
+    assert [feed["x"][0, :, 0, 0, 0].tolist() for feed in load(tmp_path, CLIP, Preprocess(scale=1.0))] == [
+        [0, 2, 3, 4],
+        [0, 1, 2, 3],
+    ]
+    with refused("a folder must hold the 4 pictures of a clip. Received 3"):
+        load(tmp_path / "b", CLIP)
 
 
 def test_several_videos_share_the_limit(video: Path) -> None:

@@ -41,6 +41,8 @@ def load(
     inputs : sequence of (name, dtype, dims with None where dynamic), or of a graph's Values
         The dims of a file may be placeholders: for pictures, a size that `preprocess` states wins over them. A
         Value's shape is settled, and all must agree with it.
+        For an input of rank 5, (batch, frames, channels, height, width), a sample is a clip: consecutive frames of a
+        video, evenly spread, or consecutive pictures of a folder.
     preprocess : Preprocess, optional
         For pictures and videos only. Default: squeezed to the input's size, divided by 255, RGB, NCHW.
     limit : int, optional
@@ -117,30 +119,45 @@ def _load_files(
             items += attempt(index, lambda path: tensors.from_file(path, inputs, spool))
         items = _chosen(items, limit, seed)
     else:
-        item, fitted = pictures.fit(preprocess or Preprocess(), inputs)
+        item, fitted, clip = pictures.fit(preprocess or Preprocess(), inputs)
         if kind == "videos":
             share = videos.FRAMES if limit is None else -(-limit // len(found))
             for index in range(len(found)):
-                items += attempt(index, lambda path: videos.samples(path, share, item, fitted, spool))
+                items += attempt(index, lambda path: videos.samples(path, share, item, fitted, spool, clip))
+            items = _chosen(items, limit, seed)
+        elif clip is not None:
+            folders: dict[Path, list[Path]] = {}
+            for index, file in enumerate(found):
+                if attempt(index, lambda path: _checked(path, item, fitted)):
+                    folders.setdefault(file.parent, []).append(file)
+            items = [pictures.clip(part, item, fitted) for paths in folders.values() for part in _parts(paths, clip)]
             items = _chosen(items, limit, seed)
         else:
-
-            def checked(path: Path) -> list[Item]:
-                pictures.read(path, item, fitted)  # decoded once now, so that the count is right from the start
-                return [pictures.sample(path, item, fitted)]
-
             order = range(len(found)) if limit is None else np.random.default_rng(seed).permutation(len(found)).tolist()
             good: dict[int, Item] = {}
             for index in order:
-                good.update((index, ready) for ready in attempt(index, checked))
+                good.update((index, ready) for ready in attempt(index, lambda path: _checked(path, item, fitted)))
                 if len(good) == limit:
                     break
             items = [good[index] for index in sorted(good)]
+    if not items and not skipped:
+        raise refuse("load", f"a folder must hold the {clip} pictures of a clip", f"{len(found)} in {where}")
     if not items:
         path, reason = skipped[min(skipped)]
         received = f"{len(skipped)} that are not: {path}: {reason}"
         raise refuse("load", f"at least one file must be readable in {where}", received)
     return Samples(items, seed, [skipped[index] for index in sorted(skipped)], ignored)
+
+
+def _checked(path: Path, item: Input, preprocess: Preprocess) -> list[Item]:
+    """A picture decoded once now, so that the count is right from the start."""
+    pictures.read(path, item, preprocess)
+    return [pictures.sample(path, item, preprocess)]
+
+
+def _parts(paths: list[Path], length: int) -> list[list[Path]]:
+    """Whole clips; what is left at the end belongs to none."""
+    return [paths[i : i + length] for i in range(0, len(paths) - length + 1, length)]
 
 
 def _find(paths: list[Path]) -> tuple[dict[str, list[Path]], int]:

@@ -19,16 +19,28 @@ SUFFIXES = tuple(
 )
 
 
-def fit(preprocess: Preprocess, inputs: Sequence[Input]) -> tuple[Input, Preprocess]:
-    """The one input that pictures feed, and the preprocessing with its size settled for it.
+def fit(preprocess: Preprocess, inputs: Sequence[Input]) -> tuple[Input, Preprocess, int | None]:
+    """The one input that pictures feed, the preprocessing with its size settled for it, and how many make a clip.
+
+    An input of rank 5 takes clips: its second axis is their length, and the input that is returned is of one frame.
 
     A size that the caller states (crop, or resize to height and width) wins over the dims of a file, which may be
     placeholders; against a graph's settled shape it must agree. With none stated the input's own size is used.
     """
-    rule = "pictures feed a network with one float or uint8 input of rank 4"
-    if len(inputs) != 1 or len(inputs[0].dims) != 4 or not (is_float(inputs[0].dtype) or inputs[0].dtype == np.uint8):
+    rule = "pictures feed a network with one float or uint8 input of rank 4, or 5 for clips"
+    if (
+        len(inputs) != 1
+        or len(inputs[0].dims) not in (4, 5)
+        or not (is_float(inputs[0].dtype) or inputs[0].dtype == np.uint8)
+    ):
         raise refuse("load", rule, f"inputs {', '.join(map(str, inputs))}")
     (item,) = inputs
+    clip = None
+    if len(item.dims) == 5:
+        clip = item.dims[1]
+        if clip is None:
+            raise refuse("load", f"input {item} must say how many frames make a clip", "an open second axis")
+        item = replace(item, dims=(item.dims[0], *item.dims[2:]))
     default = Preprocess()
     if item.dtype == np.uint8 and any(getattr(preprocess, k) != getattr(default, k) for k in ("mean", "std", "scale")):
         stated = f"mean={preprocess.mean}, std={preprocess.std}, scale={preprocess.scale}"
@@ -53,7 +65,7 @@ def fit(preprocess: Preprocess, inputs: Sequence[Input]) -> tuple[Input, Preproc
         raise refuse("load", f"resize and crop must lead to the size of input {item}", shape_text(stated_size))
     if batch not in (None, 1) and (item.settled or stated_size is None):
         raise refuse("load", "pictures feed a network one at a time", f"input {item}, of batch {batch}")
-    return item, preprocess
+    return item, preprocess, clip
 
 
 def read(path: Path, item: Input, preprocess: Preprocess) -> Feed:
@@ -80,6 +92,16 @@ def sample(path: Path, item: Input, preprocess: Preprocess) -> Item:
             raise refuse("Samples", "a picture must stay readable while it is in use", f"{path}: {error}") from error
 
     return Item(str(path), feed)
+
+
+def clip(paths: Sequence[Path], item: Input, preprocess: Preprocess) -> Item:
+    """Pictures that are a clip's frames, in order, along a new second axis."""
+    frames = [sample(path, item, preprocess) for path in paths]
+
+    def feed() -> Feed:
+        return {item.name: np.stack([frame.read()[item.name] for frame in frames], 1)}
+
+    return Item(f"{paths[0]} to {paths[-1].name}", feed)
 
 
 def _reason(error: Exception, path: Path) -> str:
