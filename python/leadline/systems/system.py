@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from leadline.data import Preprocess
 from leadline.graph import Graph
 from leadline.types import refuse
 
+RANDOM = "the weights are random: figures say what the network costs, not how good it is"
 SHOWN = 5
 """Names of a checkpoint's keys that a message lists."""
 
@@ -167,11 +168,48 @@ def load_weights(function: str, module: Any, tensors: Mapping[str, Any], source:
     ]
     wrong = {"missing": missing, "unknown": foreign, "of another shape": shapes}
     if any(wrong.values()):
-        listed = "; ".join(f"{len(names)} {what} ({_listed(names)})" for what, names in wrong.items() if names)
+        listed = "; ".join(f"{len(names)} {what} ({listed(names)})" for what, names in wrong.items() if names)
         raise refuse(function, f"checkpoint must hold the network's {len(own)} tensors", f"'{source}': {listed}")
     module.load_state_dict(dict(tensors))
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
+
+
+def picture_size(function: str, size: int | tuple[int, int], multiple: int) -> tuple[int, int]:
+    """Height and width in pixels. Raises InputError unless they are positive multiples."""
+    pair = size if isinstance(size, list | tuple) else (size, size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 and side % multiple == 0 for side in pair):
+        raise refuse(function, f"size must be a multiple of {multiple}, or (height, width) of such", repr(size))
+    return pair[0], pair[1]
+
+
+def imagenet(size: tuple[int, int]) -> Preprocess:
+    """Pictures as DINOv2 and its descendants take them."""
+    return Preprocess(resize=size, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def awaken(module: Any) -> None:
+    """Random weights for what starts without effect: projections of zeros, and LayerScale below a tenth."""
+    import torch
+
+    with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, torch.nn.Linear) and not part.weight.any():
+                part.reset_parameters()
+        for name, parameter in module.named_parameters():
+            if name.split(".")[-1] in ("gamma", "lambda1") and parameter.abs().max() < 0.1:
+                parameter.fill_(1.0)
+
+
+def rewritten(made: System) -> System:
+    """The system with its module's attention in operators that quantisers know, proved on its inputs."""
+    import torch
+
+    from leadline.torch import rewrite
+
+    record = rewrite(made.network, tuple(torch.from_numpy(array) for array in made.inputs.values()))
+    return replace(made, rewrites=record)
