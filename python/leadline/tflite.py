@@ -32,7 +32,7 @@ from leadline import rounding
 from leadline.affine import accumulator_grid, choose_grid, dequantize, range_of
 from leadline.affine import quantize as to_codes
 from leadline.data import Preprocess, Samples, load
-from leadline.export.tflite import Converted, Io, Plan, Preset, convert, plan, save, simulation
+from leadline.export.tflite import Converted, Io, Plan, Preset, convert, plan, save
 from leadline.export.tflite_kernels import BLOCKS, block_scales, tie
 from leadline.export.tflite_layers import ends, from_rows, input_rows, moments_of, to_rows
 from leadline.export.tflite_match import Site, sites
@@ -45,7 +45,7 @@ from leadline.recipe import Calibrate, CorrectBias, Fold, Recipe, Round
 from leadline.sqnr import Sqnr
 from leadline.types import Grid, Scheme, refuse
 
-__all__ = ["Converted", "Io", "Plan", "Preset", "convert", "named", "plan", "quantize", "save", "simulation"]
+__all__ = ["Converted", "Io", "Plan", "Preset", "convert", "named", "plan", "quantize", "save"]
 
 HELD_OUT = 0.25
 Codes = NDArray[Any]

@@ -16,7 +16,7 @@ from leadline.cli import flags
 if TYPE_CHECKING:
     from leadline.progress import Bars
     from leadline.targets.litert import Verification
-    from leadline.tflite import Plan, Preset
+    from leadline.tflite import Plan
 
 
 def quantize_tflite(
@@ -57,12 +57,12 @@ def quantize_tflite(
     given = {"preprocess": preprocess, "samples": samples, "seed": seed, "strict": strict, "threads": threads}
     progress = Bars()
     with filling(out) as folder:
-        plan, simulated = _plan(model, wanted, data, chosen, given, progress)
+        plan = _plan(model, wanted, data, given, progress)
         with progress("write"):
             tflite.save(plan, folder / "model.tflite", preset=chosen, io=kind)
         with progress("verify"):
             verification = litert.verify(
-                plan.content, folder / "model.tflite", plan.held_out, simulation=simulated, plan=plan, threads=threads
+                plan.content, folder / "model.tflite", plan.held_out, plan=plan, threads=threads
             )
         document: dict[str, Any] = {"recipe": wanted.name, "preset": chosen, "io": io, "notes": list(plan.notes)}
         document |= verification.to_dict()
@@ -73,20 +73,17 @@ def quantize_tflite(
         show(verification, plan.notes, Console())
 
 
-def _plan(
-    model: Path, recipe: Any, data: Path, preset: Preset, given: dict[str, Any], progress: Bars
-) -> tuple[Plan, Any]:
-    """What to write, and the simulation of it where there is one."""
+def _plan(model: Path, recipe: Any, data: Path, given: dict[str, Any], progress: Bars) -> Plan:
+    """What to write."""
     from leadline import pipeline, tflite
     from leadline.export.tflite import check_installed
 
     if model.suffix != ".onnx":
-        return tflite.quantize(model, recipe, data, over=progress.over, **given), None
+        return tflite.quantize(model, recipe, data, over=progress.over, **given)
     check_installed()
     quantized = pipeline.quantize(model, recipe, data, progress=progress, **given)
     with progress("convert"):
-        plan = tflite.plan(quantized, threads=given["threads"])
-    return plan, None if preset == "fp16" else tflite.simulation(quantized, plan, preset)
+        return tflite.plan(quantized, threads=given["threads"])
 
 
 def show(verification: Verification, notes: tuple[str, ...], console: Console) -> None:
@@ -96,8 +93,9 @@ def show(verification: Verification, notes: tuple[str, ...], console: Console) -
         table.add_column(head, justify="left" if head == "output" else "right")
     for score in verification.outputs:
         decibels = [f"{score.sqnr[name]:.1f} dB" for name in verification.milliseconds]
-        simulated = "" if score.simulated is None else f"{score.simulated:.1f} dB"
-        table.add_row(score.name, *decibels, simulated, f"{score.absolute:.3g}", f"{score.relative:.2%}")
+        table.add_row(
+            score.name, *decibels, f"{score.simulated:.1f} dB", f"{score.absolute:.3g}", f"{score.relative:.2%}"
+        )
     console.print(table)
     size = verification.size
     if size is not None:

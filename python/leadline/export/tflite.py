@@ -11,10 +11,10 @@ Two roads lead to a `Plan`, which is a float ``.tflite`` with grids and codes by
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 from leadline.affine import accumulator_grid, choose_grid, dequantize, range_of
 from leadline.affine import quantize as to_codes
 from leadline.data import Samples
-from leadline.export import qdq
-from leadline.export.tflite_kernels import BLOCKS, Plan, block_scales, channel_grid, integer_operators, tie
+from leadline.export.tflite_kernels import BLOCKS, Plan, block_scales, channel_grid, tie
 from leadline.export.tflite_match import Matching, Site, match, to_tflite
 from leadline.export.tflite_read import Tflite, read
 from leadline.export.tflite_run import observe
@@ -32,10 +31,7 @@ from leadline.files import replacing
 from leadline.graph import Graph, Layer, Node
 from leadline.types import Grid, Scheme, refuse
 
-if TYPE_CHECKING:
-    import onnx
-
-__all__ = ["Converted", "Io", "Plan", "Preset", "convert", "plan", "save", "simulation"]
+__all__ = ["Converted", "Io", "Plan", "Preset", "convert", "plan", "save"]
 
 Codes = NDArray[Any]
 
@@ -267,49 +263,3 @@ def save(
 def _content(path: Path) -> bytes:
     read(path)  # refuses what is not a .tflite
     return path.read_bytes()
-
-
-def simulation(quantized: Quantized, converted: Converted, preset: Preset) -> onnx.ModelProto:
-    """What LiteRT will compute, as a QDQ model: the grids that the ``.tflite`` has under a preset, and no others.
-
-    Grids that kernels fix or tie are the file's, operators left in float have none. (A tensor that a float operator
-    writes and both kinds read is quantised for both here.) "dynamic" shows weights only.
-    """
-    model = read(converted.content)
-    graph = quantized.graph
-    grids: dict[str, Grid] = {}
-    codes: dict[str, Codes] = {}
-    static = preset == "cpu" or preset == "npu"
-    chosen = integer_operators(converted, model, "npu" if preset == "npu" else "cpu") if static else []
-    integer = {index for operator in chosen for index in (*operator.inputs, *operator.outputs) if index >= 0}
-    for index, names in converted.matching.activations.items():
-        if index in integer:
-            grid = _unsigned(converted.activations[model.main.tensors[index].name])
-            grids |= {name: grid for name in names if name in quantized.grids}
-    layers = {id(operator) for operator in chosen}
-    for layer in graph.layers():
-        site = converted.matching.layers.get(layer.name)
-        if site is None or layer.weight not in quantized.grids or (static and not _among(site, model, layers)):
-            continue
-        grids[layer.weight] = quantized.grids[layer.weight]
-        if layer.weight in quantized.codes:
-            codes[layer.weight] = quantized.codes[layer.weight]
-        entry = converted.parameters.get(model.main.tensors[site.bias].name) if site.bias is not None else None
-        if static and entry is not None and layer.bias is not None:
-            grids[layer.bias], codes[layer.bias] = entry
-    held = {_values(t.array) for t in model.main.tensors if t.index in integer and t.constant and t.dtype == "float32"}
-    grids |= {
-        name: quantized.grids[name]
-        for name, array in graph.weights.items()
-        if name in quantized.grids and name not in grids and _values(array) in held
-    }
-    return qdq.to_qdq(graph, grids, codes)
-
-
-def _among(site: Site, model: Tflite, chosen: Iterable[int]) -> bool:
-    producer = model.main.producers().get(site.output)
-    return id(producer) in chosen
-
-
-def _unsigned(grid: Grid) -> Grid:
-    return Grid(grid.scale, grid.zero_point + 128, Scheme())

@@ -114,16 +114,15 @@ def integer_operators(plan: Plan, model: Tflite, preset: Literal["cpu", "npu"]) 
         and (operator.type not in WEIGHT_AXES or _has_weight(layers.get(id(operator)), graph, plan))
     }
     producers, readers = graph.producers(), graph.readers()
-    while preset == "cpu":  # moves of data stay where both sides are integers
-        lonely = [
-            key
-            for key, operator in chosen.items()
-            if operator.type in MOVES | JOINS
-            and not (
-                all(i not in producers or id(producers[i]) in chosen for i in data_inputs(operator, graph))
-                and all(id(reader) in chosen for i in operator.outputs for reader in readers.get(i, []))
-            )
-        ]
+    while True:  # "cpu" moves data in integers where both sides are, "npu" where one is: never between float and float
+        lonely = []
+        for key, operator in chosen.items():
+            if operator.type in MOVES | JOINS:
+                before = [id(producers[i]) in chosen for i in data_inputs(operator, graph) if i in producers]
+                behind = [id(reader) in chosen for i in operator.outputs for reader in readers.get(i, [])]
+                stays = all(before) and all(behind) if preset == "cpu" else any((*before, *behind))
+                if not stays:
+                    lonely.append(key)
         if not lonely:
             break
         for key in lonely:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,9 @@ from leadline.export.tflite_read import Operator, Subgraph, Tensor, Tflite, read
 from leadline.export.tflite_run import Interpreter, Kernels
 from leadline.graph import Graph, Session
 from leadline.sqnr import Sqnr
+from leadline.targets.litert_expected import expected
 from leadline.targets.onnxruntime import Agreement
 from leadline.types import Grid, refuse
-
-if TYPE_CHECKING:
-    import onnx
 
 KERNELS: tuple[Kernels, ...] = ("xnnpack", "reference")
 _CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
@@ -43,11 +41,11 @@ class OutputScore:
         As the reference calls it.
     sqnr : dict of kernels to float
         dB against the float network.
-    simulated : float or None
-        dB of leadline's simulation against the float network, where one was given.
+    simulated : float
+        dB of leadline's simulation (`leadline.targets.litert_expected`) against the float network.
     agreement : dict of kernels to Agreement
         Distance from the simulation, in steps of the output's grid (of a float output: 1/256 of its standard
-        deviation); empty without a simulation.
+        deviation).
     absolute, relative : float
         Mean absolute difference from the float network, with the first kernels; and that over the mean magnitude of
         the float output.
@@ -55,7 +53,7 @@ class OutputScore:
 
     name: str
     sqnr: Mapping[str, float]
-    simulated: float | None
+    simulated: float
     agreement: Mapping[str, Agreement]
     absolute: float
     relative: float
@@ -112,10 +110,7 @@ class Verification:
     def _repr_html_(self) -> str:
         names = list(self.milliseconds)
         head = ("output", *(f"{name} dB" for name in names), "simulated dB", "mean difference")
-        rows = [
-            (o.name, *(o.sqnr[name] for name in names), "" if o.simulated is None else o.simulated, o.absolute)
-            for o in self.outputs
-        ]
+        rows = [(o.name, *(o.sqnr[name] for name in names), o.simulated, o.absolute) for o in self.outputs]
         return table(head, rows, f"{self.partitions} partitions of XNNPACK")
 
     def to_dict(self) -> dict[str, Any]:
@@ -138,12 +133,13 @@ def verify(
     artefact: Source,
     data: Any,
     *,
-    simulation: onnx.ModelProto | None = None,
     plan: Plan | None = None,
     kernels: Sequence[Kernels] = KERNELS,
     threads: int | None = None,
 ) -> Verification:
     """Run a quantised ``.tflite`` beside the float network, and beside leadline's simulation of it.
+
+    The simulation is the file itself in float arithmetic: `leadline.targets.litert_expected.expected`.
 
     Parameters
     ----------
@@ -152,8 +148,6 @@ def verify(
         outputs correspond in order, the samples' too.
     artefact : path or bytes
     data : Samples or anything that ``leadline.data.load`` takes
-    simulation : onnx.ModelProto, optional
-        From `leadline.export.tflite.simulation`.
     plan : Plan, optional
         What was to be written: integers and scales read back from the file are compared with it.
     kernels : sequence of {"xnnpack", "plain", "reference"}
@@ -175,23 +169,22 @@ def verify(
     names = [value.name for value in given.outputs] if isinstance(given, Graph) else list(given.outputs)
     _check_shapes(given, first, inputs, names)
     samples = data if hasattr(data, "labels") else load(data, inputs)
-    run = _Run(names, list(runners), simulation is not None, _steps(first, names))
-    sessions = [Session(given, optimize=False, threads=threads)] if isinstance(given, Graph) else []
-    simulated = Session(simulation, optimize=False, threads=threads) if simulation is not None else None
+    run = _Run(names, list(runners), _steps(first, names))
+    session = Session(given, optimize=False, threads=threads) if isinstance(given, Graph) else None
+    simulated = Interpreter(expected(content), "plain", threads)
     for feed in samples:
         arrays = list(feed.values())  # of one network's names; inputs correspond in order
-        if isinstance(given, Graph):
-            wanted = list(sessions[0].run(dict(zip((v.name for v in inputs), arrays, strict=True))).values())
+        if session is not None:
+            wanted = list(session.run(dict(zip((v.name for v in inputs), arrays, strict=True))).values())
         else:
+            assert isinstance(given, Interpreter)
             wanted = list(given.run(dict(zip(given.inputs, arrays, strict=True))).values())
-        seen = None
-        if simulated is not None:
-            seen = list(simulated.run(dict(zip((i[0] for i in simulated.inputs), arrays, strict=True))).values())
+        seen = list(simulated.run_real(dict(zip(simulated.inputs, arrays, strict=True))).values())
         for name, runner in runners.items():
             start = time.perf_counter()
             got = runner.run_real(dict(zip(runner.inputs, arrays, strict=True)))
             run.update(name, time.perf_counter() - start, wanted, list(got.values()), seen)
-    for session in (*sessions, *([simulated] if simulated is not None else [])):
+    if session is not None:
         session.close()
     size = None if isinstance(given, Graph) else size_of(first.model, given.model)
     xnnpack = runners.get("xnnpack") or Interpreter(content, "xnnpack", threads)
@@ -230,10 +223,10 @@ def _steps(runner: Interpreter, names: Sequence[str]) -> list[float]:
 class _Run:
     """Sums over samples."""
 
-    def __init__(self, names: list[str], kernels: list[str], simulated: bool, steps: list[float]) -> None:
+    def __init__(self, names: list[str], kernels: list[str], steps: list[float]) -> None:
         self._names, self._kernels, self._steps = names, kernels, steps
         self._scores = {name: {kind: Sqnr() for kind in kernels} for name in names}
-        self._simulated = {name: Sqnr() for name in names} if simulated else {}
+        self._simulated = {name: Sqnr() for name in names}
         self._agreement = {name: {kind: Agreement() for kind in kernels} for name in names}
         self._sums = {name: np.zeros(3) for name in names}  # difference, magnitude, elements
         self.least: dict[str, float] = {}
@@ -244,7 +237,7 @@ class _Run:
         seconds: float,
         wanted: Sequence[NDArray[Any]],
         got: Sequence[NDArray[Any]],
-        simulated: Sequence[NDArray[Any]] | None,
+        simulated: Sequence[NDArray[Any]],
     ) -> None:
         self.least[kernels] = min(self.least.get(kernels, np.inf), 1e3 * seconds)
         for i, (name, exact, array) in enumerate(zip(self._names, wanted, got, strict=True)):
@@ -252,9 +245,6 @@ class _Run:
             if kernels == self._kernels[0]:
                 difference = np.abs(np.asarray(array, np.float64) - exact)
                 self._sums[name] += difference.sum(), np.abs(exact, dtype=np.float64).sum(), array.size
-            if simulated is None:
-                continue
-            if kernels == self._kernels[0]:
                 self._simulated[name].update(exact, simulated[i])
             unit = self._steps[i] or float(np.std(exact)) / 256
             old = self._agreement[name][kernels]
@@ -264,13 +254,12 @@ class _Run:
         scores = []
         for name in self._names:
             difference, magnitude, count = (float(part) for part in self._sums[name])
-            shown = self._simulated[name].db if self._simulated else None
             scores.append(
                 OutputScore(
                     name,
                     {kind: score.db for kind, score in self._scores[name].items()},
-                    shown,
-                    self._agreement[name] if self._simulated else {},
+                    self._simulated[name].db,
+                    self._agreement[name],
                     difference / max(count, 1.0),
                     difference / (magnitude or 1.0),
                 )
