@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from leadline.graph import constants, names, opset
 from leadline.graph.activations import activations
 from leadline.graph.ir import OPSET, Array, Graph, Sample, Value
 from leadline.graph.linear import linears
-from leadline.graph.patterns import layer_norms, softmax_guards
+from leadline.graph.patterns import derived, layer_norms, softmax_guards
 from leadline.graph.read import Dims, Source
 from leadline.graph.simplify import simplify
 from leadline.types import refuse
@@ -22,7 +23,7 @@ Watch = Callable[[str, Graph], None]
 
 def normalise(source: Source, sample: Sample | None, watch: Watch = lambda how, graph: None) -> Graph:
     """Fix the shapes, fold constants, raise the opset, recognise patterns, name everything."""
-    graph = _fixed(source, sample, watch)
+    graph = _fixed(_turned(source), sample, watch)
     simplify(graph)
     watch("without effect, or merged with a neighbour", graph)
     softmax_guards(graph)
@@ -44,6 +45,22 @@ def verbatim(source: Source, sample: Sample | None) -> Graph:
     graph = _fixed(source, sample, lambda how, graph: None)
     names.number(graph)
     return graph
+
+
+def _turned(source: Source) -> Source:
+    """A weight that the file transposes is known by the weight's name, and is one however often it is transposed."""
+    same: dict[str, str] = {}
+    kept = []
+    for node in source.nodes:
+        node.inputs = [same.get(name, name) for name in node.inputs]
+        if node.op_type == "Transpose" and node.inputs[0] in source.weights and node.outputs[0] not in source.outputs:
+            turned = derived(node.inputs[0], f"T{node.attrs.get('perm', '')}")
+            known = turned in same.values()
+            same[node.outputs[0]] = node.outputs[0] = turned
+            if known:
+                continue
+        kept.append(node)
+    return replace(source, nodes=kept)
 
 
 def _fixed(source: Source, sample: Sample | None, watch: Watch) -> Graph:

@@ -9,6 +9,7 @@ except ImportError as error:
     raise ModuleNotFoundError(message, name="torch") from error
 
 from leadline.torch.calibration import LayerRecord, Report, quantize_linears
+from leadline.torch.export import to_graph
 from leadline.torch.linear import PER_ROW, QuantizedLinear, load_quantized
 from leadline.torch.module import GraphModule, to_module
 from leadline.torch.rewrites import QuantizableAttention, Rewrites, rewrite
@@ -24,5 +25,6 @@ __all__ = [
     "load_quantized",
     "quantize_linears",
     "rewrite",
+    "to_graph",
     "to_module",
 ]

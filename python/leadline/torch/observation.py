@@ -109,7 +109,7 @@ def observe(module: nn.Module, seen: Iterable[Seen], data: Any, progress: Quiet)
 
     handles = [watch(s) for s in seen]
     try:
-        with _evaluating(module):
+        with evaluating(module):
             for batch, sample in enumerate(progress.over(data, "calibrate", total)):  # noqa: B007 the hooks read it
                 if isinstance(sample, Mapping):
                     module(**sample)
@@ -123,7 +123,7 @@ def observe(module: nn.Module, seen: Iterable[Seen], data: Any, progress: Quiet)
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     training = {m: m.training for m in module.modules()}
     module.eval()
     try:
