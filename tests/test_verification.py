@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -9,11 +11,14 @@ import pytest
 from data_samples import refused
 from graph_models import model, node
 from leadline.data import load
+from leadline.pipeline import quantize
 from leadline.recipe import Calibrate, Recipe, Round
 from leadline.sqnr import Sqnr
+from leadline.steps.rotate import rotate_residual
 from leadline.types import Scheme
 from leadline.verification import verify
 from small_networks import RELU, SHAPE, conv_chain, conv_relu_conv, draw, factors, graph, quantized, samples
+from small_transformer import transformer
 
 
 def scaled(factor, offset=0.0):
@@ -100,6 +105,28 @@ def test_a_folded_factor_of_either_sign_compares_with_the_original():
     q = quantized(proto, "minmax-w8a8")
     result = verify(graph(proto), q.to_qdq(), q.held_out, threads=1)
     assert any(t.rescaled for t in result.tensors) and min(t.sqnr for t in result.tensors) > 15
+
+
+def test_rotated_tensors_are_not_taken_for_errors():
+    """Inside, the artefact's residual stream has other axes than the original's; the output is the same."""
+    network, turned = transformer(), transformer()
+    assert any(
+        record.kept
+        for record in rotate_residual(turned, load(samples(2, network.inputs[0].shape), turned.inputs), 1, 1)
+    )
+    q = quantize(turned, "minmax-w8a8", samples(4, network.inputs[0].shape), threads=1)
+    result = verify(network, q.to_qdq(), q.held_out, threads=1)
+    assert len(result.moved) > 5 and not {score.name for score in result.tensors} & {*result.moved}
+    assert min(score.sqnr for score in result.tensors) > 10
+    assert q.verify(threads=1).moved == [] and result.to_dict()["moved"] == result.moved
+
+
+def test_a_tensor_that_its_grid_breaks_is_compared():
+    """A range a hundred times too small: no rotation, so the tensor is named, and where it all began."""
+    q = quantized(conv_relu_conv(skew=False), "minmax-w8a8")
+    broken = replace(q, grids=q.grids | {"relu": replace(q.grids["relu"], scale=q.grids["relu"].scale / 100)})
+    result = broken.verify(threads=1)
+    assert "relu" not in result.moved and result.tensors[0].sqnr < 10 and result.origin == "relu"
 
 
 def test_an_error_that_is_no_scale_is_not_taken_for_one():

@@ -16,6 +16,7 @@ from leadline.data import Samples, load
 from leadline.display import table
 from leadline.export import qdq
 from leadline.export.qdq_read import open_model
+from leadline.export.unrounded import unrounded
 from leadline.graph import Graph, Session
 from leadline.profiles import HEXAGON, profile_of
 from leadline.progress import Quiet
@@ -75,14 +76,16 @@ class Dense:
 @dataclass(frozen=True)
 class Verification:
     """What was measured. `tensors` are sorted worst first. `origin` is the first tensor, in the order of computation,
-    of the broken ones (below 10 dB) that lead to a broken output; None where all outputs are whole. `build` says what
-    the target hexagon made of the artefact; None for onnxruntime."""
+    of the broken ones (below 10 dB) that lead to a broken output; None where all outputs are whole. `moved` are
+    tensors that hold something else than the float network's, as a rotation leaves them, so that nothing can be said
+    of their errors. `build` says what the target hexagon made of the artefact; None for onnxruntime."""
 
     samples: int
     outputs: list[OutputScore]
     tensors: list[TensorScore]
     saturates: bool
     origin: str | None = None
+    moved: list[str] = field(default_factory=list)
     target: str = "onnxruntime"
     build: Build | None = None
     pictures: list[Dense] = field(default_factory=list, repr=False)
@@ -101,6 +104,7 @@ class Verification:
             "tensors": [vars(t) for t in self.tensors],
             "kernels_saturate": self.saturates,
             "origin": self.origin,
+            "moved": self.moved,
             "target": self.target,
             "build": self.build and vars(self.build) | {"accepted": self.build.accepted, "text": str(self.build)},
         }
@@ -165,10 +169,13 @@ def verify(
             got = dict(zip(wanted + inner, simulated.run(feed).values(), strict=True))
             run.update(label, exact.run(feed), got, device.run(feed), written.grids)
         build = device.build
-    scores = run.tensor_scores()
+        scores = run.tensor_scores()
+        suspects = [score.name for score in scores if score.sqnr < BROKEN and score.name not in wanted]
+        moved = _moved(exact, model, next(iter(samples)), {name: tensors[name] for name in suspects}, wanted)
+    scores = [score for score in scores if score.name not in moved]
     origin = _origin(graph, {score.name: score.sqnr for score in scores})
     saturates = kernels_saturate() and build is None
-    return Verification(len(samples), run.scores(), scores, saturates, origin, target, build, run.pictures)
+    return Verification(len(samples), run.scores(), scores, saturates, origin, moved, target, build, run.pictures)
 
 
 class _Fused:
@@ -195,11 +202,7 @@ class _Npu:
     """The target hexagon. What it does not take as a whole it does not run: a device would not, either."""
 
     def __init__(self, model: onnx.ModelProto | str | Path, soc: int | None, arch: int | None) -> None:
-        proto, folder = open_model(model, "verify")
-        if folder:
-            from onnx.external_data_helper import load_external_data_for_model
-
-            load_external_data_for_model(proto, folder)
+        proto = _whole(model)
         self.simulation, self._model, self._chip = hexagon.expected(proto), model, (soc, arch)
         stored = {tensor.name for tensor in proto.graph.initializer}  # old files list weights among the inputs
         self.inputs = [value.name for value in proto.graph.input if value.name not in stored]
@@ -221,6 +224,16 @@ class _Npu:
         return self._emulator.run(feed) if self.build.accepted else {}
 
 
+def _whole(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
+    """With its external data."""
+    proto, folder = open_model(model, "verify")
+    if folder:
+        from onnx.external_data_helper import load_external_data_for_model
+
+        load_external_data_for_model(proto, folder)
+    return proto
+
+
 def _fits_onnxruntime(written: qdq.Qdq) -> bool:
     """onnxruntime fuses activations of four bits, or with a scale per channel, to kernels that then refuse them."""
     schemes = [grid.scheme for name, grid in written.grids.items() if name not in written.codes]
@@ -232,6 +245,25 @@ def _check_ends(graph: Graph, inputs: Sequence[str], outputs: Sequence[str]) -> 
         names = {value.name for value in own}
         if set(has) != names:
             raise refuse("verify", f"the artefact must have the {kind} {sorted(names)}", str(sorted(has)))
+
+
+def _moved(
+    exact: Session,
+    model: onnx.ModelProto | str | Path,
+    feed: Mapping[str, NDArray[Any]],
+    suspects: Mapping[str, str],
+    outputs: list[str],
+) -> list[str]:
+    """Of the broken tensors, with what holds them in the artefact: those that are strangers to the float network even
+    where no activation is rounded, while its outputs are whole."""
+    if not suspects:
+        return []
+    wanted = exact.run(feed)
+    with Session(unrounded(_whole(model)), outputs=[*outputs, *suspects.values()], optimize=False) as session:
+        got = dict(zip([*outputs, *suspects], session.run(feed).values(), strict=True))
+    if any(Sqnr().update(wanted[name], got[name]).db < BROKEN for name in outputs):
+        return []
+    return [name for name in suspects if _tensor_score(name, "", _channel_sums(wanted[name], got[name])).sqnr < BROKEN]
 
 
 def _origin(graph: Graph, sqnr: dict[str, float]) -> str | None:

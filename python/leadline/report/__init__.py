@@ -58,6 +58,7 @@ COLUMNS = ("AbsRel", "delta1", "RMSE m", "edge F1", "corr.", "SSIM")
 TEMPORAL = ("alignment error", "change along flow", "flicker")
 
 WORST = 15
+MOVED = "hold something else than the float network's, as rotation leaves them, and are not compared."
 """Tensors that the terminal and the page list first."""
 
 
@@ -182,6 +183,7 @@ def _write(document: dict[str, Any], runs: list[dict[str, Any]], footage: list[d
         runs=runs,
         footage=footage,
         worst=WORST,
+        moved=MOVED,
         script=charts.script() if charts.available() else None,
     )
 
@@ -213,6 +215,8 @@ def show(document: dict[str, Any], console: Console) -> None:
     for row in verification["tensors"][:WORST]:
         worst.add_row(row["name"], row["op"], f"{row['sqnr']:.1f}" + (" (rescaled)" if row["rescaled"] else ""))
     console.print(worst, markup=False)
+    if verification["moved"]:
+        console.print(f"{len(verification['moved'])} tensors {MOVED}", highlight=False)
     files = document["files"]
     sizes = ", ".join(f"{name} {decimal(size)}" for name, size in files.items())
     console.print(sizes, markup=False, highlight=False)
