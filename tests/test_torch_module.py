@@ -13,14 +13,15 @@ from graph_models import FLOAT_NOISE, distance, model, node, random
 from leadline import quantize
 from leadline.depth import networks
 from leadline.graph import Graph, Node, Session
+from leadline.pipeline import Quantized
 from leadline.recipe import Calibrate, Recipe, Round
-from leadline.types import InputError
+from leadline.types import Grid, InputError, Scheme
 from small_networks import conv_relu6_depthwise, samples
 from small_transformer import transformer
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-from leadline.torch import GraphModule, to_module  # noqa: E402
+from leadline.torch import GraphModule, SimulatedModule, to_module  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -231,7 +232,92 @@ def test_refusals() -> None:
     resized = Graph.from_model(model(nodes, PICTURE, s=np.array([1, 4, 18, 16])))
     with pytest.raises(InputError, match=r"Resize 'up': torch must have this interpolation\. Received coord"):
         to_module(resized)
-    small = transformer()
-    token = quantize(small, "quantvggt-w4a4", random(4, *small.inputs[0].shape[1:]), threads=1)
-    with pytest.raises(InputError, match=r"must be per tensor or per channel\. Received one per token|leadline\."):
-        to_module(token.graph, token.grids, token.codes)
+    grid = Grid(
+        np.ones((2, 2), np.float32), np.zeros((2, 2), np.int32), Scheme(granularity="block", axis=1, block_size=4)
+    )
+    with pytest.raises(InputError, match=r"the grid of activation 'x' must not be per block\. Received one per block"):
+        to_module(Graph.from_model(model([node("Relu", "x", "y")], (2, 8))), {"x": grid})
+
+
+RECIPES = ("w8a8", "w4a8", "minmax-w8a8", "quartdepth-w4a8", "quantvggt-w4a4", "weight-only-int8")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_each_tensor_is_the_simulations(recipe: str) -> None:
+    """Fed with the simulation's own tensors, each node gives its output, or the next code where float32 sums disagree
+    about a value between two."""
+    graph = transformer()
+    done = quantize(graph, recipe, random(6, *graph.inputs[0].shape[1:]), threads=1)
+    check_nodes(done, feed_of(done.graph))
+
+
+@pytest.mark.parametrize("name", ["tinydepth", "tinydepth-conv"])
+def test_depth_networks_simulated(name: str) -> None:
+    graph = Graph.load(networks.path(name))
+    done = quantize(graph, "minmax-w8a8", random(3, *graph.inputs[0].shape[1:]), threads=1)
+    check_nodes(done, feed_of(done.graph))
+    check_whole(done, feed_of(done.graph))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["A", "D"])
+def test_real_networks_simulated(name: str) -> None:
+    try:
+        graph = Graph.load(testbed.network(name), testbed.INPUTS[name])
+    except testbed.Missing as error:
+        pytest.skip(str(error))
+    done = quantize(graph, "minmax-w8a8", random(3, *graph.inputs[0].shape[1:]), threads=1)
+    check_nodes(done, feed_of(done.graph))
+    check_whole(done, feed_of(done.graph))
+
+
+def check_nodes(done: Quantized, feed: dict[str, np.ndarray]) -> None:
+    module = to_module(done)
+    assert isinstance(module, SimulatedModule)
+    written = [name for node in done.graph.nodes for name in node.outputs if name]
+    proto = done.to_qdq()
+    made = {name for node in proto.graph.node for name in node.output}
+    seen = {name: f"{name}.dq" if f"{name}.dq" in made else name for name in [*feed, *written]}
+    seen = {name: read for name, read in seen.items() if read in made or name in feed}
+    wanted = sorted({read for read in seen.values() if read in made})
+    outputs = Session(proto, outputs=wanted, optimize=False, threads=1).run(feed) | feed
+    values = {name: torch.from_numpy(outputs[read]) for name, read in seen.items()} | module._fixed
+    compared = 0
+    with torch.no_grad():
+        values |= {name: module._seen(name, getattr(module, own)) for name, own in module.names.items()}
+        for call in module._calls:
+            found = call.function(*(None if name is None else values[name] for name in call.inputs))
+            for name, tensor in zip(call.outputs, found if isinstance(found, (tuple, list)) else (found,), strict=True):
+                if name not in seen:  # in front of a clamp that the simulation leaves to the grid
+                    values[name] = module._seen(name, tensor)
+                    continue
+                if values[name].dtype != torch.float32:
+                    continue
+                compared += 1
+                want = values[name]
+                noise = 1e-4 * float(want.abs().max())  # hundreds of roundings of 6e-8 each
+                if name not in done.grids or done.grids[name].scheme.granularity == "token":
+                    near = 1.0 if name not in done.grids else 1e4
+                    assert (module._seen(name, tensor) - want).abs().max() <= near * noise, name
+                    continue
+                scale = float(done.grids[name].scale.max())
+                steps = (module._seen(name, tensor) - want).abs() / scale
+                apart = steps > 1e-3
+                assert steps.max() < 1.01 + noise / scale, name
+                position = (tensor / scale)[apart]  # only where the value lies between two codes
+                assert (
+                    apart.sum() == 0
+                    or done.grids[name].scale.size > 1
+                    or (((position - position.floor()) - 0.5).abs().max() < 2 * noise / scale)
+                ), name
+    assert compared > 0.6 * len(written)
+
+
+def check_whole(done: Quantized, feed: dict[str, np.ndarray]) -> None:
+    """The module is nearer to the simulation than the simulation is to the float network, by 20 dB."""
+    simulated = Session(done.to_qdq(), optimize=False, threads=1).run(feed)
+    plain = Session(done.graph, threads=1).run(feed)
+    found = run(to_module(done), done.graph, feed)
+    for name, want in simulated.items():
+        lost = np.square(found[name] - want, dtype=np.float64).mean()
+        assert lost < 0.01 * np.square(plain[name] - want, dtype=np.float64).mean(), name

@@ -10,18 +10,22 @@ except ImportError as error:
 
 from leadline.torch.calibration import LayerRecord, Report, quantize_linears
 from leadline.torch.export import to_graph
+from leadline.torch.fake import FakeQuantize
 from leadline.torch.linear import PER_ROW, QuantizedLinear, load_quantized
-from leadline.torch.module import GraphModule, to_module
-from leadline.torch.rewrites import QuantizableAttention, Rewrites, rewrite
+from leadline.torch.module import GraphModule, SimulatedModule, to_module
+from leadline.torch.rewrites import DepthOnly, QuantizableAttention, Rewrites, rewrite
 
 __all__ = [
     "PER_ROW",
+    "DepthOnly",
+    "FakeQuantize",
     "GraphModule",
     "LayerRecord",
     "QuantizableAttention",
     "QuantizedLinear",
     "Report",
     "Rewrites",
+    "SimulatedModule",
     "load_quantized",
     "quantize_linears",
     "rewrite",

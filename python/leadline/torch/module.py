@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from leadline.affine import dequantize
-from leadline.graph import Graph
-from leadline.torch.movement import Function, Site
-from leadline.torch.operators import OPERATORS
+from leadline.affine import accumulator_grid, dequantize, quantize
+from leadline.graph import DOMAIN, Graph, Node
+from leadline.graph.movement import MOVES_DATA
+from leadline.torch.fake import FakeQuantize
+from leadline.torch.movement import Builder, Function, Site
+from leadline.torch.operators import OPERATORS, OWN
 from leadline.types import Grid, refuse
+
+__all__ = ["GraphModule", "SimulatedModule", "to_module"]
+
+
+class Quantised(Protocol):
+    """What `leadline.quantize` gives."""
+
+    @property
+    def graph(self) -> Graph: ...
+    @property
+    def grids(self) -> dict[str, Grid]: ...
+    @property
+    def codes(self) -> dict[str, NDArray[Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -45,12 +60,8 @@ class GraphModule(nn.Module):
         self._calls: list[_Call] = []
         read: set[str] = set()
         for node in graph.nodes:
-            if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
-                known = f"operator of '{node.name}' must be one of {', '.join(sorted(OPERATORS))}"
-                received = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-                raise refuse("to_module", known, received)
             settings: set[str] = set()
-            function = OPERATORS[node.op_type](Site(graph, node, settings))
+            function = _builder(node)(Site(graph, node, settings))
             names = [name for name in node.inputs if name == "" or name not in settings]
             while names and names[-1] == "":
                 names.pop()
@@ -88,9 +99,8 @@ class GraphModule(nn.Module):
         return outputs if len(outputs) > 1 else outputs[0]
 
     def _seen(self, name: str, x: Tensor) -> Tensor:
-        """What the readers of a tensor see: itself, or its value on the grid."""
-        grid = self._grids.get(name)
-        return x if grid is None else _fake_quantize(x, grid)
+        """What the readers of a tensor see."""
+        return x
 
     def to_graph(self) -> Graph:
         """The graph with the parameters as they are now."""
@@ -100,8 +110,85 @@ class GraphModule(nn.Module):
         return graph
 
 
+class SimulatedModule(GraphModule):
+    """A quantised network in torch: the exported simulation, with gradients; made by `to_module`.
+
+    Every tensor with a grid passes a FakeQuantize. Tensors that must share a grid (behind data movement, or joined by a
+    Concat) share one module; a bias is rounded at the scale of its layer's input times that of its weight.
+
+    Attributes
+    ----------
+    quantizers : ModuleDict
+        The FakeQuantize modules, named as parameters are; `quantizer` finds one by the graph's name.
+    """
+
+    def __init__(self, source: Quantised, learn_scales: bool) -> None:
+        super().__init__(source.graph, source.grids, source.codes)
+        self._source = source
+        self._biases = {
+            layer.bias: (layer.weight, layer.input)
+            for layer in source.graph.layers()
+            if layer.bias in source.grids and _is_accumulator(source, layer.bias, layer.weight, layer.input)
+        }
+        self.quantizers = nn.ModuleDict()
+        self._keys: dict[str, str] = {}
+        shared = _shared(source.graph, source.grids)
+        for name, grid in source.grids.items():
+            key = re.sub(r"\W", "_", shared.get(name, name))
+            self._keys[name] = key
+            if key not in self.quantizers:
+                learns = learn_scales and grid.scheme.bits <= 16 and grid.scheme.granularity != "token"
+                self.quantizers[key] = FakeQuantize(grid, learns)
+        self._moved = {
+            output: node.inputs[0]
+            for node in source.graph.nodes
+            for output in node.outputs
+            if node.op_type in MOVES_DATA and output in self._keys
+            and self._keys[output] == self._keys.get(node.inputs[0])
+        }  # fmt: skip
+
+    def quantizer(self, name: str) -> FakeQuantize:
+        """Of a tensor of the graph. Raises InputError where it has none."""
+        if name not in self._keys:
+            raise refuse("SimulatedModule", "name must be a tensor with a grid", repr(name))
+        module = self.quantizers[self._keys[name]]
+        assert isinstance(module, FakeQuantize)
+        return module
+
+    def _seen(self, name: str, x: Tensor) -> Tensor:
+        if name not in self._keys or name in self._moved:  # what a movement copies is on the grid already
+            return x
+        quantizer = self.quantizer(name)
+        if name in self._biases:
+            weight, given = (self.quantizer(part) for part in self._biases[name])
+            if weight.scale.requires_grad or given.scale.requires_grad:
+                with torch.no_grad():
+                    quantizer.scale.copy_(torch.from_numpy(self._sums(name).scale))
+        return quantizer(x)
+
+    def _sums(self, bias: str) -> Grid:
+        weight, given = (self.quantizer(part).grid for part in self._biases[bias])
+        return accumulator_grid(weight, given, self._graph.weights[bias].size)
+
+    def to_quantized(self) -> Any:
+        """The Quantized that this module came from, with the grids and weights as they are now, rounded to nearest.
+
+        Its saved simulation computes what the module computes in eval mode.
+        """
+        grids = {name: self.quantizer(name).grid for name in self._keys}
+        grids |= {name: self._sums(name) for name in self._biases}
+        graph = self.to_graph()
+        codes = {name: quantize(graph.weights[name], grids[name]) for name in self._source.codes}
+        source: Any = self._source
+        return replace(source, graph=graph, grids=grids, codes=codes)
+
+
 def to_module(
-    graph: Graph, grids: Mapping[str, Grid] | None = None, codes: Mapping[str, NDArray[Any]] | None = None
+    graph: Graph | Quantised,
+    grids: Mapping[str, Grid] | None = None,
+    codes: Mapping[str, NDArray[Any]] | None = None,
+    *,
+    learn_scales: bool = False,
 ) -> GraphModule:
     """A graph as a torch module, in evaluation mode, that torch.export and litert-torch take.
 
@@ -111,36 +198,72 @@ def to_module(
 
     Parameters
     ----------
-    graph : Graph
-        Normalised. It is not changed.
+    graph : Graph or Quantized
+        Normalised. It is not changed. A Quantized brings its grids and codes.
     grids, codes : dict, optional
-        Of a Quantized: then every tensor with a grid passes through it, as in the exported simulation (half to even,
-        after a division by the scale). Rounding has no gradient.
+        Of a Quantized. With grids the module is a SimulatedModule: every tensor with a grid passes through it, as in
+        the exported simulation, and gradients pass straight through (`FakeQuantize`), for training with quantisation.
+        Weights begin at the values of their codes. `SimulatedModule.to_quantized` brings it back.
+    learn_scales : bool
+        Scales are parameters too, and learn by LSQ. Grids fitted to a target (`target="hexagon"`) then lose the fit.
 
     Raises
     ------
     InputError
-        An operator, or a setting of it, that torch has no function for; a grid per block or token of an activation.
+        An operator, or a setting of it, that torch has no function for; a grid per block of an activation.
     """
-    for name, grid in (grids or {}).items():
-        if name not in graph.weights and grid.scheme.granularity in ("block", "token"):
-            rule = f"the grid of activation '{name}' must be per tensor or per channel"
-            raise refuse("to_module", rule, f"one per {grid.scheme.granularity}")
+    if not isinstance(graph, Graph):
+        if grids is not None or codes is not None:
+            raise refuse("to_module", "a Quantized brings its own grids and codes", "others beside it")
+        source: Quantised = graph
+    else:
+        source = _Given(graph, dict(grids or {}), dict(codes or {}))
+    for name, grid in source.grids.items():
+        if name not in source.graph.weights and grid.scheme.granularity == "block":
+            raise refuse("to_module", f"the grid of activation '{name}' must not be per block", "one per block")
     with torch.no_grad():
-        module = GraphModule(graph, grids or {}, codes or {})
-    module.eval()
-    return module
+        whole = SimulatedModule(source, learn_scales) if source.grids else GraphModule(source.graph, {}, {})
+    return whole.eval()
 
 
-def _fake_quantize(x: Tensor, grid: Grid) -> Tensor:
-    scheme = grid.scheme
-    scale, zero_point = (torch.from_numpy(np.array(part, np.float32)) for part in (grid.scale, grid.zero_point))
-    if scheme.granularity == "axis":
-        shape = [1] * x.dim()
-        shape[scheme.axis or 0] = -1
-        scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
-    elif scheme.granularity == "block":
-        axis, size = scheme.axis or 0, scheme.block_size or 1
-        scale, zero_point = (part.repeat_interleave(size, axis) for part in (scale, zero_point))
-    codes = torch.clamp(torch.round(x / scale) + zero_point, scheme.qmin, scheme.qmax)
-    return (codes - zero_point) * scale
+@dataclass(frozen=True)
+class _Given:
+    graph: Graph
+    grids: dict[str, Grid]
+    codes: dict[str, NDArray[Any]]
+
+
+def _builder(node: Node) -> Builder:
+    found = (OWN if node.domain == DOMAIN else OPERATORS if node.domain in ("", "ai.onnx") else {}).get(node.op_type)
+    if found is None:
+        known = f"operator of '{node.name}' must be one of {', '.join(sorted(OPERATORS))}"
+        received = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        raise refuse("to_module", known, received)
+    return found
+
+
+def _is_accumulator(source: Quantised, bias: str, weight: str, given: str) -> bool:
+    """The bias is on the grid of its layer's integer sums, and has to stay there."""
+    grids = source.grids
+    if weight not in grids or given not in grids or grids[given].scheme.granularity != "tensor":
+        return False
+    sums = accumulator_grid(grids[weight], grids[given], source.graph.weights[bias].size)
+    return grids[weight].scheme.granularity != "block" and bool(np.array_equal(sums.scale, grids[bias].scale))
+
+
+def _shared(graph: Graph, grids: Mapping[str, Grid]) -> dict[str, str]:
+    """Tensors that stand for others whose grid they share: behind data movement, or joined by a Concat."""
+    first: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while first.get(name, name) != name:
+            name = first[name]
+        return name
+
+    for node in graph.nodes:
+        joined = node.inputs if node.op_type == "Concat" else node.inputs[:1] if node.op_type in MOVES_DATA else []
+        for output in node.outputs:
+            for name in joined:
+                if name in grids and name in graph.values and grids[name] == grids.get(output):
+                    first[root(output)] = root(name)
+    return {name: root(name) for name in first}

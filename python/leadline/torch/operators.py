@@ -206,6 +206,24 @@ def _elu(site: Site) -> Function:
     return lambda x: functional.elu(x, alpha)
 
 
+def _log_polish(x: Tensor, omega: Tensor) -> Tensor:
+    plain = torch.isinf(omega)
+    bend = torch.where(plain, torch.ones_like(omega), omega)
+    return torch.where(plain, x, torch.sign(x) * (torch.log(x.abs() / bend + 1.0) / _LN2))
+
+
+def _log_unpolish(y: Tensor, omega: Tensor) -> Tensor:
+    plain = torch.isinf(omega)
+    bend = torch.where(plain, torch.ones_like(omega), omega)
+    return torch.where(plain, y, torch.sign(y) * ((torch.pow(2.0, y.abs().clamp(max=126.0)) - 1.0) * bend))
+
+
+_LN2 = float(np.float32(0.69314718055994531))
+OWN: dict[str, Builder] = {
+    "Rotate": _plain(torch.matmul), "LogPolish": _plain(_log_polish), "LogUnpolish": _plain(_log_unpolish),
+}  # fmt: skip
+"""leadline's own operators; `leadline.graph.functions` defines them."""
+
 OPERATORS: dict[str, Builder] = MOVES | {
     "Add": _plain(torch.add), "Sub": _plain(torch.sub), "Mul": _plain(torch.mul), "Div": _plain(torch.div),
     "Pow": _plain(torch.pow), "Max": _chain(torch.maximum), "Min": _chain(torch.minimum),
