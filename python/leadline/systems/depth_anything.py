@@ -103,6 +103,9 @@ def sized(
         torch.manual_seed(seed)
         network = DepthAnythingForDepthEstimation(config).eval()
         system.awaken(network)
+        for part in (*network.neck.modules(), *network.head.modules()):  # else nothing is left of the signal
+            if isinstance(part, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+                torch.nn.init.kaiming_normal_(part.weight)
     return _system(network, (height, breadth), seed, (system.RANDOM,))
 
 

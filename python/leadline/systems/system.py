@@ -156,8 +156,13 @@ def read_checkpoint(function: str, path: str | os.PathLike[str], inner: Sequence
     return {name.removeprefix("module."): value for name, value in tensors.items()}
 
 
-def load_weights(function: str, module: Any, tensors: Mapping[str, Any], source: object) -> None:
-    """Put a checkpoint's tensors into a module; refuse, with counts and names, unless they are exactly its own."""
+def load_weights(
+    function: str, module: Any, tensors: Mapping[str, Any], source: object, *, strict: bool = True
+) -> list[str]:
+    """Put a checkpoint's tensors into a module; refuse, with counts and names, unless they are exactly its own.
+
+    Not `strict`: what the module does not know is left out and its names are returned.
+    """
     own = module.state_dict()
     missing = [name for name in own if name not in tensors]
     foreign = [name for name in tensors if name not in own]
@@ -166,11 +171,12 @@ def load_weights(function: str, module: Any, tensors: Mapping[str, Any], source:
         for name, value in own.items()
         if name in tensors and tensors[name].shape != value.shape
     ]
-    wrong = {"missing": missing, "unknown": foreign, "of another shape": shapes}
+    wrong = {"missing": missing, "unknown": foreign if strict else [], "of another shape": shapes}
     if any(wrong.values()):
-        listed = "; ".join(f"{len(names)} {what} ({listed(names)})" for what, names in wrong.items() if names)
-        raise refuse(function, f"checkpoint must hold the network's {len(own)} tensors", f"'{source}': {listed}")
-    module.load_state_dict(dict(tensors))
+        said = "; ".join(f"{len(names)} {what} ({listed(names)})" for what, names in wrong.items() if names)
+        raise refuse(function, f"checkpoint must hold the network's {len(own)} tensors", f"'{source}': {said}")
+    module.load_state_dict({name: value for name, value in tensors.items() if name in own})
+    return foreign
 
 
 def listed(names: Sequence[str]) -> str:

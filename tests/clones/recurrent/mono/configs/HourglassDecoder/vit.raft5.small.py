@@ -1,0 +1,1 @@
+# our stand-in reads nothing of it
