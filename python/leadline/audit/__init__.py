@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from leadline.audit.findings import Audit, Finding, Rewrite
-from leadline.graph.ir import Sample
+from leadline.audit.findings import Audit, Finding, Rewrite, located
 from leadline.recipe import Recipe
 from leadline.types import refuse
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from leadline.audit.network import Network
 
 __all__ = ["TARGETS", "Audit", "Finding", "Rewrite", "audit"]
 
@@ -16,7 +21,7 @@ TARGETS = ("hexagon", "litert")
 
 
 def audit(
-    path: str | os.PathLike[str], target: str, sample: Sample | None = None, recipe: str | Recipe = "w8a8"
+    network: str | os.PathLike[str] | nn.Module, target: str, sample: Any = None, recipe: str | Recipe = "w8a8"
 ) -> Audit:
     """Ask a target about every operator of a network.
 
@@ -25,13 +30,17 @@ def audit(
     process of its own. "litert": ai-edge-quantizer is asked about each operator of a ``.tflite``, and the interpreter
     whether it can be run; for an ONNX network what litert-torch writes for each operator comes from a list.
 
+    Where torch exported the network, findings name the module and the line of the user's code.
+
     Parameters
     ----------
-    path : path
-        A float ONNX network; for "litert" also a ``.tflite``.
+    network : path or nn.Module
+        A float ONNX network; for "litert" also a ``.tflite``. A torch module, or the ``.pt2`` file of one that
+        torch.export captured, goes through torch's ONNX exporter; what it cannot take is a finding, too.
     target : {"hexagon", "litert"}
     sample : dict of input name to array or shape, optional
-        Fixes free axes, as in `Graph.load`.
+        Fixes free axes, as in `Graph.load`. Of a torch module: what it is called with (a tensor, a tuple or list of
+        arguments, or a dict of keywords).
     recipe : str or Recipe
         Whose widths and granularities the operators are asked with ("hexagon").
 
@@ -40,10 +49,15 @@ def audit(
     InputError
         An unknown target, a file that cannot be read, free axes without a sample, or a missing extra
         (``leadline[hexagon]``, ``leadline[tflite]``).
+    ModuleNotFoundError : a torch module or a ``.pt2`` without the extra ``leadline[torch]``.
     """
     if target not in TARGETS:
         raise refuse("audit", f"target must be {' or '.join(TARGETS)}", repr(target))
-    file = Path(path)
+    if not isinstance(network, (str, os.PathLike)) or Path(network).suffix == ".pt2":
+        from leadline.audit.exported import open_program
+
+        return _asked(open_program(network, sample), target, recipe)
+    file = Path(network)
     if file.suffix == ".tflite":
         if target != "litert":
             raise refuse("audit", f"a network for {target} must be an ONNX file", f"'{file.name}'")
@@ -52,11 +66,14 @@ def audit(
         return audit_tflite(file)
     from leadline.audit.network import open_network
 
-    network = open_network(file, sample)
+    return _asked(open_network(file, sample), target, recipe)
+
+
+def _asked(network: Network, target: str, recipe: str | Recipe) -> Audit:
     if target == "hexagon":
         from leadline.audit.hexagon import audit_hexagon
 
-        return audit_hexagon(network, Recipe.load(recipe))
+        return located(audit_hexagon(network, Recipe.load(recipe)), network.origins)
     from leadline.audit.litert import audit_onnx
 
-    return audit_onnx(network)
+    return located(audit_onnx(network), network.origins)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 Status = Literal["unsupported", "unknown", "rewrite", "float", "supported"]
@@ -28,6 +28,9 @@ class Finding:
         The target's reason, or what becomes of the operator.
     asked : bool
         The target's own answer; False where it comes from a list.
+    where : tuple of str
+        The modules, by qualified name, and the lines of the user's code that they come from, where the network was
+        exported by torch and notes them.
     """
 
     operator: str
@@ -36,6 +39,7 @@ class Finding:
     forms: int
     note: str = ""
     asked: bool = True
+    where: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class Audit:
         """Plain values, ready for JSON."""
         document = asdict(self) | {"passed": self.passed, "counts": self.counts()}
         for finding in document["findings"]:
-            finding["names"] = list(finding["names"])
+            finding["names"], finding["where"] = list(finding["names"]), list(finding["where"])
         for rewrite, own in zip(document["rewrites"], self.rewrites, strict=True):
             rewrite["text"] = own.text
         return document | {"findings": list(document["findings"]), "rewrites": list(document["rewrites"])}
@@ -114,10 +118,20 @@ class Audit:
         for one in self.findings:
             note = one.note + ("" if one.asked else " (from a list)")
             if one.status in ("unsupported", "unknown"):
-                rest = len(one.names) - longest
-                note = f"{', '.join(one.names[:longest])}{f' and {rest} more' if rest > 0 else ''}: {note}"
+                places = one.where or one.names
+                rest = len(places) - longest
+                note = f"{', '.join(places[:longest])}{f' and {rest} more' if rest > 0 else ''}: {note}"
             rows.append((one.operator, str(len(one.names)), one.status, note.strip()))
         return rows
+
+
+def located(audit: Audit, origins: Mapping[str, object]) -> Audit:
+    """With the places that the nodes come from, each once."""
+    findings = (
+        replace(one, where=tuple(dict.fromkeys(str(origins[name]) for name in one.names if name in origins)))
+        for one in audit.findings
+    )
+    return replace(audit, findings=tuple(findings))
 
 
 def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,18 +14,20 @@ from leadline.types import InputError
 if TYPE_CHECKING:
     from leadline.graph import Graph
     from leadline.graph.ir import Sample
+    from leadline.graph.origin import Origin
     from leadline.graph.read import Source
 
 
 @dataclass(frozen=True)
 class Network:
-    """`graph` is None where `obstacles` kept import from reading the network; `others` counts the rest of its nodes."""
+    """`graph` is None where `obstacles` kept import from reading the network. `origins` are of nodes by their names."""
 
     file: str
     nodes: int
     graph: Graph | None
     rewrites: tuple[Rewrite, ...]
     obstacles: tuple[Finding, ...]
+    origins: Mapping[str, Origin] = field(default_factory=dict)
 
 
 def open_network(file: Path, sample: Sample | None) -> Network:
@@ -33,14 +36,18 @@ def open_network(file: Path, sample: Sample | None) -> Network:
     Control flow, unknown operators and shapes that depend on the data are findings; any other InputError is raised.
     """
     from leadline.graph.load import normalise
-    from leadline.graph.read import read
+    from leadline.graph.origin import origins
+    from leadline.graph.read import parse, unpack
 
-    source = read(file)
+    model = parse(file)
+    noted, source = origins(model), unpack(model, file.resolve().parent, file.name)
+    written: list[str] = []
     before = Counter(node.op_type for node in source.nodes)
     rewrites: list[Rewrite] = []
 
     def watch(how: str, graph: Graph) -> None:
-        nonlocal before
+        nonlocal before, written
+        written = [node.outputs[0] for node in graph.nodes]  # as the file calls them; nodes keep their order
         after = Counter(node.op_type for node in graph.nodes)
         if after != before:
             rewrites.append(Rewrite(dict(before - after), dict(after - before), how))
@@ -52,10 +59,13 @@ def open_network(file: Path, sample: Sample | None) -> Network:
         obstacles = _obstacles(source)
         if not obstacles:
             raise
-        return Network(file.name, len(source.nodes), None, (), obstacles)
+        names = ((node.name or node.outputs[0], noted.get(node.outputs[0])) for node in reversed(source.nodes))
+        return Network(file.name, len(source.nodes), None, (), obstacles, {name: own for name, own in names if own})
+    names = ((node.name, noted.get(name.partition("|")[0])) for node, name in zip(graph.nodes, written, strict=True))
+    places = {name: own for name, own in names if own}
     graph.fold()
     watch("folded into the neighbouring layers", graph)
-    return Network(file.name, len(source.nodes), graph, tuple(rewrites), ())
+    return Network(file.name, len(source.nodes), graph, tuple(rewrites), (), places)
 
 
 def _obstacles(source: Source) -> tuple[Finding, ...]:

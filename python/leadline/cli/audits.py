@@ -12,7 +12,9 @@ from leadline.types import refuse
 
 
 def audit(
-    model: Annotated[Path, typer.Argument(help="A float ONNX network, or a .tflite for litert.")],
+    model: Annotated[
+        Path, typer.Argument(help="A float ONNX network, a .pt2 of torch.export, or a .tflite for litert.")
+    ],
     target: Annotated[str, typer.Option(help="hexagon or litert.")],
     shape: Annotated[
         list[str] | None, typer.Option(help="NAME=1x3x224x224: fixes an input's free axes; may be repeated.")

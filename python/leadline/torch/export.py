@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import io
 import logging
@@ -22,9 +21,10 @@ from torch.utils import _pytree as pytree
 from leadline.graph import Graph
 from leadline.graph.ir import OPSET
 from leadline.graph.load import normalise
+from leadline.graph.origin import origins
 from leadline.graph.read import Source, parse, read
 from leadline.torch.observation import evaluating
-from leadline.torch.origin import of_error, of_node, of_trace
+from leadline.torch.origin import of_error, of_node
 from leadline.types import InputError, refuse
 
 
@@ -67,7 +67,7 @@ def to_graph(
     _check_names(program, input_names, output_names)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{type(module).__name__}.onnx"
-        _write(program, input_names, output_names or _output_names(program), path)
+        write(program, path, "to_graph", input_names, output_names)
         try:
             graph = normalise(_first_names(module, read(path)), None)
         except InputError as error:
@@ -98,19 +98,35 @@ def capture(module: nn.Module, inputs: Any, function: str) -> torch.export.Expor
         raise refuse(function, rule, f"{type(error).__name__}: {_said(error)}") from error
 
 
-def _write(
-    program: torch.export.ExportedProgram, inputs: Sequence[str] | None, outputs: Sequence[str], path: Path
+def load_program(path: Path) -> torch.export.ExportedProgram:
+    """A ``.pt2`` file of torch.export.save. Raises InputError for any other."""
+    if not path.is_file():
+        raise refuse("audit", "path must be a .pt2 file of torch.export.save", f"'{path}', which does not exist")
+    try:
+        with quiet():
+            return torch.export.load(path)
+    except Exception as error:  # whatever zipfile, json and torch find wrong
+        raise refuse("audit", "path must be a .pt2 file of torch.export.save", f"'{path}': {_said(error)}") from error
+
+
+def write(
+    program: torch.export.ExportedProgram,
+    path: Path,
+    function: str,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
 ) -> None:
+    """An exported program as an ONNX file, unoptimised. Raises as `to_graph` does, under the name of `function`."""
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
-        message = "to_graph needs onnxscript: pip install 'leadline[torch]'"
+        message = f"{function} needs onnxscript: pip install 'leadline[torch]'"
         raise ModuleNotFoundError(message, name="onnxscript") from error
-    options: dict[str, Any] = {"input_names": inputs, "output_names": outputs, "opset_version": OPSET}
+    names = {"input_names": input_names, "output_names": output_names or _output_names(program)}
     try:
         with quiet():
             # Unoptimised: torch's own passes fold BatchNormalization into weights and make equal constants one.
-            made = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, **options)
+            made = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, opset_version=OPSET, **names)
             made.save(str(path), external_data=True)
     except torch.onnx.errors.OnnxExporterError as error:
         rule = "torch must have an ONNX spelling for each operator of the module"
@@ -123,7 +139,7 @@ def _write(
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        raise refuse("to_graph", rule, _said(cause)) from error
+        raise refuse(function, rule, _said(cause)) from error
 
 
 def _first_names(module: nn.Module, source: Source) -> Source:
@@ -155,15 +171,8 @@ def _claim(module: nn.Module, graph: Graph) -> None:
 def _with_origin(error: InputError, path: Path) -> InputError:
     """The error with the place in the user's code that the tensor it names comes from."""
     named = re.search(r"writing '(.+?)'", str(error))
-    for node in parse(path).graph.node if named else ():
-        noted = {item.key: item.value for item in node.metadata_props}
-        if named[1] in node.output and "pkg.torch.onnx.name_scopes" in noted:
-            scopes, kinds = (
-                ast.literal_eval(noted[f"pkg.torch.onnx.{key}"]) for key in ("name_scopes", "class_hierarchy")
-            )
-            origin = of_trace(scopes[-2], kinds[-2], noted.get("pkg.torch.onnx.stack_trace", ""))
-            return InputError(f"{str(error).removesuffix('.')}, at {origin}.")
-    return error
+    origin = origins(parse(path)).get(named[1]) if named else None
+    return InputError(f"{str(error).removesuffix('.')}, at {origin}.") if origin else error
 
 
 def _output_names(program: torch.export.ExportedProgram) -> list[str]:
