@@ -44,6 +44,8 @@ def test_the_head_of_a_detector_is_found_with_all_that_boxes_are_decoded_in():
     assert [producers[name].op_type for name in found.others] == ["Mul"]
     operators = [producers[name].op_type for name in found.decoding]
     assert operators[:2] == ["Softmax", "Conv"] and operators[-2:] == ["Concat", "Mul"]
+    peaks = [producers[name].op_type for name in found.peaks]
+    assert peaks.count("Conv") == 7 and set(found.decoding) < set(found.peaks)  # six last layers, and the expectation
     assert sorted(operators[2:-2]) == sorted(["Reshape", "Split", "Split", "Sub", "Add", "Add", "Div", "Sub"])
 
 
@@ -93,9 +95,9 @@ def test_a_split_in_other_places_is_kept():
 def test_separated_parts_are_outputs_with_the_same_values(names):
     graph, feed = loaded()
     before = run(graph, feed)["output0"]
-    (line,) = heads.separate(graph, names)
+    ((head, outputs),) = heads.separate(graph, names)
     after = run(graph, feed)
-    assert list(after) == list(names or ("output0.0", "output0.1")) and all(name in line for name in after)
+    assert head.output == "output0" and list(after) == list(outputs) == list(names or ("output0.0", "output0.1"))
     assert np.array_equal(before, np.concatenate(list(after.values()), 1))
     assert heads.find(graph) == [] and not any(n.op_type == "Identity" for n in graph.nodes)
 

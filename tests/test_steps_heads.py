@@ -15,7 +15,7 @@ from leadline.inspector import inspect
 from leadline.pipeline import Quantized
 from leadline.recipe import Calibrate, Equalize, Heads, Override, Recipe
 from small_networks import outputs, residual
-from yolov8_onnx import picture, yolov8
+from yolov8_onnx import detector, picture, yolov8
 
 SIZE = 64
 
@@ -63,9 +63,26 @@ def test_scores_survive(graph, pictures, separate, tmp_path):
     assert np.corrcoef(exact[:, 4:].ravel(), got.ravel())[0, 1] > 0.95
     assert done.grids["model.22.dfl.conv"].scheme.bits == 16
     notes = [record.note for record in done.log if record.step == "heads"]
+    wide = {name for name, grid in done.grids.items() if grid.scheme.bits == 16}
+    assert ("output0.0" if separate else "output0") in wide and "output0.1" not in wide
     assert any("at 16 bits" in note for note in notes) and any("never meet" in note for note in notes)
     done.save(tmp_path)
     assert "one grid for inputs of different ranges" not in str(inspect(tmp_path / "model.qdq.onnx").to_dict())
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_rare_peaks_are_no_outliers(separate):
+    """Least divergence takes the few high scores for outliers; the heads keep them in range."""
+    trained = Graph.from_model(detector())
+    data = np.stack([picture(i)[0].transpose(2, 0, 1) for i in range(8)]).astype(np.float32) / 255
+    entropy = [replace(s, activations="entropy") if isinstance(s, Calibrate) else s for s in plain().steps]
+    steps = tuple(replace(s, separate=separate) if isinstance(s, Heads) else s for s in entropy)
+    kept = quantize(trained, replace(plain(), steps=steps), data, threads=1)
+    lost = quantize(
+        trained, replace(plain(), steps=tuple(s for s in steps if not isinstance(s, Heads))), data, threads=1
+    )
+    assert scores(kept, data).max() > 0.6
+    assert scores(lost, data).max() < 0.25
 
 
 def test_overrides_that_the_recipe_states_win(graph, pictures):

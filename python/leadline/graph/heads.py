@@ -30,19 +30,26 @@ class Head:
         The node's name.
     output : str
         The network's output that holds the parts.
+    parts : tuple of str
+        The Concat's inputs.
     scores, others : tuple of str
-        The Concat's inputs that a Sigmoid or Softmax bounds by 0 and 1, and those that nothing bounds.
+        Those that a Sigmoid or Softmax bounds by 0 and 1, and those that nothing bounds.
     decoding : tuple of str
         Tensors that the others are computed in from logits, in the order of the nodes: what a Softmax gives (of which a
         layer may take the expectation), and all behind it up to the Concat, or, without one, all behind the last
         layers. They carry positions, which need more digits than features do.
+    peaks : tuple of str
+        What the last layers write and all behind it up to the Concat, likewise. The few values that say "here" are far
+        from all others: they are the signal, not outliers.
     """
 
     concat: str
     output: str
+    parts: tuple[str, ...]
     scores: tuple[str, ...]
     others: tuple[str, ...]
     decoding: tuple[str, ...]
+    peaks: tuple[str, ...]
 
 
 def find(graph: Graph) -> list[Head]:
@@ -59,8 +66,12 @@ def find(graph: Graph) -> list[Head]:
         bounded = [name for name in node.inputs if _is_bounded(producers, name)]
         others = [name for name in node.inputs if name not in bounded]
         if bounded and others:
-            found = _decoding(graph, others)
-            heads.append(Head(node.name, output, tuple(bounded), tuple(others), tuple(found)))
+            reached = _upstream(graph, node.inputs, through_bounded=True)
+            written = {layer.output for layer in graph.layers()}
+            sources = {name for writer in graph.nodes if reached.intersection(writer.outputs) for name in writer.inputs}
+            peaks = _in_order(graph, reached | (sources & written))
+            own = (tuple(node.inputs), tuple(bounded), tuple(others), _decoding(graph, others), peaks)
+            heads.append(Head(node.name, output, *own))
     return heads
 
 
@@ -84,8 +95,19 @@ def _is_bounded(producers: dict[str, Node], tensor: str) -> bool:
     return writer is not None and writer.op_type in _BOUNDED
 
 
-def _decoding(graph: Graph, ends: Sequence[str]) -> list[str]:
-    """Upstream from the ends, through everything but layers; through those, too, that read a Softmax."""
+def _decoding(graph: Graph, ends: Sequence[str]) -> tuple[str, ...]:
+    reached = _upstream(graph, ends, through_bounded=False)
+    # What moves a layer's own output has that layer's grid.
+    for node in graph.nodes:
+        moved = node.op_type in MOVES_DATA or node.op_type == "Concat"
+        if moved and not reached.intersection(node.inputs):
+            reached.difference_update(node.outputs)
+    return _in_order(graph, reached)
+
+
+def _upstream(graph: Graph, ends: Sequence[str], through_bounded: bool) -> set[str]:
+    """Up to the last layers, without what they write; past those that take the expectation of a Softmax; and past
+    a Sigmoid or Softmax itself, or up to it."""
     producers, layers = graph.producers(), {id(layer.node) for layer in graph.layers()}
     reached, open_ = set[str](), [name for name in ends if name in producers]
     while open_:
@@ -94,17 +116,16 @@ def _decoding(graph: Graph, ends: Sequence[str]) -> list[str]:
         if tensor in reached or (id(node) in layers and not _is_bounded(producers, node.inputs[0])):
             continue
         reached.add(tensor)
-        if node.op_type not in _BOUNDED:
+        if through_bounded or node.op_type not in _BOUNDED:
             open_ += [name for name in node.inputs if name in producers]
-    # What moves a layer's own output has that layer's grid.
-    for node in graph.nodes:
-        moved = node.op_type in MOVES_DATA or node.op_type == "Concat"
-        if moved and not reached.intersection(node.inputs):
-            reached.difference_update(node.outputs)
-    return [name for node in graph.nodes for name in node.outputs if name in reached]
+    return reached
 
 
-def separate(graph: Graph, names: Sequence[str] = ()) -> list[str]:
+def _in_order(graph: Graph, names: set[str]) -> tuple[str, ...]:
+    return tuple(name for node in graph.nodes for name in node.outputs if name in names)
+
+
+def separate(graph: Graph, names: Sequence[str] = ()) -> list[tuple[Head, tuple[str, ...]]]:
     """Give each part of a head an output of its own, in place of the common one. Exact.
 
     What rearranges the Concat's output (a Transpose) rearranges each part instead; with a Reshape there
@@ -120,15 +141,15 @@ def separate(graph: Graph, names: Sequence[str] = ()) -> list[str]:
 
     Returns
     -------
-    list of str
-        One line for each head: ``<output>: <what was done>``.
+    list of (Head, its new outputs)
+        As the head was, and in the order of its Concat's inputs.
 
     Raises
     ------
     InputError
         As many names as the head has parts are needed, and none may be taken.
     """
-    lines = []
+    done = []
     for head in find(graph):
         node = next(node for node in graph.nodes if node.name == head.concat)
         chain = _chain(graph, node, head.output)
@@ -140,9 +161,8 @@ def separate(graph: Graph, names: Sequence[str] = ()) -> list[str]:
             rule = f"names must be {len(node.inputs)} new ones, for the parts of '{head.output}'"
             raise refuse("separate", rule, ", ".join(given))
         _replace(graph, node, chain, head.output, given)
-        parts = ", ".join(f"'{name}' {'x'.join(map(str, graph.shape(name)))}" for name in given)
-        lines.append(f"{head.output}: its parts are outputs of their own, {parts}")
-    return lines
+        done.append((head, tuple(given)))
+    return done
 
 
 def _chain(graph: Graph, node: Node, output: str) -> list[Node]:
