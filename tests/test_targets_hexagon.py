@@ -221,6 +221,14 @@ def test_a_refused_artefact_is_reported_not_run(npu):
     assert found.outputs[0].fused is None and not found.build.accepted
 
 
+def test_patience_ends_and_the_next_model_is_built(npu):
+    made = small.quantized(small.residual(), widths(8, 8))
+    with hexagon.Emulator(patience=0.001) as hasty:
+        assert hasty.build(made.to_qdq()).reason == "no answer within 0.001 s"
+        hasty._patience = 600.0
+        assert hasty.build(made.to_qdq()).accepted
+
+
 def test_unknown_target_and_missing_extra(monkeypatch):
     with pytest.raises(InputError, match=r"\[quantize\] target must be one of onnxruntime, hexagon. Received 'tpu'"):
         profile_of("tpu")

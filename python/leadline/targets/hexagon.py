@@ -31,9 +31,6 @@ from leadline.types import refuse
 if TYPE_CHECKING:
     import onnx
 
-PATIENCE = 600.0
-"""Seconds without an answer after which a build or a run is given up."""
-
 
 @dataclass(frozen=True)
 class Build:
@@ -84,6 +81,8 @@ class Emulator:
     soc, arch : int, optional
         Qualcomm's numbers of the chip and of its HTP (``soc_model`` and ``htp_arch`` of the execution provider, e.g. 69
         and 79). Default: the library's own choice.
+    patience : float
+        Seconds to wait for each answer of the library: on some networks its compiler does not end.
 
     Raises
     ------
@@ -91,8 +90,9 @@ class Emulator:
         Without onnxruntime-qnn; from `run`, where the library fails or its process ends.
     """
 
-    def __init__(self, soc: int | None = None, arch: int | None = None) -> None:
+    def __init__(self, soc: int | None = None, arch: int | None = None, patience: float = 600.0) -> None:
         check_installed()
+        self._patience = patience
         self._provider = {"offload_graph_io_quantization": "0"}
         self._provider |= {} if soc is None else {"soc_model": str(soc)}
         self._provider |= {} if arch is None else {"htp_arch": str(arch)}
@@ -165,9 +165,9 @@ class Emulator:
         assert self._connection is not None and self._process is not None
         try:
             self._connection.send((request, arguments))
-            if not self._connection.poll(PATIENCE):
+            if not self._connection.poll(self._patience):
                 self._end()
-                return False, f"no answer within {PATIENCE:.0f} s"
+                return False, f"no answer within {self._patience:g} s"
             done, answer = self._connection.recv()
             return bool(done), answer
         except (EOFError, OSError):
