@@ -138,8 +138,8 @@ def test_entropy_matches_its_specification(native, scheme):
     for x in DATA.values():
         h = Histogram().update(x)
         rows = h.to_arrays()["buckets"].astype(np.int64)
-        edges, count = segments(rows)
         amax = float(max(-h.lo, h.hi))
+        edges, count = spec.uniform(*segments(rows), amax)
         for share in (1.0, 0.7, 0.31, 0.05):
             lo, hi = max(float(h.lo) * share, -amax * share), min(float(h.hi) * share, amax * share)
             grid = affine.choose_grid(min(lo, 0), max(hi, 0), scheme)
@@ -171,6 +171,18 @@ def test_entropy_resists_outliers_and_ignores_exact_zeros():
     assert search_range(Histogram().update(with_zeros), "entropy", Scheme()) == search_range(
         Histogram().update(positive), "entropy", Scheme()
     )
+
+
+def test_entropy_takes_no_level_of_a_picture_and_no_softmax_for_outliers():
+    """Levels are points of infinite density: it must not pay to clip most of them away for one between two codes."""
+    rng = np.random.default_rng(4)
+    levels = (rng.integers(0, 256, 200_000).astype(np.float32) / 255 - 0.45) / 0.225
+    lo, hi = search_range(Histogram().update(levels), "entropy", Scheme())
+    assert (lo, hi) == pytest.approx((levels.min(), levels.max()), rel=0.01)
+    scores = rng.standard_normal((2000, 80)).astype(np.float32) * 4
+    attention = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    _, hi = search_range(Histogram().update(attention), "entropy", Scheme())
+    assert hi > 1 / 16
 
 
 @pytest.mark.parametrize("p", [50.0, 90.0, 99.0, 99.9, 100.0])

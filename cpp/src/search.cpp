@@ -8,7 +8,7 @@
 
 namespace leadline::observers {
 
-Segments::Segments(const Channel& channel, double p) : mass{0.0}, support{0.0}, entropy{0.0}, power{0.0}, p(p) {
+Segments::Segments(const Channel& channel, double p) : mass{0.0}, power{0.0}, p(p) {
     const auto add = [&](int sign, std::int32_t key) {
         const Bucket& bucket = channel.sides[sign].buckets[static_cast<std::size_t>(key - channel.sides[sign].begin)];
         if (bucket.count == 0) return;
@@ -24,10 +24,7 @@ Segments::Segments(const Channel& channel, double p) : mass{0.0}, support{0.0}, 
         lower.push_back(sign ? -high : low);
         upper.push_back(sign ? -low : high);
         density.push_back(n / (high - low));
-        log_density.push_back(std::log(density.back()));
         mass.push_back(mass.back() + n);
-        support.push_back(support.back() + (high - low));
-        entropy.push_back(entropy.back() + n * log_density.back());
         const double inner = p == 2.0 ? low * low * low : std::pow(low, p + 1.0);
         const double outer = p == 2.0 ? high * high * high : std::pow(high, p + 1.0);
         power.push_back(power.back() + density.back() * (outer - inner) / (p + 1.0));
@@ -97,92 +94,78 @@ double lp_cost(const Segments& segments, const affine::Grid& grid, const affine:
            sum(segments, end, segments.size(), scale, lowest, highest, gamma);
 }
 
-// The divergence of TensorRT's calibration, on densities instead of 2048 bins. P: the observed density, with the mass
-// beyond the grid put on an edge strip (1/16 of the outermost cell). Q: the density after quantisation, the mass of each
-// cell spread evenly over the part of the cell where P is not empty, without the mass beyond the grid, normalised.
-double entropy_cost(const Segments& s, const affine::Grid& grid, const affine::Scheme& scheme) {
-    const double step = static_cast<double>(grid.scale), inverse = 1.0 / step, strip = step / 16.0;
-    const auto lowest = static_cast<double>(scheme.qmin - grid.zero_point);
-    const auto highest = static_cast<double>(scheme.qmax - grid.zero_point);
-    const double left = (lowest - 0.5) * step, right = (highest + 0.5) * step;
+Density::Density(const Channel& channel)
+    : width(std::fmax(-static_cast<double>(channel.lo), static_cast<double>(channel.hi)) / side),
+      mass(2 * side + 1), support(2 * side + 1), entropy(2 * side + 1) {
+    const Segments segments(channel);
+    std::vector<double> bins(2 * side);
+    const double limit = side;
+    for (std::size_t i = 0; i < segments.size(); ++i) {
+        const double from = std::fmax(segments.lower[i] / width, -limit);
+        const double until = std::fmin(segments.upper[i] / width, limit);
+        const double share = segments.count[i] / (until - from);
+        const double last = std::fmin(std::floor(until), limit - 1.0);
+        for (double bin = std::floor(from); bin <= last; ++bin)
+            bins[static_cast<std::size_t>(bin + limit)] +=
+                share * std::fmax(0.0, std::fmin(until, bin + 1.0) - std::fmax(from, bin));
+    }
+    for (std::size_t i = 0; i < bins.size(); ++i) {
+        const double n = bins[i];
+        mass[i + 1] = mass[i] + n;
+        support[i + 1] = support[i] + (n > 0.0 ? width : 0.0);
+        entropy[i + 1] = entropy[i] + (n > 0.0 ? n * std::log(n / width) : 0.0);
+    }
+}
 
-    double divergence = 0.0, inside = 0.0;
-    double edge_density[2] = {0.0, 0.0};
-    double cell = lowest, cell_mass = 0.0, cell_support = 0.0;
-    const auto close = [&] {
-        if (cell_mass > 0.0) {
-            const double density = cell_mass / cell_support;
-            divergence -= cell_mass * std::log(density);
+Density::Below Density::below(double x) const {
+    const double limit = side, at = std::fmin(std::fmax(x / width + limit, 0.0), 2.0 * limit);
+    const double bin = std::fmin(std::floor(at), 2.0 * limit - 1.0), part = at - bin;
+    const auto i = static_cast<std::size_t>(bin);
+    const auto mix = [&](const std::vector<double>& sums) { return sums[i] + part * (sums[i + 1] - sums[i]); };
+    return {mix(mass), mix(support), mix(entropy)};
+}
+
+// The divergence of TensorRT's calibration. P: the observed density, with the mass beyond the grid put on an edge strip
+// (1/16 of the outermost cell). Q: the density after quantisation, the mass of each cell spread evenly over the part of
+// the cell where P is not empty, without the mass beyond the grid, normalised.
+double entropy_cost(const Density& p, const affine::Grid& grid, const affine::Scheme& scheme) {
+    const double step = static_cast<double>(grid.scale), strip = step / 16.0;
+    const double lowest = scheme.qmin - grid.zero_point, highest = scheme.qmax - grid.zero_point;
+    const Density::Below left = p.below((lowest - 0.5) * step);
+    double divergence = 0.0, edge_density[2] = {0.0, 0.0};
+    Density::Below from = left;
+    for (double cell = lowest; cell <= highest; ++cell) {
+        const Density::Below until = p.below((cell + 0.5) * step);
+        const double mass = until.mass - from.mass;
+        if (mass > 0.0) {
+            const double density = mass / (until.support - from.support);
+            divergence -= mass * std::log(density);
             if (cell == lowest) edge_density[0] = density;
             if (cell == highest) edge_density[1] = density;
         }
-        cell_mass = cell_support = 0.0;
-    };
-    const auto fill = [&](double mass, double support) { cell_mass += mass, cell_support += support; };
-    const auto cell_of = [&](double t) {
-        return std::fmin(std::fmax(affine::round_even(t * inverse), lowest), highest);
-    };
-    const auto take = [&](std::size_t i) {
-        const double density = s.density[i];
-        const double from = std::fmax(s.lower[i], left), until = std::fmin(s.upper[i], right);
-        if (from >= until) return;
-        inside += density * (until - from), divergence += density * (until - from) * s.log_density[i];
-        const double first = cell_of(from), last = cell_of(until);
-        if (first != cell) close();
-        cell = first;
-        if (first == last) return fill(density * (until - from), until - from);
-        const double head = std::fmax(0.0, (first + 0.5) * step - from);
-        fill(density * head, head), close();
-        // A cell that lies wholly in one segment has the segment's own density.
-        divergence -= density * (last - first - 1.0) * step * s.log_density[i];
-        const double tail = std::fmax(0.0, until - (last - 0.5) * step);
-        cell = last, fill(density * tail, tail);
-    };
-    const std::size_t n = s.size();
-    const auto [begin, end] = s.within(0.5 * step);
-    std::size_t i = 0;
-    for (; i < begin; ++i) take(i);
-    if (begin < end) {
-        if (cell != 0.0) close();
-        cell = 0.0;
-        const double mass = s.mass[end] - s.mass[begin];
-        fill(mass, s.support[end] - s.support[begin]);
-        inside += mass, divergence += s.entropy[end] - s.entropy[begin];
-        i = end;
+        from = until;
     }
-    for (; i < n; ++i) take(i);
-    close();
+    const Density::Below right = from;
+    const double inside = right.mass - left.mass, total = p.mass.back();
     if (!(inside > 0.0)) return HUGE_VAL;
+    divergence += right.entropy - left.entropy;
 
-    // What lies beyond each end, and in the strip inside it.
-    const double total = s.mass[n];
-    for (int e = 0; e < 2; ++e) {
-        double outer = 0.0, strip_mass = 0.0, strip_entropy = 0.0;
-        const auto look = [&](std::size_t k) {
-            const double a = e ? s.lower[k] - right : left - s.upper[k], b = e ? s.upper[k] - right : left - s.lower[k];
-            outer += s.density[k] * std::fmax(0.0, b - std::fmax(a, 0.0));
-            const double within = s.density[k] * std::fmax(0.0, std::fmin(b, 0.0) - std::fmax(a, -strip));
-            strip_mass += within, strip_entropy += within * s.log_density[k];
-            return b > -strip;  // false once past the strip
-        };
-        if (e == 0)
-            for (std::size_t k = 0; k < n && look(k); ++k) {}
-        else
-            for (std::size_t k = n; k-- > 0 && look(k);) {}
-        if (!(outer > 0.0)) continue;
-        if (!(edge_density[e] > 0.0)) return HUGE_VAL;  // mass was clipped to where Q has none
+    const Density::Below low = p.below((lowest - 0.5) * step + strip), high = p.below((highest + 0.5) * step - strip);
+    const auto clip = [&](double outer, double strip_mass, double strip_entropy, double density) {
+        if (!(outer > 0.0)) return 0.0;
+        if (!(density > 0.0)) return HUGE_VAL;  // mass was clipped to where Q has none
         const double with = strip_mass + outer;
-        divergence += with * std::log(with / strip) - strip_entropy - outer * std::log(edge_density[e]);
-    }
+        return with * std::log(with / strip) - strip_entropy - outer * std::log(density);
+    };
+    divergence += clip(left.mass, low.mass - left.mass, low.entropy - left.entropy, edge_density[0]);
+    divergence += clip(total - right.mass, right.mass - high.mass, right.entropy - high.entropy, edge_density[1]);
     return divergence / total + std::log(inside / total);
 }
 
 namespace {
 
-double cost_of(const Segments& segments, const affine::Scheme& scheme, const Search& search, Found range) {
-    const affine::Grid grid = affine::choose(static_cast<double>(range.lo), static_cast<double>(range.hi), scheme);
-    return search.method == Method::entropy ? entropy_cost(segments, grid, scheme)
-                                            : lp_cost(segments, grid, scheme, search.gamma);
+affine::Grid grid_of(Found range, const affine::Scheme& scheme) {
+    return affine::choose(static_cast<double>(range.lo), static_cast<double>(range.hi), scheme);
 }
 
 // Elements and their sum beyond a threshold, from the outside in.
@@ -347,8 +330,14 @@ Found search(const Channel& channel, const affine::Scheme& scheme, const Search&
         else
             how.seed = {kept(guess.lo, lo), kept(guess.hi, hi)};
     }
-    const auto [a, b] = shrink([&](double p, double q) { return cost_of(segments, scheme, options, at(p, q)); }, how);
-    return at(a, b);
+    const auto best = [&](auto&& cost) {
+        const auto [a, b] = shrink([&](double p, double q) { return cost(grid_of(at(p, q), scheme)); }, how);
+        return at(a, b);
+    };
+    if (options.method == Method::lp)
+        return best([&](const affine::Grid& grid) { return lp_cost(segments, grid, scheme, options.gamma); });
+    const Density density(channel);
+    return best([&](const affine::Grid& grid) { return entropy_cost(density, grid, scheme); });
 }
 
 void search(const Histogram& histogram, const affine::Scheme& scheme, const Search& options, std::span<float> lo,

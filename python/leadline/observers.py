@@ -333,7 +333,7 @@ def search_range(
         "percentile": leaves out 100 - p percent of the elements, half of it at each end, or by magnitude where the
         scheme is symmetric. p=99.999, onnxruntime's default.
         "entropy": least Kullback-Leibler divergence between the observed and the quantised density (TensorRT's
-        calibration, on densities; exact zeros are left out). Above 10 bits it is the observed range.
+        calibration, 2048 bins on either side; exact zeros are left out). Above 10 bits it is the observed range.
         "mse": least sum of |x - quantised x|**p, p=2.0. Both ends are searched.
         "sqnr": least gamma * clipping error + rounding error, squared, gamma=3: the cost of AIMET's "tf_enhanced".
         "octav": the Newton iteration of OCTAV (Sakr et al. 2022) for the mean squared error, on both ends.

@@ -32,6 +32,19 @@ def lp_cost(x: np.ndarray, grid: Grid, p: float, gamma: float = 1.0) -> float:
     return float(np.sum(np.where(step == inside, 1.0, gamma) * error))
 
 
+def uniform(edges: np.ndarray, count: np.ndarray, amax: float) -> tuple[np.ndarray, np.ndarray]:
+    """Elements spread evenly over intervals edges[i] (n, 2), on 2048 bins from zero to amax on either side: the bins'
+    edges and counts, empty ones left out."""
+    edges = np.clip(edges, -amax, amax)
+    borders = amax / 2048 * np.arange(-2048, 2049)
+    bins = np.zeros(4096)
+    for (lower, upper), n in zip(edges, count, strict=True):
+        inside = np.diff(np.clip(borders, lower, upper))
+        bins += n * inside / inside.sum()
+    some = bins > 0
+    return np.stack([borders[:-1], borders[1:]], 1)[some], bins[some]
+
+
 def entropy_cost(edges: np.ndarray, count: np.ndarray, grid: Grid) -> float:
     """KL(P || Q) for an observed density that is flat over each interval edges[i] (n, 2) with count[i] elements.
 

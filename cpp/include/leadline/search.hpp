@@ -27,9 +27,9 @@ struct Found {
 // the bucket's exact mean and variance. Sorted by value; exact zeros are left out, since every grid represents them.
 struct Segments {
     std::vector<double> lower, upper, count, mean;
-    std::vector<double> density, log_density;  // count / (upper - lower)
-    // Sums over the segments before the i-th of: count, width, count * log density, |x|^p.
-    std::vector<double> mass, support, entropy, power;
+    std::vector<double> density;  // count / (upper - lower)
+    // Sums over the segments before the i-th of: count, |x|^p.
+    std::vector<double> mass, power;
     double p;
 
     explicit Segments(const Channel& channel, double p = 2.0);
@@ -43,8 +43,24 @@ struct Segments {
 // power is the segments' own.
 double lp_cost(const Segments& segments, const affine::Grid& grid, const affine::Scheme& scheme, double gamma);
 
+// The density as entropy sees it: flat in each of 2048 bins between zero and the greatest magnitude, on either side, as
+// TensorRT's calibration has it. Finer bins would take each level of a picture, and softmax's smallest values, for
+// worth any amount of clipping.
+struct Density {
+    static constexpr int side = 2048;
+    double width;
+    // Sums over the bins before the i-th of: count, width where there is a count, count * log density.
+    std::vector<double> mass, support, entropy;
+
+    explicit Density(const Channel& channel);
+    struct Below {
+        double mass, support, entropy;
+    };
+    Below below(double x) const;
+};
+
 // Kullback-Leibler divergence of the quantised density from the observed one (see search.cpp).
-double entropy_cost(const Segments& segments, const affine::Grid& grid, const affine::Scheme& scheme);
+double entropy_cost(const Density& density, const affine::Grid& grid, const affine::Scheme& scheme);
 
 Found search(const Channel& channel, const affine::Scheme& scheme, const Search& search);
 
