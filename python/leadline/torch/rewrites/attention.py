@@ -7,7 +7,6 @@ its two products and the softmax as operators of their own. What computes querie
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from types import MethodType, SimpleNamespace
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from leadline.torch.rewrites.patches import Patch, methods, names_in, relinked, routed
+from leadline.torch.rewrites.patches import Handlers, Patch, methods, names_in, relinked, routed
 from leadline.types import refuse
 
 CHILD = "quantizable_attention"
@@ -90,7 +89,7 @@ class QuantizableAttention(nn.Module):
 
 def unfuse(module: nn.Module) -> Patch:
     """The patch by which the module's calls of torch's fused attention go through a child of its own."""
-    return Patch(module, {"forward": routed(module, {FUSED: _explicit})}, {CHILD: QuantizableAttention()})
+    return Patch(module, {"forward": routed(module, _handlers)}, {CHILD: QuantizableAttention()})
 
 
 def without_xformers(module: nn.Module) -> Patch | None:
@@ -107,9 +106,8 @@ def mentions(module: nn.Module, *names: str) -> bool:
     return any(not names_in(function.__code__).isdisjoint(names) for _, function in methods(module))
 
 
-def _explicit(module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-    attention: Callable[..., Tensor] = getattr(module, CHILD)
-    return attention(*args, **kwargs)
+def _handlers(module: nn.Module) -> Handlers:
+    return {FUSED: getattr(module, CHILD)}
 
 
 def _fused(

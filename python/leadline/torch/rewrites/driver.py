@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from leadline.torch.rewrites import constants, einops, rope
 from leadline.torch.rewrites.attention import FUSED, mentions, unfuse, without_xformers
 from leadline.torch.rewrites.patches import Patch
 from leadline.torch.rewrites.proof import Runner, difference
 from leadline.torch.rewrites.record import Rewrite, Rewrites
 from leadline.types import refuse
 
-PATTERNS = ("attention",)
+PATTERNS = ("einops", "rope", "constants", "attention")
 """In the order in which they are rewritten."""
 
 
 def rewrite(module: nn.Module, inputs: Any = None, *, patterns: Sequence[str] = PATTERNS) -> Rewrites:
-    """Rewrites a module in place, for quantisers and converters, with equal outputs.
+    """Rewrites a module in place, for quantisers and converters, with equal outputs at the inputs' shapes.
 
-    Patterns: "attention": calls of torch's `scaled_dot_product_attention` (so those of timm, transformers and DINOv2,
-    too) and of xFormers' `memory_efficient_attention` become `QuantizableAttention`: MatMul, Softmax, MatMul.
+    ==========  ===================================================  ==================================================
+    pattern     found                                                becomes
+    ==========  ===================================================  ==================================================
+    einops      rearrange, repeat, reduce and their layers           reshape, permute, expand, mean
+    rope        rotations of tokens at integer positions that do     products with fixed tables
+                not depend on the inputs' values
+    constants   position tables that are resized; grids of           parameters
+                coordinates and what is computed from them
+    attention   torch's scaled_dot_product_attention (so timm's,     `QuantizableAttention`: MatMul, Softmax, MatMul
+                transformers' and DINOv2's); xFormers'
+                memory_efficient_attention
+    ==========  ===================================================  ==================================================
 
-    Classes, names, parameters and submodules stay; a module that is rewritten gets a `forward` of its own and children
-    without weights. Each one is run on the inputs both ways; where the outputs differ, it is put back.
+    Classes, names, parameters and submodules stay; a module that is rewritten gets a `forward` of its own, and children
+    that hold what is new. Each one is run on the inputs both ways; where the outputs differ, it is put back. At other
+    shapes baked constants are left aside, and the module computes as before.
 
     Parameters
     ----------
     module : nn.Module
         On the CPU. It is run in evaluation mode.
     inputs : tensor, tuple or list of arguments, or dict of keywords; optional
-        Examples, on which modules are found and proved. None: attention alone is looked for, in the code of the
-        modules' classes, and nothing is proved.
+        Examples, on which modules are found and proved. None: attention and einops alone are looked for, in the code of
+        the modules' classes, and nothing is proved.
     patterns : sequence of str
 
     Returns
@@ -49,8 +61,10 @@ def rewrite(module: nn.Module, inputs: Any = None, *, patterns: Sequence[str] = 
         raise refuse("rewrite", f"patterns must be among {', '.join(PATTERNS)}", ", ".join(unknown))
     work = _Work(module, None if inputs is None else Runner(module, inputs))
     try:
-        if "attention" in patterns:
-            work.attention()
+        work.start("attention" in patterns)
+        for pattern in PATTERNS:
+            if pattern in patterns:
+                getattr(work, pattern)()
         return work.result()
     except BaseException:
         work.undo()
@@ -67,46 +81,64 @@ class _Work:
         self.left: dict[str, str] = {}
         self.patches: list[Patch] = []
         self.reference: list[Tensor] | None = None
+        self.xformers: dict[nn.Module, float | None] = {}
 
-    def attention(self) -> None:
-        xformers = {m: patch for m in self.module.modules() if (patch := without_xformers(m)) is not None}
-        labels = dict.fromkeys(xformers, "memory_efficient_attention")
+    def start(self, attention: bool) -> None:
+        """xFormers' function made torch's, and the first run."""
+        patches = _each(self.module, without_xformers) if attention else {}
         if self.runner is None:
-            speaking = [m for m in self.module.modules() if m in xformers or _speaks_of_attention(m)]
-            self._keep(xformers)
-            self._keep({m: unfuse(m) for m in speaking})
-            self._record("attention", {m: labels.get(m, FUSED.__name__) for m in speaking}, {})
+            self._keep(patches)
+            self.xformers.update(dict.fromkeys(patches))
             return
-        first = self._replace_xformers(self.runner, xformers)
-        called: dict[nn.Module, None] = {}
-        self.runner.watch(lambda m, function, *_: called.update({m: None}) if function is FUSED else None)
-        found = [m for m in self.module.modules() if m in called]
-        patches = {m: unfuse(m) for m in found}
-        differences, refused = self.runner.prove(patches)
-        self._left(refused)
-        self._keep({m: patches[m] for m in differences})
-        for m in first:
-            if m in differences:
-                differences[m] = max(differences[m], first[m])
-        self._record("attention", {m: labels.get(m, FUSED.__name__) for m in found if m in differences}, differences)
-
-    def _replace_xformers(self, runner: Runner, patches: Mapping[nn.Module, Patch]) -> dict[nn.Module, float]:
-        """xFormers' function made torch's, and the differences that it makes."""
         try:
-            self.reference = runner.run()
+            self.reference = self.runner.run()
         except Exception:
             if not patches:
                 raise
             # xFormers may have no kernel for the CPU: then its definition, torch's function, stands for it.
             self._keep(patches)
-            self.reference = runner.run()
-            return dict.fromkeys(patches, 0.0)
-        if not patches:
-            return {}
-        differences, refused = runner.prove(patches)
-        self._left(refused)
-        self._keep({m: patches[m] for m in differences})
-        return differences
+            self.reference = self.runner.run()
+            self.xformers.update(dict.fromkeys(patches, 0.0))
+            return
+        self.xformers.update(self._prove(patches))
+
+    def einops(self) -> None:
+        patches = _each(self.module, einops.without)
+        self._record("einops", dict.fromkeys(patches, "einops"), self._prove(patches))
+
+    def rope(self) -> None:
+        if self.runner is None:
+            return
+        patches, labels = {}, {}
+        for m, calls in rope.find(self.runner).items():
+            patch = rope.bake(m, calls)
+            if isinstance(patch, str):
+                self.left[self.names[m]] = patch
+            else:
+                patches[m], labels[m] = patch, f"{type(m).__name__}, {len(calls)} calls"
+        self._record("rope", labels, self._prove(patches))
+
+    def constants(self) -> None:
+        if self.runner is None:
+            return
+        found = constants.Finder(self.runner).found()
+        patches = {m: constants.bake(m, calls) for m, (calls, _) in found.items()}
+        self._record("constants", {m: label for m, (_, label) in found.items()}, self._prove(patches))
+
+    def attention(self) -> None:
+        if self.runner is None:
+            found = [m for m in self.module.modules() if m in self.xformers or _speaks_of_attention(m)]
+        else:
+            called: dict[nn.Module, None] = {}
+            self.runner.watch(lambda stack, f, *_: called.update({stack[-1]: None}) if f is FUSED else None)
+            found = [m for m in self.module.modules() if m in called]
+        differences = self._prove({m: unfuse(m) for m in found})
+        for m, first in self.xformers.items():
+            last = differences.get(m)
+            if first is not None and last is not None:
+                differences[m] = max(first, last)
+        labels = {m: "memory_efficient_attention" if m in self.xformers else FUSED.__name__ for m in found}
+        self._record("attention", labels, differences)
 
     def undo(self) -> None:
         for patch in reversed(self.patches):
@@ -118,17 +150,31 @@ class _Work:
             whole = difference(self.reference, self.runner.run())
         return Rewrites(tuple(self.done), dict(self.left), whole, tuple(self.patches))
 
+    def _prove(self, patches: Mapping[nn.Module, Patch]) -> dict[nn.Module, float | None]:
+        """Applies and keeps the patches that prove equal; their differences, None where there is nothing to run."""
+        if self.runner is None or not patches:
+            self._keep(patches)
+            return dict.fromkeys(patches)
+        differences, refused = self.runner.prove(patches)
+        self.left.update({self.names[m]: why for m, why in refused.items()})
+        self._keep({m: patches[m] for m in differences})
+        return dict(differences)
+
     def _keep(self, patches: Mapping[nn.Module, Patch]) -> None:
         for patch in patches.values():
             patch.apply()
             self.patches.append(patch)
 
-    def _left(self, refused: Mapping[nn.Module, str]) -> None:
-        self.left.update({self.names[m]: why for m, why in refused.items()})
+    def _record(
+        self, pattern: str, labels: Mapping[nn.Module, str], differences: Mapping[nn.Module, float | None]
+    ) -> None:
+        for m, label in labels.items():
+            if m in differences:
+                self.done.append(Rewrite(self.names[m], pattern, label, differences[m]))
 
-    def _record(self, pattern: str, found: Mapping[nn.Module, str], differences: Mapping[nn.Module, float]) -> None:
-        for m, label in found.items():
-            self.done.append(Rewrite(self.names[m], pattern, label, differences.get(m)))
+
+def _each(module: nn.Module, make: Callable[[nn.Module], Patch | None]) -> dict[nn.Module, Patch]:
+    return {m: patch for m in module.modules() if (patch := make(m)) is not None}
 
 
 def _speaks_of_attention(module: nn.Module) -> bool:

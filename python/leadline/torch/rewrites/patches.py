@@ -9,15 +9,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from types import CodeType, FunctionType, MethodType
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 _ABSENT = object()
 
-Handler = Callable[..., Any]
-"""Called with the module, then as the function that it stands for."""
+Handlers = Mapping[Any, Callable[..., Any]]
+"""Torch functions, and what is called in place of each."""
 
 
 class Patch:
@@ -53,26 +53,37 @@ class Patch:
 
 
 class _Routed(TorchFunctionMode):
-    """Within it, calls of some torch functions go to handlers."""
+    """Within it, calls of some torch functions go to handlers; those of the innermost one alone."""
 
-    def __init__(self, module: nn.Module, handlers: Mapping[Any, Handler]) -> None:
+    active: ClassVar[list[_Routed]] = []
+
+    def __init__(self, handlers: Handlers) -> None:
         super().__init__()
-        self.module, self.handlers = module, handlers
+        self.handlers = handlers
+
+    def __enter__(self) -> Any:
+        _Routed.active.append(self)
+        return super().__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        _Routed.active.pop()
+        super().__exit__(*exception)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        handler = self.handlers.get(func)
-        if handler is not None:
-            return handler(self.module, *args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        handler = self.handlers.get(func, func) if _Routed.active[-1] is self else func
+        return handler(*args, **(kwargs or {}))
 
 
-def routed(module: nn.Module, handlers: Mapping[Any, Handler]) -> MethodType:
-    """A `forward` for the module, as it is now, in which calls of torch functions go to handlers."""
-    inner = _function(module, "forward")
+def routed(module: nn.Module, make: Callable[[nn.Module], Handlers]) -> MethodType:
+    """A `forward` for the module, around the one it has now, in which calls of torch functions go to handlers.
+
+    `make` gives them, for each call of `forward` anew.
+    """
+    inner = function_of(module, "forward")
 
     @functools.wraps(inner)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with _Routed(self, handlers):
+        with _Routed(make(self)):
             return inner(self, *args, **kwargs)
 
     # Bound, so that copy.deepcopy gives the copy a method of the copy.
@@ -106,7 +117,7 @@ def methods(module: nn.Module) -> Iterator[tuple[str, FunctionType]]:
         names.update(dict.fromkeys(vars(kind)))
     for name in names:
         static = any(isinstance(vars(k).get(name), staticmethod | classmethod) for k in type(module).__mro__)
-        function = None if static else _function(module, name)
+        function = None if static else function_of(module, name)
         if isinstance(function, FunctionType):
             yield name, function
 
@@ -117,7 +128,7 @@ def names_in(code: CodeType) -> set[str]:
     return set(code.co_names).union(*nested)
 
 
-def _function(module: nn.Module, name: str) -> Any:
+def function_of(module: nn.Module, name: str) -> Any:
     """A method as a function of the module: of its own dictionary, or of its class."""
     own = module.__dict__.get(name)
     if isinstance(own, MethodType) and own.__self__ is module:

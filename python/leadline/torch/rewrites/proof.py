@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -11,10 +11,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from leadline.torch.observation import evaluating
 from leadline.torch.rewrites.patches import Patch
 
 TOLERANCE = 1e-4
 """Largest difference that is called equal, over the largest magnitude: float32 in another order of sums."""
+
+
+See = Callable[[list[nn.Module], Any, tuple[Any, ...], dict[str, Any], Any], None]
+"""Gets the modules that run, outermost first; a torch function, or None for a call of the innermost module; arguments,
+keywords and the result."""
 
 
 class Runner:
@@ -34,22 +40,31 @@ class Runner:
         with evaluating(self.module):
             return tensors(self.module(*self._args, **self._kwargs))
 
-    def watch(self, see: Callable[[nn.Module, Any, tuple[Any, ...], dict[str, Any], Any], None]) -> list[Tensor]:
-        """One run; `see` gets each call of a torch function: innermost module, function, arguments, result."""
+    def other(self) -> Runner:
+        """The same with other numbers: what is equal in a run of both does not depend on the inputs' values."""
+        args, kwargs = pytree.tree_map_only(Tensor, _other, (self._args, self._kwargs))
+        return Runner(self.module, kwargs or args)
+
+    def watch(self, see: See) -> None:
+        """One run, with every call of a torch function and of a module seen."""
         stack: list[nn.Module] = [self.module]
 
         class Watching(TorchFunctionMode):
             def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
                 result = func(*args, **(kwargs or {}))
-                see(stack[-1], func, args, kwargs or {}, result)
+                see(stack, func, args, kwargs or {}, result)
                 return result
+
+        def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            see(stack, None, args, kwargs, output)
+            stack.pop()
 
         with ExitStack() as handles:
             for module in self.module.modules():
                 _enter(handles, module.register_forward_pre_hook(lambda m, _: stack.append(m)))
-                _enter(handles, module.register_forward_hook(lambda *_: stack.pop() and None))
+                _enter(handles, module.register_forward_hook(leave, with_kwargs=True))
             with Watching():
-                return self.run()
+                self.run()
 
     def prove(self, patches: Mapping[nn.Module, Patch]) -> tuple[dict[nn.Module, float], dict[nn.Module, str]]:
         """Applies patches, runs each module with its patch and without, and undoes what is not equal.
@@ -132,17 +147,8 @@ def difference(before: list[Tensor], after: list[Tensor]) -> float:
     return largest
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; each submodule goes back to its own mode."""
-    training = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for m, flag in training.items():
-            m.training = flag
+def _other(x: Tensor) -> Tensor:
+    return x.flip(-1) * 0.75 + 0.125 if x.is_floating_point() and x.ndim else x
 
 
 def _enter(handles: ExitStack, handle: Any) -> None:
