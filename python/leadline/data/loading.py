@@ -12,6 +12,7 @@ import numpy as np
 from leadline.data import pictures, tensors, videos
 from leadline.data.choice import choose
 from leadline.data.inputs import Declared, HasShape, Input, parse_inputs
+from leadline.data.layouts import pictures_of
 from leadline.data.preprocess import Preprocess, Unreadable
 from leadline.data.samples import Item, Samples, Spool, check_seed
 from leadline.types import refuse
@@ -33,7 +34,8 @@ def load(
     Parameters
     ----------
     source : path, list of paths, array, dict of arrays, or iterable
-        A folder (searched recursively, in order of name, hidden files left out) or files, of one kind: pictures, videos
+        A folder (searched recursively, in order of name, hidden files left out; of COCO, NYU, KITTI or BlendedMVS its
+        colour pictures alone) or files, of one kind: pictures, videos
         (evenly spread frames: `limit`, or 32 of each video), .npy, or .npz with the input names as keys. Or an array
         or CPU tensor (DLPack, `__array__`), a dict of them by input name, or an iterable of either. Along the
         first axis of every array lie the samples. A list is indexed again at each iteration; an iterator
@@ -166,6 +168,11 @@ def _find(paths: list[Path]) -> tuple[dict[str, list[Path]], int]:
     ignored = 0
     for path in paths:
         if path.is_dir():
+            own = pictures_of(path)
+            if own is not None:
+                by_kind["pictures"] += own
+                ignored += len(_walk(path)) - len(own)
+                continue
             for file in _walk(path):
                 kind = _kind(file)
                 if kind is None or file.name.startswith("."):
