@@ -290,6 +290,24 @@ def test_expected_sums_have_the_shapes_of_the_network():
     assert 0 < np.abs(found - ours).max() < 40 * float(made.grids["y"].scale)
 
 
+def test_expected_of_an_artefact_that_stores_real_weights():
+    """As aimet-onnx exports them: a QuantizeLinear stands before the DequantizeLinear of each weight."""
+    made = small.quantized(small.conv_relu_conv(), widths(8, 16), small.samples(8), target="hexagon")
+    proto = made.to_qdq()
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for at, reader in enumerate(list(proto.graph.node)):
+        codes = reader.input[0] if reader.op_type == "DequantizeLinear" else ""
+        if codes in stored and len(stored[codes].dims) == 4:
+            _, scale, _ = (onnx.numpy_helper.to_array(stored[name]) for name in reader.input)
+            real = onnx.numpy_helper.to_array(stored[codes]) * scale.reshape(-1, 1, 1, 1)
+            stored[codes].CopyFrom(onnx.numpy_helper.from_array(real.astype(np.float32), f"{codes}.real"))
+            before = onnx.helper.make_node("QuantizeLinear", [f"{codes}.real", *reader.input[1:]], [codes], axis=0)
+            proto.graph.node.insert(at, before)
+    feed = {"x": small.samples(1)}
+    with Session(hexagon.expected(proto), optimize=False) as one, Session(hexagon.expected(made.to_qdq())) as other:
+        assert np.allclose(one.run(feed)["y"], other.run(feed)["y"], atol=float(made.grids["y"].scale))
+
+
 def test_simulated_activations_pass_and_are_named():
     graph, data, _ = network("transformer")
     made = small.quantized(graph, "quartdepth-w4a8", data, target="hexagon")

@@ -280,7 +280,8 @@ class _Sums:
             return None
         bits = 8 * self._array(given.input[2]).itemsize
         per_channel = self._array(weight.input[1]).astype(np.float64)
-        if per_channel.ndim > 1:
+        stored, conv = self._source(weight.input[0]), node.op_type.startswith("Conv")
+        if per_channel.ndim > 1 or (conv and stored is None):
             return None
         if node.op_type == "ConvTranspose":  # each group has the same scales
             per_channel = np.tile(per_channel, next((item.i for item in node.attribute if item.name == "group"), 1))
@@ -289,8 +290,7 @@ class _Sums:
         if not (unit > 1).any():
             return None
         real = np.where(unit > 1, unit, 2.0**-10) * scale
-        stored = self._stored.get(weight.input[0])
-        behind = len(stored.dims) - 2 if node.op_type.startswith("Conv") and stored is not None else 0
+        behind = len(stored.dims) - 2 if conv and stored is not None else 0
         shape = (-1, *[1] * behind) if per_channel.size > 1 else ()
         return np.asarray(real.reshape(shape), np.float32)
 
@@ -305,6 +305,11 @@ class _Sums:
         while len(readers) == 1 and readers[0].op_type in ("Relu", "Clip", "Min"):
             readers = self._readers.get(readers[0].output[0], [])
         return next((node for node in readers if node.op_type == "QuantizeLinear"), None)
+
+    def _source(self, name: str) -> onnx.TensorProto | None:
+        """A weight, whether its codes are stored or its real values; None for what is computed."""
+        before = self._producers.get(name)
+        return self._stored.get(before.input[0] if before and before.op_type == "QuantizeLinear" else name)
 
     def _array(self, name: str) -> NDArray[Any]:
         from onnx import numpy_helper
