@@ -11,12 +11,15 @@ except ImportError as error:
 from leadline.torch.calibration import LayerRecord, Report, quantize_linears
 from leadline.torch.export import to_graph
 from leadline.torch.fake import FakeQuantize
+from leadline.torch.hooks import CalibratedLayer, Calibration, calibrate
 from leadline.torch.linear import PER_ROW, QuantizedLinear, load_quantized
 from leadline.torch.module import GraphModule, SimulatedModule, to_module
 from leadline.torch.rewrites import DepthOnly, QuantizableAttention, Rewrites, rewrite
 
 __all__ = [
     "PER_ROW",
+    "CalibratedLayer",
+    "Calibration",
     "DepthOnly",
     "FakeQuantize",
     "GraphModule",
@@ -26,6 +29,7 @@ __all__ = [
     "Report",
     "Rewrites",
     "SimulatedModule",
+    "calibrate",
     "load_quantized",
     "quantize_linears",
     "rewrite",

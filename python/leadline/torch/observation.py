@@ -96,10 +96,7 @@ class Seen:
 
 def observe(module: nn.Module, seen: Iterable[Seen], data: Any, progress: Quiet) -> None:
     """One pass over the data."""
-    if not isinstance(data, Iterable) or isinstance(data, (str, Mapping, torch.Tensor)):
-        raise refuse("quantize_linears", "data must be an iterable of batches", f"a {type(data).__name__}")
-    total = len(data) if isinstance(data, Sized) else 0
-    whole, batch = total >= 4, 0
+    batch, whole = 0, isinstance(data, Sized) and len(data) >= 4
 
     def watch(s: Seen) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -109,17 +106,26 @@ def observe(module: nn.Module, seen: Iterable[Seen], data: Any, progress: Quiet)
 
     handles = [watch(s) for s in seen]
     try:
-        with evaluating(module):
-            for batch, sample in enumerate(progress.over(data, "calibrate", total)):  # noqa: B007 the hooks read it
-                if isinstance(sample, Mapping):
-                    module(**sample)
-                else:
-                    module(*sample) if isinstance(sample, (tuple, list)) else module(sample)
+        for batch in passes(module, data, progress, "quantize_linears"):  # noqa: B007 the hooks read it
+            pass
     finally:
         for handle in handles:
             handle.remove()
     if all(not s.tokens for s in seen):
         raise refuse("quantize_linears", "data must hold batches that reach the layers", "none")
+
+
+def passes(module: nn.Module, data: Any, progress: Quiet, function: str) -> Iterator[int]:
+    """Runs a module over batches in eval mode; yields the number of each before it. Raises InputError for odd data."""
+    if not isinstance(data, Iterable) or isinstance(data, (str, Mapping, torch.Tensor)):
+        raise refuse(function, "data must be an iterable of batches", f"a {type(data).__name__}")
+    with evaluating(module):
+        for batch, sample in enumerate(progress.over(data, "calibrate", len(data) if isinstance(data, Sized) else 0)):
+            yield batch
+            if isinstance(sample, Mapping):
+                module(**sample)
+            else:
+                module(*sample) if isinstance(sample, (tuple, list)) else module(sample)
 
 
 @contextmanager
