@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 
 from leadline import quantize
+from leadline.data import Preprocess
 from leadline.data import load as load_data
+from leadline.depth import networks, scenes
+from leadline.evaluation import feeds
 from leadline.graph import Graph, Session
 from leadline.systems import System, depth_anything, metric3d, video_depth_anything
 from leadline.systems.agreement import agreement
@@ -169,13 +172,8 @@ def test_a_checkpoint_of_transformers_that_lacks_tensors(torch, tmp_path: Path) 
 
 
 def test_agreement_of_single_frames() -> None:
-    from leadline.depth import networks, scenes
-
-    frames = [
-        np.moveaxis(frame.rgb, -1, 0)[None].astype(np.float32) / 255 for frame in scenes.clip(41, frames=6).frames
-    ]
     graph = Graph.load(networks.path("tinydepth-conv"))
-    samples = load_data(frames, graph.inputs)
+    samples = load_data(feeds(scenes.clip(41, frames=6), Preprocess(**networks.PREPROCESS)), graph.inputs)
     quantized = quantize(graph, "minmax-w8a8", samples, threads=1)
     still, moving = agreement(quantized, samples, threads=1), agreement(quantized, samples, video=True, threads=1)
     assert still.flicker is None and moving.flicker is not None and moving.flicker > 0

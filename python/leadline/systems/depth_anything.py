@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -79,11 +81,10 @@ def sized(
     if layers % 4 or width % heads:
         rule = "layers must be a multiple of 4, and width one of heads"
         raise refuse(function, rule, f"layers={layers}, width={width}, heads={heads}")
-    system.need(function, {"torch": "'leadline[torch]'", "transformers": "transformers"})
+    transformers = _transformers(function)
     import torch
-    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
-    backbone = Dinov2Config(
+    backbone = transformers.Dinov2Config(
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=heads,
@@ -92,7 +93,7 @@ def sized(
         out_features=[f"stage{(i + 1) * layers // 4}" for i in range(4)],
         reshape_hidden_states=False,
     )
-    config = DepthAnythingConfig(
+    config = transformers.DepthAnythingConfig(
         backbone_config=backbone,
         reassemble_hidden_size=width,
         patch_size=PATCH,
@@ -101,7 +102,7 @@ def sized(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = DepthAnythingForDepthEstimation(config).eval()
+        network = transformers.DepthAnythingForDepthEstimation(config).eval()
         system.awaken(network)
         for part in (*network.neck.modules(), *network.head.modules()):  # else nothing is left of the signal
             if isinstance(part, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
@@ -116,11 +117,9 @@ def _system(network: Any, size: tuple[int, int], seed: int, notes: tuple[str, ..
 
 
 def _pretrained(function: str, model: str | os.PathLike[str]) -> Any:
-    system.need(function, {"torch": "'leadline[torch]'", "transformers": "transformers"})
-    from transformers import DepthAnythingForDepthEstimation
-
+    kind = _transformers(function).DepthAnythingForDepthEstimation
     try:
-        network, found = DepthAnythingForDepthEstimation.from_pretrained(os.fspath(model), output_loading_info=True)
+        network, found = kind.from_pretrained(os.fspath(model), output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
         rule = "model must be a folder or a name that transformers can read as Depth Anything"
         raise refuse(function, rule, f"'{model}': {str(error).splitlines()[0][:200]}") from error
@@ -129,3 +128,19 @@ def _pretrained(function: str, model: str | os.PathLike[str]) -> Any:
         received = f"'{model}': {len(missing)} missing ({system.listed(missing)})"
         raise refuse(function, f"model must hold the network's {len(network.state_dict())} tensors", received)
     return network.float().eval()
+
+
+def _transformers(function: str) -> Any:
+    """transformers; it imports torchvision where that is installed, and does without one built for another torch."""
+    system.need(function, {"torch": "'leadline[torch]'", "transformers": "transformers"})
+    try:
+        import_module("torchvision")
+    except (ImportError, OSError, RuntimeError):
+        sys.modules["torchvision"] = None  # type: ignore[assignment]
+    try:
+        transformers = import_module("transformers")
+        _ = transformers.DepthAnythingForDepthEstimation  # imported when it is first looked at
+    finally:
+        if "torchvision" in sys.modules and sys.modules["torchvision"] is None:
+            del sys.modules["torchvision"]
+    return transformers
