@@ -142,12 +142,14 @@ def test_an_operator_without_a_range_stays_in_float() -> None:
     assert sqnr(plan.content, content) > sqnr(plan.content, write(plan, "npu")) - 0.5
 
 
-@pytest.mark.parametrize("io", ["float", "int8"])
+@pytest.mark.parametrize("io", ["float", "int8", "int8-float"])
 def test_inputs_and_outputs(io: Any) -> None:
     content = write(clipped_plan(prepare(small_tflite.decoder())), "npu", io)
     runner = Interpreter(content, "xnnpack", 1)
-    wanted = np.dtype(np.float32 if io == "float" else np.int8)
-    assert {v.dtype for v in (*runner.inputs.values(), *runner.outputs.values())} == {wanted}
+    taken, _, given = io.partition("-")
+    wanted = {"float": np.dtype(np.float32), "int8": np.dtype(np.int8)}
+    assert {v.dtype for v in runner.inputs.values()} == {wanted[taken]}
+    assert {v.dtype for v in runner.outputs.values()} == {wanted[given or taken]}
 
 
 RECIPES = ("minmax-w8a8", "w8a8", "adaround-w8a8", "w4a8", "weight-only-int8", "int4-block128")
@@ -272,12 +274,13 @@ def test_named_recipes() -> None:
     assert tflite.named("weight-only-int8") == ("weight-only-int8", "weight-only", "float")
     assert tflite.named("int4-block128") == ("int4-block128", "dynamic", "float")
     assert tflite.named("w8a8", io="int8") == ("w8a8", "cpu", "int8")
+    assert tflite.named("w8a8", "npu", io="int8-float") == ("w8a8", "npu", "int8-float")
     assert tflite.named("w8a8", "npu") == ("w8a8", "npu", "float")
     with pytest.raises(InputError, match=r"^\[to_tflite\] preset must be one of cpu, npu, dynamic, weight-only, fp16"):
         tflite.named("w8a8", "gpu")
     with pytest.raises(InputError, match=r"preset npu needs a recipe with activations. Received 'dynamic-int8'"):
         tflite.named("dynamic-int8", "npu")
-    with pytest.raises(InputError, match=r"int8 inputs and outputs need the preset cpu or npu. Received 'dynamic'"):
+    with pytest.raises(InputError, match=r"io int8 needs the preset cpu or npu. Received 'dynamic'"):
         tflite.named("dynamic-int8", io="int8")
 
 

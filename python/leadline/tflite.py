@@ -85,7 +85,8 @@ def named(recipe: str, preset: str | None = None, io: str = "float") -> tuple[st
     if chosen in ("cpu", "npu") and not static:
         raise refuse("to_tflite", f"preset {chosen} needs a recipe with activations", repr(recipe))
     check_io(chosen, io)
-    return own, chosen, "int8" if io == "int8" else "float"
+    kind: Any = io
+    return own, chosen, kind
 
 
 def quantize(

@@ -237,7 +237,7 @@ def save(
     path : path
     preset : {"cpu", "npu", "dynamic", "weight-only", "fp16"}, optional
         See `leadline.export.tflite_write.write`. Default: "cpu" where activations have grids, otherwise "dynamic".
-    io : {"float", "int8"}
+    io : {"float", "int8", "int8-float"}
         Type of inputs and outputs.
 
     Returns

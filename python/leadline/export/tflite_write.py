@@ -23,7 +23,7 @@ from leadline.export.tflite_read import Operator, Subgraph, Tensor, Tflite, read
 from leadline.types import Grid, refuse
 
 Preset = Literal["cpu", "npu", "dynamic", "weight-only", "fp16"]
-Io = Literal["float", "int8"]
+Io = Literal["float", "int8", "int8-float"]
 
 
 GUARD = -3e38
@@ -124,8 +124,9 @@ def write(plan: Plan, preset: Preset, io: Io = "float") -> bytes:
         the rest in float: what is fastest on XNNPACK. "npu": every operator that has integer kernels and whose tensors
         have ranges. "dynamic": integer weights, activations quantised as they come. "weight-only": integer weights,
         float arithmetic. "fp16": weights as float16, nothing else from the plan.
-    io : {"float", "int8"}
-        Type of the network's inputs and outputs. "int8" needs a static preset.
+    io : {"float", "int8", "int8-float"}
+        Type of the network's inputs and outputs: both float, both int8, or int8 in and float out. All but "float" need
+        a static preset.
 
     Raises
     ------
@@ -159,8 +160,8 @@ def write(plan: Plan, preset: Preset, io: Io = "float") -> bytes:
 
 def check_io(preset: str, io: str) -> None:
     """InputError where int8 inputs and outputs are asked of a preset that has no int8 activations."""
-    if io == "int8" and preset not in ("cpu", "npu"):
-        raise refuse("to_tflite", "int8 inputs and outputs need the preset cpu or npu", repr(preset))
+    if io != "float" and preset not in ("cpu", "npu"):
+        raise refuse("to_tflite", f"io {io} needs the preset cpu or npu", repr(preset))
 
 
 def _check_weight(name: str, grid: Grid, codes: Codes) -> None:
@@ -201,14 +202,15 @@ def _add_static(
             tensor = graph.tensors[index] if index >= 0 else None
             if tensor is not None and tensor.name in plan.activations:
                 ranges[tensor.name] = _range(to_int8(tensor.name, plan.activations[tensor.name]))
-    if io == "int8":
+    if io != "float":
         names = tool("ai_edge_quantizer.qtyping").TFLOperationName
-        for index in (*graph.inputs, *graph.outputs):
+        ends = {names.INPUT: graph.inputs} | ({names.OUTPUT: graph.outputs} if io == "int8" else {})
+        for index in (index for indices in ends.values() for index in indices):
             tensor = graph.tensors[index]
             if tensor.name not in plan.activations:
                 raise refuse("to_tflite", "int8 inputs and outputs must have grids", repr(tensor.name))
             ranges[tensor.name] = _range(to_int8(tensor.name, plan.activations[tensor.name]))
-        for name in (names.INPUT, names.OUTPUT):
+        for name in ends:
             manager.add_static_config(".*", name, 8, 8)
     return ranges
 
