@@ -29,7 +29,9 @@ def quantize_tflite(
     preset: Annotated[
         str | None, typer.Option(help="cpu, npu, dynamic, weight-only or fp16. Default: the recipe's usual one.")
     ] = None,
-    io: Annotated[str, typer.Option(help="Type of inputs and outputs: float, int8, or int8-float: int8 in, float out.")] = "float",
+    io: Annotated[
+        str, typer.Option(help="Type of inputs and outputs: float, int8, or int8-float: int8 in, float out.")
+    ] = "float",
     samples: flags.Samples = None,
     seed: flags.Seed = 0,
     resize: flags.Resize = None,
