@@ -9,7 +9,7 @@ import pytest
 from onnx import helper
 
 from data_samples import refused
-from graph_models import model, node
+from graph_models import model, node, random
 from leadline.affine import dequantize
 from leadline.affine import quantize as to_codes
 from leadline.recipe import Calibrate, CorrectBias, Equalize, Fold, Override, Recipe, Round
@@ -240,6 +240,16 @@ def test_a_dead_activation_works_under_every_recipe(name):
     np.testing.assert_allclose(simulated(q, data), outputs(q.graph, data)["y"], atol=0.005)
     if name == "minmax-w8a8":
         assert any(r.target == "relu" and "constant 0" in r.note for r in records(q, "calibrate"))
+
+
+def test_the_constant_part_of_a_concat_has_a_grid():
+    """A class token in front of the patches: else the Concat would compute in float."""
+    token = random(1, 1, *SHAPE[2:], spread=0.5)
+    nodes = [node("Conv", "x w", "c"), node("Concat", "t c", "j", axis=1), node("Conv", "j v", "y")]
+    q = quantized(model(nodes, SHAPE, t=token, w=random(4, SHAPE[1], 1, 1), v=random(2, 5, 1, 1)), "minmax-w8a8")
+    grid = q.grids["t"]
+    assert grid.scheme.bits == 8 and grid.scheme.granularity == "tensor"
+    assert np.abs(dequantize(q.codes["t"], grid) - token).max() <= 0.51 * float(grid.scale)
 
 
 def test_infinity_inside_the_network_names_tensor_and_sample():

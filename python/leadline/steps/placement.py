@@ -3,7 +3,8 @@
 An activation is quantised once, right behind its producer, for all its consumers. Three rules shape the rest:
 an activation function that the kernel before it can absorb takes the place of that kernel's output; data movement
 (Reshape, Transpose, ...) shares its input's grid, so that moving data never requantises; and the constant operand
-of an elementwise operator is quantised like an activation, since no NPU mixes float constants with integer data.
+of an elementwise operator or a Concat (a class token) is quantised like an activation, since no NPU mixes float
+constants with integer data.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ QUANTISED = (
 @dataclass(frozen=True)
 class Placement:
     """`schemes`: the scheme of each activation that gets a grid. `root`: the tensor whose grid it shares (itself
-    where it shares none). `constants`: weights used as operands of elementwise operators, with their scheme.
+    where it shares none). `constants`: weights used as operands of elementwise operators and Concat, with their scheme.
     `layers`: each layer to quantise, with the scheme of its weight along the layer's axis."""
 
     schemes: dict[str, Scheme]
@@ -62,7 +63,7 @@ def place(graph: Graph, recipe: Recipe) -> Placement:
     constants = {
         name: scheme
         for node in graph.nodes
-        if node.op_type in ELEMENTWISE
+        if node.op_type in ELEMENTWISE or node.op_type == "Concat"
         for name in node.inputs
         if name in graph.weights and graph.weights[name].dtype == np.float32
         if (scheme := _partner(graph, node, name, schemes)) is not None
