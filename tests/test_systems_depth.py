@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
@@ -12,6 +13,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from leadline import quantize
 from leadline.data import Preprocess
@@ -24,6 +26,7 @@ from leadline.systems.agreement import agreement
 from leadline.types import InputError
 from torch_stand_ins import define_torchvision
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 CLONES = Path(__file__).parent / "clones"
 TEMPORAL, RECURRENT = CLONES / "temporal", CLONES / "recurrent"
 SMALL = {"width": 48, "heads": 3, "layers": 4, "neck": [16, 24, 32, 48], "fusion": 16, "size": (56, 70)}
@@ -179,6 +182,39 @@ def test_agreement_of_single_frames() -> None:
     assert still.flicker is None and moving.flicker is not None and moving.flicker > 0
     assert still.frames == moving.frames == 6 and still.correlation > 0.95
     assert still.rmse == pytest.approx(still.mse**0.5) and still.abs_rel > 0
+
+
+def script(name: str, *arguments: object) -> str:
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", ["video_depth_anything", "depth_anything", "metric3d"])
+def test_scripts_say_what_to_give_them(name: str) -> None:
+    assert "--data" in script(name, "--help")
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "clone", "options"),
+    [("video_depth_anything", TEMPORAL, ["--frames", 2]), ("metric3d", RECURRENT, ["--recipe", "w8a8"])],
+)
+def test_scripts_run_from_the_clone_to_the_artefacts(
+    torch, tmp_path: Path, name: str, clone: Path, options: list[object]
+) -> None:
+    if any(find_spec(package) is None for package in ("cv2", "einops", "easydict", "tqdm", "torchvision")):
+        pytest.skip("packages that the real clone imports are not installed")
+    (tmp_path / "pictures").mkdir()
+    for index in range(8):
+        pixels = np.random.default_rng(index).integers(0, 256, (60, 60, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{index}.png")
+    where = ["--clone", clone, "--data", tmp_path / "pictures", "--out", tmp_path / "out"]
+    said = script(name, *where, "--size", 56, "--samples", 4, "--threads", 1, *options)
+    assert "the weights are random" in said and "frames against float: correlation" in said
+    assert (tmp_path / "out" / "model.encodings").exists()
 
 
 def clone_of(variable: str) -> str:
