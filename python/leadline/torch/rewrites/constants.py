@@ -95,15 +95,16 @@ class Finder:
 
 def bake(module: nn.Module, calls: Sequence) -> Patch:
     """The patch by which the n-th call of a function gives what it gave in `calls`, while shapes are the same."""
-    values = nn.ParameterList()
-    places: dict[Any, list[tuple[int, tuple[int, ...]] | None]] = {}
+    values = nn.Module()  # of buffers that are no part of a checkpoint
+    places: dict[Any, list[tuple[str, tuple[int, ...]] | None]] = {}
     for function, baked in calls:
         own = places.setdefault(function, [])
         if baked is None:
             own.append(None)
             continue
-        own.append((len(values), tuple(baked.shape)))
-        values.append(nn.Parameter(_narrow(baked), requires_grad=False))
+        name = f"constant_{sum(1 for _ in values.buffers())}"
+        own.append((name, tuple(baked.shape)))
+        values.register_buffer(name, _narrow(baked), persistent=False)
     places = {function: own for function, own in places.items() if any(own)}
 
     def make(self: nn.Module) -> Handlers:
@@ -115,7 +116,7 @@ def bake(module: nn.Module, calls: Sequence) -> Patch:
                 result = function(*args, **kwargs)  # left over: no exporter writes what nothing reads
                 if place is None or not isinstance(result, Tensor) or tuple(result.shape) != place[1]:
                     return result
-                return baked[place[0]].expand(place[1])
+                return baked.get_buffer(place[0]).expand(place[1])
 
             return call
 

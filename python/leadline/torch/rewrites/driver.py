@@ -27,7 +27,7 @@ def rewrite(module: nn.Module, inputs: Any = None, *, patterns: Sequence[str] = 
     einops      rearrange, repeat, reduce and their layers           reshape, permute, expand, mean
     rope        rotations of tokens at integer positions that do     products with fixed tables
                 not depend on the inputs' values
-    constants   position tables that are resized; grids of           parameters
+    constants   position tables that are resized; grids of           buffers
                 coordinates and what is computed from them
     attention   torch's scaled_dot_product_attention (so timm's,     `QuantizableAttention`: MatMul, Softmax, MatMul
                 transformers' and DINOv2's); xFormers'
