@@ -1,14 +1,13 @@
 """UVQ 1.5: the quality of a video's frames, by three networks in a chain, from the user's clone and checkpoints.
 
-Content and distortion are EfficientNets with SiLU and squeeze-excitation; the first sees the whole frame at 256x256, the
-second the frame in patches at full resolution. Aggregation makes one score of 1 to 5 of the features of both.
+Content and distortion are EfficientNets with SiLU and squeeze-excitation; the first sees the whole frame at 256x256,
+the second the frame in patches at full resolution. Aggregation makes one score of 1 to 5 of the features of both.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,31 +15,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline import tflite
 from leadline.data import Preprocess
-from leadline.export.tflite_run import Interpreter
-from leadline.files import filling
-from leadline.graph import Graph, Session
-from leadline.pipeline import quantize
-from leadline.recipe import Recipe
+from leadline.depth import scenes
 from leadline.systems import system
+from leadline.systems.chain import Chain
 from leadline.systems.system import System
-from leadline.targets.litert_chain import Chain, Stage, verify_chain
+from leadline.targets.litert_chain import Arrays, Call
 from leadline.types import refuse
 
 SOURCE = "https://github.com/google/uvq"
 PATCH = (360, 640)
 """Height and width of the pieces that the distortion net sees one at a time."""
 
-STAGES = ("content", "distortion", "aggregation")
 SOURCES: Mapping[str, Mapping[str, str]] = {
     "content": {"frame": "frame"},
-    "distortion": {"frame": "frame"},
+    "distortion": {"patch": "frame"},
     "aggregation": {"content": "content.features", "distortion": "distortion.features"},
 }
 """Of each network, where its inputs come from: the frame, or an output of another."""
 
-CHECKPOINTS = {name: f"{name}_net.pth" for name in STAGES}
+CHECKPOINTS = {name: f"{name}_net.pth" for name in SOURCES}
 
 
 def load(
@@ -49,7 +43,7 @@ def load(
     *,
     patches: tuple[int, int] = (3, 3),
     seed: int = 0,
-) -> tuple[System, System, System]:
+) -> Chain:
     """The content, distortion and aggregation networks of UVQ 1.5.
 
     Parameters
@@ -59,7 +53,7 @@ def load(
     checkpoints : path, optional
         A folder with ``content_net.pth``, ``distortion_net.pth`` and ``aggregation_net.pth``. Default: the clone's own.
         A network whose file is not there has random weights, and its note says so; its BatchNorms then have the
-        statistics of noise, as trained ones have those of pictures.
+        statistics of a few rendered pictures.
     patches : (rows, columns)
         Of 360x640 pixels each, that make a frame. UVQ's own frames have 3x3: 1080x1920.
     seed : int
@@ -67,9 +61,10 @@ def load(
 
     Returns
     -------
-    three of System
-        "content" and "distortion": input "frame" (1, 3, height, width) of -1 to 1, output "features" (1, 8, 8, 128) and
-        (1, 8 * rows, 8 * columns, 128). "aggregation": inputs "content" and "distortion", output "score" (1, 1).
+    Chain
+        Reads "frame" (1, 3, height, width) of -1 to 1. "content": input "frame", output "features" (1, 8, 8, 128).
+        "distortion": input "patch" (1, 3, 360, 640), called once for each, output "features" (1, 8, 8, 128), which
+        `patchwise` joins. "aggregation": inputs "content" and "distortion", output "score" (1, 1), of 1 to 5.
 
     Raises
     ------
@@ -87,35 +82,68 @@ def load(
         system.need(function, {"torchvision": "torchvision"})
         names = {"content": "ContentNet", "distortion": "DistortionNet", "aggregation": "AggregationNet"}
         kinds = {name: getattr(import_module(f"uvq1p5_pytorch.utils.{name}net"), cls) for name, cls in names.items()}
-    folder = root / "uvq1p5_pytorch" / "checkpoints" if checkpoints is None else Path(checkpoints).expanduser()
-    if not folder.is_dir():
+    folder = root / "uvq1p5_pytorch/checkpoints" if checkpoints is None else Path(checkpoints).expanduser()
+    if checkpoints is not None and not folder.is_dir():
         raise refuse(function, "checkpoints must be a folder that exists", f"'{checkpoints}'")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         nets = {name: kind(pretrained=False) for name, kind in kinds.items()}
-        notes = {name: _weights(function, name, net.model, folder, patches) for name, net in nets.items()}
-    frame = np.random.default_rng(seed).uniform(-1, 1, (1, 3, rows * PATCH[0], columns * PATCH[1])).astype(np.float32)
-    features = {
-        "content": np.zeros((1, 8, 8, 128), np.float32),
-        "distortion": np.zeros((1, 8 * rows, 8 * columns, 128), np.float32),
+        notes = {name: _weights(function, name, net.model, folder) for name, net in nets.items()}
+    size = (rows * PATCH[0], columns * PATCH[1])
+    frame = np.random.default_rng(seed).uniform(-1, 1, (1, 3, *size)).astype(np.float32)
+    examples: dict[str, dict[str, NDArray[np.float32]]] = {
+        "content": {"frame": frame},
+        "distortion": {"patch": frame[:, :, : PATCH[0], : PATCH[1]]},
+        "aggregation": {
+            "content": np.zeros((1, 8, 8, 128), np.float32),
+            "distortion": np.zeros((1, 8 * rows, 8 * columns, 128), np.float32),
+        },
     }
-    modules = _modules(nets, patches)
-    preprocess = Preprocess(resize=frame.shape[2:], mean=0.5, std=0.5)  # type: ignore[arg-type]
-    return tuple(  # type: ignore[return-value]
-        System(
-            f"UVQ 1.5 {name}",
-            modules[name].eval(),
-            dict(features) if name == "aggregation" else {"frame": frame},
-            ("score",) if name == "aggregation" else ("features",),
-            preprocess,
-            "weight-only-int8",
-            notes[name],
-        )
-        for name in STAGES
+    modules = _modules(nets)
+    preprocess = Preprocess(resize=size, mean=0.5, std=0.5)
+    return Chain(
+        {
+            name: System(
+                f"UVQ 1.5 {name}",
+                modules[name].eval(),
+                examples[name],
+                ("score",) if name == "aggregation" else ("features",),
+                preprocess,
+                "weight-only-int8",
+                notes[name],
+            )
+            for name in SOURCES
+        },
+        SOURCES,
+        {"distortion": patchwise(patches)},
     )
 
 
-def _weights(function: str, name: str, core: Any, folder: Path, patches: tuple[int, int]) -> tuple[str, ...]:
+def patchwise(patches: tuple[int, int]) -> Call:
+    """How the distortion net is called for a frame of so many rows and columns of patches."""
+    rows, columns = patches
+
+    def call(run: Callable[[Arrays], Arrays], given: Arrays) -> Arrays:
+        (frame,), (height, width) = given, PATCH
+        lines = []
+        for top in range(0, rows * height, height):
+            line = [frame[:, :, top : top + height, left : left + width] for left in range(0, columns * width, width)]
+            lines.append(np.concatenate([run([np.ascontiguousarray(patch)])[0] for patch in line], 2))
+        return [np.concatenate(lines, 1)]
+
+    return call
+
+
+def pictures(count: int = 4, size: tuple[int, int] = PATCH) -> NDArray[np.float32]:
+    """Rendered scenes as the networks take frames: (count, 3, height, width) of -1 to 1."""
+    from PIL import Image
+
+    frames = [Image.fromarray(scenes.views(seed, count=1)[0].rgb).resize(size[::-1]) for seed in range(count)]
+    values = np.stack([np.asarray(frame, np.float32) for frame in frames]) / np.float32(127.5) - 1
+    return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+
+
+def _weights(function: str, name: str, core: Any, folder: Path) -> tuple[str, ...]:
     """Fill a network from its checkpoint, if there is one; what is to be said about it."""
     import torch
 
@@ -124,26 +152,21 @@ def _weights(function: str, name: str, core: Any, folder: Path, patches: tuple[i
         system.load_weights(function, core, system.read_checkpoint(function, file), file)
         return ()
     norms = [module for module in core.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
     if norms:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = 1.0
-        core.train()
-        for module in core.modules():  # stochastic depth and dropout stay off
-            if not isinstance(module, torch.nn.BatchNorm2d) and module is not core:
-                module.train(isinstance(module, torch.nn.Sequential))
+        core.eval()
         for norm in norms:
             norm.train()
+            norm.reset_running_stats()
+            momentum, norm.momentum = norm.momentum, 1.0
         with torch.no_grad():
-            core(torch.rand(2, 3, *PATCH) * 2 - 1)
-        core.eval()
-        for norm, momentum in zip(norms, momenta, strict=True):
+            core(torch.from_numpy(pictures()))
+        for norm in norms:
             norm.momentum = momentum
+        core.eval()
     return (f"{name}: weights are random, since there is no {file.name}; its scores mean nothing.",)
 
 
-def _modules(nets: Mapping[str, Any], patches: tuple[int, int]) -> dict[str, Any]:
+def _modules(nets: Mapping[str, Any]) -> dict[str, Any]:
     """The networks of the chain as modules from tensors to one tensor."""
     import torch
 
@@ -156,25 +179,12 @@ def _modules(nets: Mapping[str, Any], patches: tuple[int, int]) -> dict[str, Any
             return self.model(frame).permute(0, 2, 3, 1)
 
     class Distortion(torch.nn.Module):
-        """Cuts the frame by slices and joins the features by concatenation: tensors of rank 4 alone, for phones."""
-
         def __init__(self) -> None:
             super().__init__()
             self.model = nets["distortion"].model
 
-        def forward(self, frame: Any) -> Any:
-            (height, width), (rows, columns) = PATCH, patches
-            cut = [
-                frame[:, :, row * height : (row + 1) * height, column * width : (column + 1) * width]
-                for row in range(rows)
-                for column in range(columns)
-            ]
-            found = self.model(torch.cat(cut) if len(cut) > 1 else cut[0])
-            lines = [
-                torch.cat([found[i : i + 1] for i in range(row * columns, (row + 1) * columns)], 2)
-                for row in range(rows)
-            ]
-            return torch.cat(lines, 1)
+        def forward(self, patch: Any) -> Any:
+            return self.model(patch)
 
     class Aggregation(torch.nn.Module):
         def __init__(self) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,19 +15,25 @@ from leadline.export.tflite_run import Interpreter, Kernels
 from leadline.targets.litert import Size, Source, content_of, size_of
 from leadline.types import refuse
 
+Arrays = list[NDArray[Any]]
+Call = Callable[[Callable[[Arrays], Arrays], Arrays], Arrays]
+"""How a network is called, where it sees its input in pieces: given a function from its inputs to its outputs, both in
+order, and what the chain gives it; gives its outputs, in order."""
+
 
 @dataclass(frozen=True)
 class Stage:
     """One network of a chain: its name, the float and the quantised ``.tflite``, and where its inputs come from.
 
     `sources` maps an input's name to a value's: "stage.output" of an earlier stage, or an input of the chain. An input
-    that is not named takes the value of its own name.
+    that is not named takes the value of its own name. `call` says how it is called, if not once with all it is given.
     """
 
     name: str
     reference: Source
     artefact: Source
     sources: Mapping[str, str] = field(default_factory=dict)
+    call: Call | None = None
 
 
 @dataclass(frozen=True)
@@ -95,10 +102,10 @@ def verify_chain(
         exact, rough = dict(feed), dict(feed)
         for stage, reference, artefact in runners:
             for runner, values in ((reference, exact), (artefact, rough)):
-                taken = {name: _value(stage, name, values) for name in runner.inputs}
-                done = runner.run_real(taken)
+                taken = [_value(stage, name, values) for name in runner.inputs]
+                done = called(stage.call, partial(_run, runner), taken)
                 names = (f"{stage.name}.{name}" for name in reference.outputs)
-                values |= dict(zip(names, done.values(), strict=True))
+                values |= dict(zip(names, done, strict=True))
             for name in (f"{stage.name}.{output}" for output in reference.outputs):
                 difference = np.abs(rough[name].astype(np.float64) - exact[name])
                 own = difference.sum(), np.abs(exact[name], dtype=np.float64).sum(), difference.size
@@ -114,6 +121,15 @@ def verify_chain(
         {name: (float(d / max(n, 1.0)), float(d / (m or 1.0))) for name, (d, m, n) in sums.items()},
         {name: float(np.mean(found)) for name, found in scores.items()},
     )
+
+
+def called(call: Call | None, run: Callable[[Arrays], Arrays], given: Arrays) -> Arrays:
+    """The outputs of a network that is called so."""
+    return run(given) if call is None else call(run, given)
+
+
+def _run(runner: Interpreter, given: Arrays) -> Arrays:
+    return list(runner.run_real(dict(zip(runner.inputs, given, strict=True))).values())
 
 
 def _value(stage: Stage, name: str, values: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
