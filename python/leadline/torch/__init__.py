@@ -15,6 +15,7 @@ from leadline.torch.hooks import CalibratedLayer, Calibration, calibrate
 from leadline.torch.linear import PER_ROW, QuantizedLinear, load_quantized
 from leadline.torch.module import GraphModule, SimulatedModule, to_module
 from leadline.torch.rewrites import DepthOnly, QuantizableAttention, Rewrites, rewrite
+from leadline.torch.weights import load_weights
 
 __all__ = [
     "PER_ROW",
@@ -31,6 +32,7 @@ __all__ = [
     "SimulatedModule",
     "calibrate",
     "load_quantized",
+    "load_weights",
     "quantize_linears",
     "rewrite",
     "to_graph",
