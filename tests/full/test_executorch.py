@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import small_networks as small
 from graph_models import model, node
+from leadline.depth import networks, scenes
 from leadline.types import InputError
+from small_transformer import transformer
 
 pytestmark = [
     pytest.mark.full,
@@ -55,6 +61,41 @@ def test_a_run_s_integers_are_carried(network: Any, tmp_path: Path, executorch: 
     simulation = executorch.verify(tmp_path / "a.pte", to_module(q.graph, q.grids, q.codes), x)
     against = executorch.verify(tmp_path / "a.pte", to_module(q.graph), x)
     assert simulation.sqnr[0] > 45 and against.sqnr[0] > 15 and against.milliseconds > 0
+
+
+def test_int4_blocks_of_a_run_are_carried(tmp_path: Path, executorch: Any) -> None:
+    """Linear layers in blocks whose inputs are rounded at run time; the simulation rounds them, too."""
+    import torch
+
+    from leadline.torch import to_module
+
+    network = transformer(width=128)
+    q = small.quantized(network, "int4-block128", small.samples(8, network.inputs[0].shape))
+    program = executorch.export_grids(q.graph, q.grids, q.codes, tmp_path / "a.pte")
+    linear = [layer for layer in q.graph.layers() if layer.kind == "linear"]
+    assert program.layers == len(linear) > 10
+    assert program.bytes < 2.5 * sum(q.graph.weights[layer.weight].size for layer in linear) / 2
+    x = [torch.from_numpy(x) for x in np.split(small.samples(4, network.inputs[0].shape, seed=5), 4)]
+    simulation = executorch.simulation(q.graph, q.grids, q.codes)
+    assert executorch.verify(tmp_path / "a.pte", simulation, x).sqnr[0] > 40
+    found = executorch.verify(tmp_path / "a.pte", to_module(q.graph), x, simulation=simulation)
+    assert abs(found.sqnr[0] - found.simulated[0]) < 0.1
+
+
+@pytest.mark.slow
+def test_tinydepth_within_a_decibel_of_the_simulation_through_the_command(tmp_path: Path, executorch: Any) -> None:
+    (tmp_path / "pictures").mkdir()
+    for seed in range(8):
+        Image.fromarray(scenes.views(seed)[0].rgb).save(tmp_path / "pictures" / f"{seed}.png")
+    means = [f"--{name}={','.join(map(str, networks.PREPROCESS[name]))}" for name in ("mean", "std")]
+    given = [str(networks.path()), f"--data={tmp_path / 'pictures'}", f"--out={tmp_path / 'out'}", *means]
+    command = [sys.executable, "-m", "leadline.cli", "quantize-executorch", *given, "--recipe=minmax-w8a8", "--json"]
+    done = subprocess.run([*command, "--threads=1"], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+    (measured,), (said,) = report["verified"]["sqnr"], report["verified"]["simulated"]
+    assert said > 15 and abs(measured - said) < 1.0
+    assert report["program"]["bytes"] == (tmp_path / "out" / "model.pte").stat().st_size
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -116,7 +157,3 @@ def test_users_mistakes(tmp_path: Path, executorch: Any) -> None:
     refused("must be a whole ExecuTorch program", tmp_path / "text.pte", vit, batches(1), call=executorch.verify)
     q = small.quantized(small.residual(), "w8a16")
     refused("must have at most 8 bits. Received 16", q.graph, q.grids, q.codes, file, call=executorch.export_grids)
-    w4 = small.quantized(small.gemm_relu_gemm(), "int4-block128", small.samples(12, (32, 16)))
-    if any(grid.scheme.granularity == "block" for grid in w4.grids.values()):
-        refused("must be per tensor, or per channel of a weight. Received one per block",
-                w4.graph, w4.grids, w4.codes, file, call=executorch.export_grids)  # fmt: skip

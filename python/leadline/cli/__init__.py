@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from leadline.cli import about, artefacts, audits, litert, networks, sweep
+from leadline.cli import about, artefacts, audits, executorch, litert, networks, sweep
 from leadline.types import InputError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ for command in (
     networks.quantize,
     networks.verify,
     litert.quantize_tflite,
+    executorch.quantize_executorch,
     artefacts.inspect,
     artefacts.convert,
     audits.audit,

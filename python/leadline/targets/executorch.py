@@ -1,18 +1,20 @@
 """ExecuTorch: a network as a ``.pte`` program for XNNPACK, in INT8 or INT4, and the program run in its own runtime.
 
-Tried with ExecuTorch 1.5.1, torch 2.13 and torchao 0.18, on a CPU. Three routes:
+Tried with ExecuTorch 1.5.1, torch 2.13 and torchao 0.18, on a CPU. The routes:
 
 ============================  ==========================================================  ======================
 ..                            what is quantised                                           whose integers
 ============================  ==========================================================  ======================
-`export_grids`                static INT8: every tensor that a run of leadline gave one   leadline's, grids too
-`export` with 4 bits          linear layers: INT4 blocks, inputs in INT8 per token        leadline's, grids too
+`export_grids`                what a run of leadline gave a grid: static INT8, and INT4   leadline's, grids too
+                              blocks in linear layers, their inputs in INT8 per token
+`export` with 4 bits          the same INT4 blocks, in a torch module's linear layers     leadline's, grids too
 `export` with 8 bits          static INT8, XNNPACK's own annotation and torchao's ranges  torchao's
 ============================  ==========================================================  ======================
 
-What cannot carry leadline's integers: the third route, whose observers find scales of their own; and INT4 convolutions,
-which XNNPACK does not have. INT4 weights of a run stay one byte each in the first route. XNNPACK stores the scales of
-blocks as bfloat16, so they are rounded to that before the codes are chosen.
+What cannot carry leadline's integers: the last route, whose observers find scales of their own; and INT4 convolutions,
+which XNNPACK does not have. INT4 weights of a run without blocks stay one byte each. Weights of float layers that are
+not in blocks travel as the float values of their codes: XNNPACK has no weight-only kernels. It stores the scales of
+blocks as bfloat16, so they are rounded to that.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["Program", "Verified", "export", "export_grids", "verify"]
+__all__ = ["Program", "Verified", "export", "export_grids", "simulation", "verify"]
 
 _INSTALL = "pip install executorch==1.5.1"
 _SHRUNK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
@@ -61,17 +63,18 @@ class Program:
 
 @dataclass(frozen=True)
 class Verified:
-    """A program beside the float module. `sqnr` in dB for each output, over all samples; `milliseconds`: the fastest of
-    all runs, one thread or what the runtime takes."""
+    """A program beside the float module. `sqnr` in dB for each output, over all samples; `simulated`: the same of the
+    simulation, where one was given; `milliseconds`: the fastest of all runs, one thread or what the runtime takes."""
 
     sqnr: list[float]
     milliseconds: float
+    simulated: list[float]
 
 
 def export_grids(
     graph: Graph, grids: Mapping[str, Grid], codes: Mapping[str, NDArray[Any]], path: str | os.PathLike[str]
 ) -> Program:
-    """Write a run of leadline (the graph, grids and codes of a Quantized) as static INT8.
+    """Write a run of leadline (the graph, grids and codes of a Quantized) as static INT8, or INT4 in blocks.
 
     Activations of uint8 become int8 with a zero point 128 lower, which changes no value; biases are the values of their
     codes. XNNPACK runs what it has integer kernels for, and the rest in float between the same roundings. Its sums are
@@ -80,7 +83,8 @@ def export_grids(
     Parameters
     ----------
     graph, grids, codes
-        Activations per tensor, weights per tensor or per channel and symmetric, all of at most 8 bits.
+        Activations per tensor, weights per tensor or per channel and symmetric, all of at most 8 bits. Or, where the
+        inputs of linear layers have no grids, their weights in 4 bits and blocks of 32 or its multiples.
     path : path
         The ``.pte`` file.
 
@@ -90,15 +94,27 @@ def export_grids(
         A grid that XNNPACK has no type for, an operator that `leadline.torch.to_module` does not know, or ExecuTorch is
         not installed.
     """
-    _installed("export_grids")
-    from leadline.targets.executorch_module import integer_module
-
-    module = integer_module(graph, grids, codes)
+    check_installed("export_grids")
     import torch
 
+    from leadline.targets.executorch_module import blocks, integer_module
+
+    module = integer_module(graph, grids, codes)
     example = tuple(torch.zeros(value.shape) for value in graph.inputs)
-    layers = sum(layer.weight in codes for layer in graph.layers())
-    return _lower(module, example, Path(path), layers)
+    dynamic = blocks(graph, grids, codes)
+    static = [layer for layer in graph.layers() if layer.weight in codes and layer.input in grids]
+    return _lower(module, example, Path(path), len(static) + len(dynamic), dynamic=bool(dynamic))
+
+
+def simulation(graph: Graph, grids: Mapping[str, Grid], codes: Mapping[str, NDArray[Any]]) -> nn.Module:
+    """What a program of `export_grids` should compute, as a torch module: roundings included, those at run time too.
+
+    Raises InputError as `export_grids` does.
+    """
+    check_installed("simulation")
+    from leadline.targets.executorch_module import integer_module
+
+    return integer_module(graph, grids, codes)
 
 
 def export(
@@ -136,7 +152,7 @@ def export(
         raise refuse("export", "weights_bits must be 4 or 8", repr(weights_bits))
     if not isinstance(block_size, int) or block_size < 32 or block_size % 32:
         raise refuse("export", "block_size must be a multiple of 32", repr(block_size))
-    _installed("export")
+    check_installed("export")
     batches = [batch if isinstance(batch, tuple) else (batch,) for batch in samples]
     if not batches:
         raise refuse("export", "samples must hold at least one", "none")
@@ -150,7 +166,9 @@ def export(
     return _lower(module, batches[0], Path(path), layers, dynamic=True)
 
 
-def verify(path: str | os.PathLike[str], module: nn.Module, samples: Iterable[Any]) -> Verified:
+def verify(
+    path: str | os.PathLike[str], module: nn.Module, samples: Iterable[Any], *, simulation: nn.Module | None = None
+) -> Verified:
     """Run a program in ExecuTorch's runtime beside the float module.
 
     Parameters
@@ -161,13 +179,15 @@ def verify(path: str | os.PathLike[str], module: nn.Module, samples: Iterable[An
         The float reference; ``leadline.torch.to_module(graph)`` for a Graph.
     samples : iterable
         As for `export`.
+    simulation : nn.Module, optional
+        From `simulation`: scored beside the program.
 
     Raises
     ------
     InputError
         The file is missing or no program, its outputs do not fit the module's, or ExecuTorch is not installed.
     """
-    _installed("verify")
+    check_installed("verify")
     import torch
     from executorch.runtime import Runtime
 
@@ -179,12 +199,13 @@ def verify(path: str | os.PathLike[str], module: nn.Module, samples: Iterable[An
     except Exception as error:  # the runtime raises RuntimeError, and others for a file that is no flatbuffer
         raise refuse("verify", f"'{path}' must be a whole ExecuTorch program", str(error).splitlines()[0]) from None
     scores: list[Sqnr] = []
+    said: list[Sqnr] = []
     fastest = np.inf
     for batch in samples:
         inputs = batch if isinstance(batch, tuple) else (batch,)
         with torch.no_grad():
-            wanted = module(*inputs)
-        wanted = wanted if isinstance(wanted, (tuple, list)) else (wanted,)
+            wanted = _several(module(*inputs))
+            seen = () if simulation is None else _several(simulation(*inputs))
         start = time.perf_counter()
         got = method.execute(list(inputs))
         fastest = min(fastest, time.perf_counter() - start)
@@ -194,12 +215,20 @@ def verify(path: str | os.PathLike[str], module: nn.Module, samples: Iterable[An
         scores = scores or [Sqnr() for _ in wanted]
         for score, reference, array in zip(scores, wanted, got, strict=True):
             score.update(reference.numpy(), array.numpy())
+        said = said or [Sqnr() for _ in seen]
+        for score, reference, array in zip(said, wanted[: len(seen)], seen, strict=True):
+            score.update(reference.numpy(), array.numpy())
     if not scores:
         raise refuse("verify", "samples must hold at least one", "none")
-    return Verified([score.db for score in scores], fastest * 1e3)
+    return Verified([score.db for score in scores], fastest * 1e3, [score.db for score in said])
 
 
-def _installed(function: str) -> None:
+def _several(outputs: Any) -> tuple[torch.Tensor, ...]:
+    return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
+
+
+def check_installed(function: str) -> None:
+    """InputError in the name of `function` where ExecuTorch is not installed."""
     try:
         import executorch.exir
         import executorch.kernels.quantized  # noqa: F401  registers what stays outside XNNPACK
@@ -265,9 +294,9 @@ def _int4(module: nn.Module, batches: Sequence[tuple[torch.Tensor, ...]], block_
     """Every linear layer that the blocks divide, in place; how many."""
     import torch
     from torch import nn
-    from torchao.quantization import IntxUnpackedToInt8Tensor
 
     from leadline.rounding import round_best
+    from leadline.targets.executorch_module import int4_weight
 
     layers = {
         name: layer
@@ -281,15 +310,7 @@ def _int4(module: nn.Module, batches: Sequence[tuple[torch.Tensor, ...]], block_
         weight = layer.weight.detach().numpy()
         grid = _blocks(weight, block_size)
         codes = round_best(weight, grams[name].matrix(), grid)[0]
-        carried = IntxUnpackedToInt8Tensor(
-            torch.from_numpy(codes.astype(np.int8)),
-            torch.from_numpy(grid.scale.copy()),
-            torch.zeros(grid.scale.shape, dtype=torch.int8),
-            torch.int4,
-            (1, block_size),
-            torch.float32,
-            "int8_asym_per_token",
-        )
+        carried = int4_weight(codes, grid.scale, block_size)
         layer.weight = nn.Parameter(carried, requires_grad=False)
     return len(layers)
 
@@ -316,16 +337,15 @@ def _moments(layers: Mapping[str, nn.Linear]) -> Iterator[dict[str, Any]]:
 
 def _blocks(weight: NDArray[np.float32], block_size: int) -> Grid:
     """Symmetric INT4 blocks whose ranges leave the least squared error; scales are bfloat16 values."""
-    import ml_dtypes
-
     from leadline.affine import fake_quantize
+    from leadline.targets.executorch_module import to_bfloat16
 
     scheme = Scheme(4, True, True, "block", axis=1, block_size=block_size)
     rows = weight.reshape(len(weight), -1, block_size)
     largest = np.maximum(np.abs(rows).max(2), 1e-6) / scheme.qmax
     best, lowest = largest, np.full(largest.shape, np.inf)
     for share in _SHRUNK:
-        scale = (largest * share).astype(ml_dtypes.bfloat16).astype(np.float32)
+        scale = to_bfloat16(largest * np.float32(share))
         grid = Grid(scale, np.zeros(scale.shape, np.int32), scheme)
         error = np.square((fake_quantize(weight, grid) - weight).reshape(rows.shape)).sum(2)
         best = np.where(error < lowest, scale, best)

@@ -24,9 +24,9 @@ def integer_module(graph: Graph, grids: Mapping[str, Grid], codes: Mapping[str, 
             continue
         if scheme.bits > 8:
             raise refuse("export_grids", f"the grid of '{name}' must have at most 8 bits", scheme.bits)
-        fits = scheme.granularity == "tensor" or (scheme.granularity == "axis" and name in graph.weights)
+        fits = scheme.granularity == "tensor" or (scheme.granularity in ("axis", "block") and name in graph.weights)
         if not fits:
-            rule = f"the grid of '{name}' must be per tensor, or per channel of a weight"
+            rule = f"the grid of '{name}' must be per tensor, or per channel or block of a weight"
             raise refuse("export_grids", rule, f"one per {scheme.granularity}")
         if scheme.granularity == "axis" and grid.zero_point.any():
             raise refuse("export_grids", f"scales per channel of '{name}' must have zero points of 0", "others")
@@ -35,15 +35,63 @@ def integer_module(graph: Graph, grids: Mapping[str, Grid], codes: Mapping[str, 
     return module.eval().requires_grad_(False)
 
 
+def blocks(graph: Graph, grids: Mapping[str, Grid], codes: Mapping[str, NDArray[Any]]) -> list[str]:
+    """The weights that travel as INT4 in blocks: of linear layers whose inputs stay float, in whole blocks of 32 and
+    its multiples."""
+    return [
+        layer.weight
+        for layer in graph.layers()
+        if layer.weight in codes
+        and grids[layer.weight].scheme.granularity == "block"
+        and grids[layer.weight].scheme.bits <= 4
+        and (grids[layer.weight].scheme.block_size or 1) % 32 == 0
+        and layer.kind == "linear"
+        and layer.axis == 0
+        and layer.input not in grids
+        and graph.weights[layer.weight].shape[1] % (grids[layer.weight].scheme.block_size or 1) == 0
+    ]
+
+
+def int4_weight(codes: NDArray[Any], scale: NDArray[np.float32], block_size: int) -> Tensor:
+    """A linear layer's weight in INT4 blocks whose inputs are rounded to INT8 per token at run time. Its scales must be
+    bfloat16 values, as XNNPACK stores them."""
+    from torchao.quantization import IntxUnpackedToInt8Tensor
+
+    carried: Tensor = IntxUnpackedToInt8Tensor(
+        torch.from_numpy(np.array(codes, np.int8)),
+        torch.from_numpy(np.array(scale)),
+        torch.zeros(scale.shape, dtype=torch.int8),
+        torch.int4,
+        (1, block_size),
+        torch.float32,
+        "int8_asym_per_token",
+    )
+    return carried
+
+
+def to_bfloat16(scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The nearest bfloat16 values."""
+    import ml_dtypes
+
+    return np.asarray(scale.astype(ml_dtypes.bfloat16).astype(np.float32))
+
+
 class _Integers(GraphModule):
     """Quantised once behind its producer, dequantised anew for each reader: XNNPACK takes no pair that two share."""
 
     def _hold(self, name: str, array: NDArray[Any], codes: Mapping[str, NDArray[Any]]) -> None:
         super()._hold(name, array, codes)
         grid = self._grids.get(name)
-        if grid is None or grid.scheme.bits == 32 or name not in codes or name in _in_float(self._graph, self._grids):
+        if grid is None or grid.scheme.bits == 32 or name not in codes:
+            return
+        if grid.scheme.granularity != "block" and name in _in_float(self._graph, self._grids):
             return
         own = self.names[name]
+        if grid.scheme.granularity == "block":
+            if name in blocks(self._graph, self._grids, codes):
+                carried = int4_weight(codes[name], to_bfloat16(grid.scale), grid.scheme.block_size or 1)
+                self.register_parameter(own, nn.Parameter(carried, requires_grad=False))
+            return
         del self._parameters[own]
         shifted = np.asarray(codes[name].astype(np.int16) - _shift(grid)).astype(np.int8)
         self.register_buffer(own, torch.from_numpy(np.array(shifted)))

@@ -1,0 +1,90 @@
+"""Commands for ExecuTorch: quantize-executorch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from leadline.cli import flags
+
+if TYPE_CHECKING:
+    from leadline.targets.executorch import Program, Verified
+
+
+def quantize_executorch(
+    model: Annotated[Path, typer.Argument(help="An ONNX network.")],
+    data: flags.Data,
+    out: Annotated[Path, typer.Option(help="Folder for model.pte and report.json.")],
+    recipe: Annotated[
+        str, typer.Option(help="A recipe's name or TOML file: w8a8 and its kin, or int4-block128.")
+    ] = "w8a8",
+    samples: flags.Samples = None,
+    seed: flags.Seed = 0,
+    resize: flags.Resize = None,
+    crop: flags.Crop = None,
+    mean: flags.Mean = None,
+    std: flags.Std = None,
+    scale: flags.Scale = None,
+    layout: flags.Layout = None,
+    channels: flags.Channels = None,
+    strict: flags.Strict = False,
+    threads: flags.Threads = None,
+    as_json: flags.Json = False,
+) -> None:
+    """Quantise a network to an ExecuTorch program for XNNPACK and check it there, on samples held out of calibration.
+
+    Needs ExecuTorch, in an environment of its own.
+    """
+    from leadline import pipeline
+    from leadline.files import filling
+    from leadline.progress import Bars
+    from leadline.recipe import Recipe
+    from leadline.targets import executorch
+
+    executorch.check_installed("quantize-executorch")
+    import torch
+
+    from leadline.torch import to_module
+
+    wanted = Recipe.load(recipe)
+    preprocess = flags.preprocessing(wanted.data, resize, crop, mean, std, scale, layout, channels)
+    given: dict[str, Any] = {"preprocess": preprocess, "samples": samples, "seed": seed, "strict": strict}
+    progress = Bars()
+    with filling(out) as folder:
+        done = pipeline.quantize(model, wanted, data, progress=progress, threads=threads, **given)
+        run = done.graph, done.grids, done.codes
+        with progress("write"):
+            program = executorch.export_grids(*run, folder / "model.pte")
+        with progress("verify"):
+            held = (tuple(map(torch.from_numpy, feed.values())) for feed in done.held_out)
+            simulation = executorch.simulation(*run)
+            verified = executorch.verify(folder / "model.pte", to_module(done.graph), held, simulation=simulation)
+        names = [value.name for value in done.graph.outputs]
+        document = {"recipe": wanted.name, "outputs": names, "samples": len(done.held_out)}
+        document |= {"program": asdict(program), "verified": asdict(verified)}
+        (folder / "report.json").write_text(json.dumps(document, indent=2), "utf-8")
+    if as_json:
+        flags.print_json(document)
+    else:
+        show(names, program, verified, Console())
+
+
+def show(names: list[str], program: Program, verified: Verified, console: Console) -> None:
+    """Print what was measured."""
+    table = Table("output", box=None)
+    for head in ("ExecuTorch", "simulated"):
+        table.add_column(head, justify="right")
+    for name, measured, said in zip(names, verified.sqnr, verified.simulated, strict=True):
+        table.add_row(name, f"{measured:.1f} dB", f"{said:.1f} dB")
+    console.print(table)
+    console.print(f"{decimal(program.bytes)}, {program.layers} layers in integers, {verified.milliseconds:.3g} ms")
+    if program.outside:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in program.outside.items())
+        console.print(f"outside XNNPACK: {kinds}; XNNPACK in {program.delegates} parts")
