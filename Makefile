@@ -1,7 +1,7 @@
 # make demo        a small depth network on rendered scenes: recipes compared, with a report in demo/; no download
 # make test        the tests                      make check     ruff, mypy, import-linter
 # make test-cpp    the C++ tests under ASan/UBSan  make notebooks  execute them
-# make test-full   the tests with aimet-onnx, torch, litert-torch, ExecuTorch and Ray (environments of their own, 6 GB)
+# make test-full   the tests with aimet-onnx, PyTorch, litert-torch, ExecuTorch and Ray (environments of their own, 8 GB)
 # make bench       every benchmark                make clean
 #
 # Needs Python 3.11 or newer, a C++20 compiler, make. Everything else goes into .venv; networks and pictures go into
@@ -11,15 +11,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-RIVALS := aimet litert executorch ray
+RIVALS := aimet litert executorch ray torch
 PACKAGES_aimet := torch==2.13.0 aimet-onnx==2.42.0 onnxscript
 PACKAGES_litert := torch==2.13.0 'litert-torch==0.10.*'
 PACKAGES_executorch := torch==2.13.0 executorch==1.5.1
 PACKAGES_ray := 'ray>=2.30'
-TESTS_aimet := -m "full or torch"
+PACKAGES_torch := torch==2.13.0 onnxscript transformers timm einops easydict opencv-python-headless tqdm
+TESTS_aimet := -m full tests/full/test_aimet.py tests/full/test_aimet_networks.py
 TESTS_litert := -p no:anyio tests/full/test_litert.py tests/test_torch_module.py tests/test_audit.py
 TESTS_executorch := tests/full/test_executorch.py
 TESTS_ray := tests/full/test_sweep_ray.py
+TESTS_torch := -p no:anyio -m "torch or full" tests/test_graph_torch.py tests/test_torch_*.py tests/test_systems*.py
 SOURCES := pyproject.toml CMakeLists.txt $(shell find cpp python -type f -not -name '*.pyc' -not -name '*.so')
 
 .DEFAULT_GOAL := help
