@@ -1,13 +1,14 @@
 """TFLite in all recipes: size, SQNR, task and time with XNNPACK, beside ai-edge-quantizer's own calibration.
 
     python benchmarks/tflite.py                               # D and TinyDepth; ten minutes on two cores
-    python benchmarks/tflite.py --networks D --json out.json
+    python benchmarks/tflite.py --networks A B --json out.json
 
 Needs torch and litert-torch (leadline[litert]). Everybody gets the same calibration samples. ai-edge-quantizer
 starts from the float .tflite that litert-torch makes of the folded network; "leadline, .tflite" from the same file;
 "leadline, ONNX" from the ONNX file, with all its steps. SQNR is of XNNPACK's raw outputs against the float network on
-pictures that calibration did not see; "simulated" is what leadline said. Times are the least of several runs
-of one thread, the contestants taking turns.
+pictures that calibration did not see, of several outputs each; "simulated" is what leadline says of the file
+(`leadline.targets.litert_expected`). Tasks: D top-1 kept, TinyDepth delta1, A intersection over union of the map, B
+faces found. Times are the least of several runs of one thread, the contestants taking turns.
 """
 
 from __future__ import annotations
@@ -35,20 +36,22 @@ from leadline.data import Preprocess, Samples, load
 from leadline.depth import networks, scenes
 from leadline.evaluation import Footage, feeds, judge
 from leadline.export.tflite_read import read
-from leadline.export.tflite_run import Interpreter
+from leadline.export.tflite_run import Interpreter, Kernels
 from leadline.export.tflite_write import write
 from leadline.files import replacing
 from leadline.graph import Graph, Session
+from leadline.targets.litert_expected import expected
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import testbed
 
-NETWORKS = ("D", "tinydepth")
+NETWORKS = ("A", "B", "D", "tinydepth")
 CALIBRATION, STILLS = range(200_000, 200_016), range(310_000, 310_024)
 SAMPLES = 24
 """Evaluation samples of D: of its 120 views every fifth."""
 
 Arrays = list[NDArray[Any]]
+"""Of one sample, in the order of the outputs."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ class Row:
     who: str
     recipe: str
     megabytes: float
-    sqnr: float
-    simulated: float | None
+    sqnr: list[float]
+    simulated: list[float]
     task: float
     milliseconds: float = 0.0
 
@@ -67,32 +70,41 @@ class Task:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        if name == "D":
-            self.path = testbed.network("D")
-            self.calibration, scored = accuracy.pictures("D")
-            self.held = scored.part(range(0, len(scored), len(scored) // SAMPLES))
-            self.label = "top-1 kept"
-        else:
+        if name == "tinydepth":
             self.path = networks.path(name)
             preprocess = Preprocess(**networks.PREPROCESS)
             first, second = ([scenes.views(seed)[0] for seed in seeds] for seeds in (CALIBRATION, STILLS))
             inputs = Graph.load(self.path).inputs
             self.calibration, self.held = (load(feeds(frames, preprocess), inputs) for frames in (first, second))
             self.footage = Footage(second)
-            self.label = "delta1"
+        else:
+            self.path = testbed.network(name)
+            self.calibration, scored = accuracy.pictures(name)
+            self.held = scored.part(range(0, len(scored), max(1, len(scored) // SAMPLES)))
+        self.label = {"A": "IoU", "B": "faces found", "D": "top-1 kept"}.get(name, "delta1")
         self.graph = Graph.load(self.path, next(iter(self.calibration)))
         with Session(self.graph, threads=1) as session:
-            self.exact = [next(iter(session.run(feed).values())) for feed in self.held]
+            self.exact = [list(session.run(feed).values()) for feed in self.held]
 
-    def worth(self, outputs: Arrays) -> float:
-        if self.name == "D":
-            return float(np.mean([np.argmax(a) == np.argmax(b) for a, b in zip(outputs, self.exact, strict=True)]))
-        return judge(np.stack([np.squeeze(output) for output in outputs]), self.footage).scores.delta1
+    def worth(self, outputs: list[Arrays]) -> float:
+        if self.name == "tinydepth":
+            return judge(np.stack([np.squeeze(arrays[0]) for arrays in outputs]), self.footage).scores.delta1
+        pairs = list(zip(self.exact, outputs, strict=True))
+        if self.name == "B":
+            faces = [[tasks.faces(dict(zip("abcd", arrays, strict=True))) for arrays in pair] for pair in pairs]
+            return sum(tasks.matched_faces(a, b) for a, b in faces) / max(1, sum(len(a) for a, _ in faces))
+        if self.name == "A":
+            return float(np.mean([tasks.iou(a[0], b[0], tasks.MAP_THRESHOLDS["A"]) for a, b in pairs]))
+        return float(np.mean([np.argmax(a[0]) == np.argmax(b[0]) for a, b in pairs]))
+
+    def sqnr(self, outputs: list[Arrays]) -> list[float]:
+        heads = zip(zip(*self.exact, strict=True), zip(*outputs, strict=True), strict=True)
+        return [tasks.sqnr(np.stack(exact), np.stack(got)) for exact, got in heads]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--networks", nargs="*", default=NETWORKS, choices=NETWORKS)
+    parser.add_argument("--networks", nargs="*", default=NETWORKS[2:], choices=NETWORKS)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     logging.getLogger().setLevel(logging.ERROR)
@@ -112,17 +124,17 @@ def contest(task: Task) -> list[Row]:
     folded.fold()
     content = tflite.convert(folded)
     rows, files = [], []
-    for who, recipe, artefact, simulated in (
-        ("float", "", content, None),
+    for who, recipe, artefact in (
+        ("float", "", content),
         *rivals(content, task.calibration),
         *from_tflite(content, task.calibration),
         *from_onnx(task),
     ):
         outputs = results(artefact, task.held)
-        decibels = tasks.sqnr(np.stack(task.exact), np.stack(outputs))
-        rows.append(Row(who, recipe, len(artefact) / 1e6, decibels, simulated, task.worth(outputs)))
+        said = task.sqnr(results(expected(artefact), task.held, "plain"))
+        rows.append(Row(who, recipe, len(artefact) / 1e6, task.sqnr(outputs), said, task.worth(outputs)))
         files.append(artefact)
-        print(f"{task.name}: {who} {recipe} {decibels:.1f} dB", file=sys.stderr)
+        print(f"{task.name}: {who} {recipe} {decibels(rows[-1].sqnr)} dB", file=sys.stderr)
     return timed(rows, files, next(iter(task.held)))
 
 
@@ -137,14 +149,12 @@ def timed(rows: Sequence[Row], files: Sequence[bytes], feed: dict[str, NDArray[A
     return [Row(**asdict(row) | {"milliseconds": 1e3 * times[str(i)].best}) for i, row in enumerate(rows)]
 
 
-def results(artefact: bytes, samples: Samples) -> Arrays:
-    runner = Interpreter(artefact, "xnnpack", 1)
-    return [
-        next(iter(runner.run_real(dict(zip(runner.inputs, feed.values(), strict=True))).values())) for feed in samples
-    ]
+def results(artefact: bytes, samples: Samples, kernels: Kernels = "xnnpack") -> list[Arrays]:
+    runner = Interpreter(artefact, kernels, 1)
+    return [list(runner.run_real(dict(zip(runner.inputs, feed.values(), strict=True))).values()) for feed in samples]
 
 
-Contestant = tuple[str, str, bytes, float | None]
+Contestant = tuple[str, str, bytes]
 
 
 def rivals(content: bytes, samples: Samples) -> Iterator[Contestant]:
@@ -177,7 +187,7 @@ def rivals(content: bytes, samples: Samples) -> Iterator[Contestant]:
             tool = quantizer.Quantizer(bytearray(content), chosen)
             seen = tool.calibrate(given, num_threads=1) if tool.need_calibration else None
             done = tool.quantize(seen, enable_progress_report=False).quantized_model
-        yield "ai-edge-quantizer", label, bytes(done), None
+        yield "ai-edge-quantizer", label, bytes(done)
 
 
 def from_tflite(content: bytes, samples: Samples) -> Iterator[Contestant]:
@@ -186,7 +196,7 @@ def from_tflite(content: bytes, samples: Samples) -> Iterator[Contestant]:
     for label, recipe, presets in RECIPES:
         plan = tflite.quantize(content, recipe, arrays, threads=1)
         for preset in presets:
-            yield "leadline, .tflite", f"{label}{', ' + preset if len(presets) > 1 else ''}", write(plan, preset), None
+            yield "leadline, .tflite", f"{label}{', ' + preset if len(presets) > 1 else ''}", write(plan, preset)
 
 
 RECIPES: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
@@ -199,31 +209,30 @@ RECIPES: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
 
 
 def from_onnx(task: Task) -> Iterator[Contestant]:
-    plans: dict[str, tuple[pipeline.Quantized, tflite.Converted]] = {}
+    plans: dict[str, tflite.Converted] = {}
     for label, recipe, presets in RECIPES:
         if "fp16" in presets:
             continue
         if recipe not in plans:
             done = pipeline.quantize(task.graph, recipe, task.calibration, threads=1)
-            plans[recipe] = done, tflite.plan(done, threads=1)
-        done, plan = plans[recipe]
-        for note in plan.notes:
-            print(f"note: {note}", file=sys.stderr)
+            plans[recipe] = tflite.plan(done, threads=1)
+            for note in plans[recipe].notes:
+                print(f"note: {note}", file=sys.stderr)
         for preset in presets:
-            with Session(tflite.simulation(done, plan, preset), optimize=False, threads=1) as session:
-                outputs = [next(iter(session.run(feed).values())) for feed in task.held]
-            said = tasks.sqnr(np.stack(task.exact), np.stack(outputs))
             suffix = ", " + preset if len(presets) > 1 else ""
-            yield "leadline, ONNX", label + suffix, write(plan, preset), None if preset == "dynamic" else said
+            yield "leadline, ONNX", label + suffix, write(plans[recipe], preset)
+
+
+def decibels(found: Sequence[float]) -> str:
+    return " ".join(f"{value:.1f}" for value in found)
 
 
 def show(task: Task, rows: Sequence[Row]) -> None:
     title = f"{task.name}, {len(task.held)} samples, LiteRT's XNNPACK, one thread"
     table = Table("quantised by", "recipe", "MB", "SQNR dB", "simulated dB", task.label, "ms", title=title)
     for row in rows:
-        said = "" if row.simulated is None else f"{row.simulated:.1f}"
-        decibels = "" if row.who == "float" else f"{row.sqnr:.1f}"
-        cells = f"{row.megabytes:.2f}", decibels, said, f"{row.task:.3f}", f"{row.milliseconds:.1f}"
+        shown = ("", "") if row.who == "float" else (decibels(row.sqnr), decibels(row.simulated))
+        cells = f"{row.megabytes:.2f}", *shown, f"{row.task:.3f}", f"{row.milliseconds:.1f}"
         table.add_row(row.who, row.recipe, *cells)
     Console(width=120).print(table)
 
