@@ -1,5 +1,4 @@
-"""Notebooks that need an extra say so in their metadata, ``"leadline": {"extra": "torch"}``, and are skipped where it is
-not installed."""
+"""Notebooks whose metadata say ``"leadline": {"extra": "torch"}`` are skipped where that extra is not installed."""
 
 from __future__ import annotations
 

@@ -9,10 +9,11 @@ except ImportError as error:
     raise ModuleNotFoundError(message, name="torch") from error
 
 from leadline.torch.calibration import LayerRecord, Report, quantize_linears
+from leadline.torch.conv import QuantizedConv2d, load_quantized
 from leadline.torch.export import to_graph
 from leadline.torch.fake import FakeQuantize
 from leadline.torch.hooks import CalibratedLayer, Calibration, calibrate
-from leadline.torch.linear import PER_ROW, QuantizedLinear, load_quantized
+from leadline.torch.linear import PER_ROW, QuantizedLinear
 from leadline.torch.module import GraphModule, SimulatedModule, to_module
 from leadline.torch.rewrites import DepthOnly, QuantizableAttention, Rewrites, rewrite
 from leadline.torch.weights import load_weights
@@ -26,6 +27,7 @@ __all__ = [
     "GraphModule",
     "LayerRecord",
     "QuantizableAttention",
+    "QuantizedConv2d",
     "QuantizedLinear",
     "Report",
     "Rewrites",

@@ -18,6 +18,7 @@ from torch import nn
 from leadline.gram import Gram
 from leadline.hadamard import LARGEST, random_rotation
 from leadline.progress import Quiet
+from leadline.torch.conv import QuantizedConv2d, as_linear, obstacle
 from leadline.torch.linear import PER_ROW, replace_module, weight_as_seen
 from leadline.torch.observation import Seen, observe
 from leadline.torch.search import LayerRecord, Search
@@ -49,6 +50,7 @@ def quantize_linears(
     data: Iterable[Any],
     *,
     pattern: str = "*",
+    convolutions: bool = False,
     bits_weights: int = 4,
     bits_activations: int | None = 4,
     rotate: bool = True,
@@ -72,6 +74,9 @@ def quantize_linears(
     pattern : str
         Shell pattern for the names of ``nn.Linear`` modules (``blocks.*.qkv``). A later call may name others: it sees
         the layers of the earlier one quantised.
+    convolutions : bool
+        ``nn.Conv2d`` modules that the pattern names, too, as layers of their patches (`QuantizedConv2d`): kernels of
+        1x1 as linear layers are, others without rotation; with groups they stay in float.
     bits_weights : int
         2 to 16: symmetric, a grid for each output.
     bits_activations : int or None
@@ -106,19 +111,25 @@ def quantize_linears(
     """
     alphas = _check(module, bits_weights, bits_activations, smooth, rounding, momentum)
     progress = progress or Quiet()
-    named = {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear) and fnmatchcase(n, pattern)}
+    kinds = (nn.Linear, nn.Conv2d) if convolutions else (nn.Linear,)
+    named = {n: m for n, m in module.named_modules() if isinstance(m, kinds) and fnmatchcase(n, pattern) and n}
     if not named:
-        raise refuse("quantize_linears", "pattern must match an nn.Linear inside the module", repr(pattern))
-    left = {n: f"it is a {type(m).__name__}" for n, m in named.items() if type(m) is not nn.Linear}
+        what = "an nn.Linear or nn.Conv2d" if convolutions else "an nn.Linear"
+        raise refuse("quantize_linears", f"pattern must match {what} inside the module", repr(pattern))
+    reasons = {n: obstacle(m) for n, m in named.items() if type(m) is not nn.Linear}
+    left = {n: f"it is {why}" if why.startswith("a ") else f"it has {why}" for n, why in reasons.items() if why}
     seen: dict[str, Seen] = {}
-    for place, (name, linear) in enumerate(named.items()):
+    for place, (name, layer) in enumerate(named.items()):
         if name not in left:
+            conv = layer if isinstance(layer, nn.Conv2d) else None
+            linear = as_linear(layer) if isinstance(layer, nn.Conv2d) else layer
             weight_as_seen(linear)  # refuses what cannot be quantised before anything has run
             size = linear.in_features
-            rotation = random_rotation(size, seed + place) if rotate and 1 < size <= LARGEST else None
+            turned = rotate and 1 < size <= LARGEST and (conv is None or conv.kernel_size == (1, 1))
+            rotation = random_rotation(size, seed + place) if turned else None
             judged = np.random.default_rng((seed, place))
             seen[name] = Seen(
-                name, linear, rotation, momentum, Gram(size, name) if rounding == "best" else None, judged
+                name, linear, rotation, momentum, Gram(size, name) if rounding == "best" else None, judged, conv
             )
     observe(module, seen.values(), data, progress)
     for name, s in seen.items():
@@ -132,7 +143,7 @@ def quantize_linears(
     reached = [s for name, s in seen.items() if name not in left]
     for s in progress.over(reached, "linear layers", len(reached)):
         made, record = Search(s, weights, activations, clip).run(alphas, rounding == "best", gate)
-        replace_module(module, s.linear, made)
+        replace_module(module, s.conv or s.linear, made if s.conv is None else QuantizedConv2d(made, s.conv))
         records.append(record)
         s.gram = None  # its memory goes before the next layer is worked on
     return Report(tuple(records), left)

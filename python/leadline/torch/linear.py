@@ -23,7 +23,7 @@ from leadline.hadamard import Rotation
 from leadline.torch.state import pack, unpack
 from leadline.types import FloatArray, Grid, InputError, Scheme, refuse
 
-__all__ = ["PER_ROW", "QuantizedLinear", "load_quantized", "weight_as_seen"]
+__all__ = ["PER_ROW", "QuantizedLinear", "weight_as_seen"]
 
 PER_ROW = Scheme(4, signed=True, symmetric=True, granularity="axis", axis=0)
 """QuantVGGT's four bits: of a weight, a grid for each output; of an activation, one for each token at run time."""
@@ -268,18 +268,6 @@ def weight_as_seen(linear: nn.Linear, rotation: Rotation | None = None, smooth: 
     if smooth is not None:
         weight = weight * _smooth(smooth, linear.in_features)
     return np.asarray(weight, np.float32)
-
-
-def load_quantized(module: nn.Module, state: Mapping[str, Any]) -> None:
-    """Loads the state_dict of a quantised model into its float one, in place.
-
-    Every ``nn.Linear`` of `module` whose state is that of a QuantizedLinear is replaced by one; then
-    ``module.load_state_dict(state)`` runs, which raises RuntimeError for what does not fit.
-    """
-    for name, linear in list(module.named_modules()):
-        if name and type(linear) is nn.Linear and f"{name}.codes" in state:
-            replace_module(module, linear, QuantizedLinear.from_float(linear))
-    module.load_state_dict(state)
 
 
 def torch_threads() -> int:

@@ -223,7 +223,8 @@ def to_module(
             raise refuse("to_module", f"the grid of activation '{name}' must not be per block", "one per block")
     with torch.no_grad():
         whole = SimulatedModule(source, learn_scales) if source.grids else GraphModule(source.graph, {}, {})
-    return whole.eval()
+    whole.eval()
+    return whole
 
 
 @dataclass(frozen=True)

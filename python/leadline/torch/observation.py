@@ -15,6 +15,7 @@ from torch import nn
 from leadline.gram import Gram
 from leadline.hadamard import Rotation
 from leadline.progress import Quiet
+from leadline.torch.conv import patches
 from leadline.torch.linear import torch_threads
 from leadline.types import FloatArray, refuse
 
@@ -46,7 +47,10 @@ class Channels:
 
 @dataclass
 class Seen:
-    """What a layer saw: figures in both bases from the rows it is fitted to, and some held-out rows."""
+    """What a layer saw: figures in both bases from the rows it is fitted to, and some held-out rows.
+
+    Of a convolution, `linear` is the layer of its patches.
+    """
 
     name: str
     linear: nn.Linear
@@ -54,6 +58,7 @@ class Seen:
     momentum: float | None
     gram: Gram | None
     rng: np.random.Generator
+    conv: nn.Conv2d | None = None
     bases: list[Channels] = field(init=False)
     judged: FloatArray = field(init=False)
     tokens: int = 0
@@ -69,7 +74,8 @@ class Seen:
         if not isinstance(input, torch.Tensor) or input.dtype != torch.float32 or input.device.type != "cpu":
             received = f"{input.dtype} on {input.device}" if isinstance(input, torch.Tensor) else type(input).__name__
             raise refuse("quantize_linears", f"the input of {self.name} must be float32 on the CPU", received)
-        rows = input.detach().reshape(-1, self.linear.in_features).contiguous().numpy()
+        seen = input if self.conv is None else patches(self.conv, input if input.ndim == 4 else input[None])
+        rows = seen.detach().reshape(-1, self.linear.in_features).contiguous().numpy()
         if not np.isfinite(rows).all():
             raise refuse(
                 "quantize_linears", f"the input of {self.name} must be finite", f"NaN or infinity, batch {batch}"
@@ -102,7 +108,7 @@ def observe(module: nn.Module, seen: Iterable[Seen], data: Any, progress: Quiet)
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             s.update(args[0] if args else kwargs["input"], batch, whole)
 
-        return s.linear.register_forward_pre_hook(hook, with_kwargs=True)
+        return (s.conv or s.linear).register_forward_pre_hook(hook, with_kwargs=True)
 
     handles = [watch(s) for s in seen]
     try:
