@@ -200,7 +200,5 @@ def _nearest(depth: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     """Values are taken, not mixed: between near and far there is nothing."""
     factor, top, left = _fit(depth.shape[0], depth.shape[1], side)
     rows, columns = (((np.arange(side) + start + 0.5) / factor).astype(int) for start in (top, left))
-    taken: NDArray[np.float32] = depth[
-        rows.clip(0, depth.shape[0] - 1)[:, None], columns.clip(0, depth.shape[1] - 1)
-    ]
+    taken: NDArray[np.float32] = depth[rows.clip(0, depth.shape[0] - 1)[:, None], columns.clip(0, depth.shape[1] - 1)]
     return taken
