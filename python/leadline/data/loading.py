@@ -36,9 +36,10 @@ def load(
     source : path, list of paths, array, dict of arrays, or iterable
         A folder (searched recursively, in order of name, hidden files left out; where it is laid out like COCO, NYU,
         KITTI or BlendedMVS, its colour pictures alone) or files, of one kind: pictures, videos (evenly spread frames:
-        `limit`, or 32 of each video), .npy, or .npz with the input names as keys. Or an array or CPU tensor (DLPack, `__array__`), a dict of them by input name, or an iterable of either. Along the
-        first axis of every array lie the samples. A list is indexed again at each iteration; an iterator
-        is run once and spooled to a temporary folder.
+        `limit`, or 32 of each video), .npy, or .npz with the input names as keys. Or an array or CPU tensor (DLPack,
+        `__array__`), a dict of them by input name, or an iterable of either. Along the first axis of every array lie
+        the samples. A list is indexed again at each iteration; an iterator is run once and spooled to a temporary
+        folder.
     inputs : sequence of (name, dtype, dims with None where dynamic), or of a graph's Values
         The dims of a file may be placeholders: for pictures, a size that `preprocess` states wins over them. A
         Value's shape is settled, and all must agree with it.
