@@ -17,17 +17,17 @@ import resource
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
 from leadline import tflite
-from leadline.data import load_blendedmvs_pairs
+from leadline.audit import audit
+from leadline.data import Pairs, load_blendedmvs_pairs
 from leadline.depth.scenes import clip, write_blendedmvs
 from leadline.export.tflite import convert
 from leadline.systems import vggt
 from leadline.systems.depth_pictures import compare
-from leadline.torch import quantize_linears
 
 
 def main() -> None:
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16, help="pairs")
     parser.add_argument("--recipe", default="w8a8", help="a name (see `leadline recipe`) or a TOML file")
     parser.add_argument("--preset", default="npu", help="cpu or npu")
+    parser.add_argument("--audit", help="hexagon or litert: ask the target about each operator first")
     parser.add_argument("--w4a4", action="store_true", help="QuantVGGT's four bits, in PyTorch")
     parser.add_argument("--int4", action="store_true", help="an ExecuTorch program, too (needs executorch)")
     parser.add_argument("--out", type=Path, required=True)
@@ -60,13 +61,18 @@ def main() -> None:
         run(options, pairs)
 
 
-def run(options: argparse.Namespace, pairs: object) -> None:
+def run(options: argparse.Namespace, pairs: Pairs) -> None:
     clock = Clock()
     system = vggt.load(
         options.clone, options.checkpoint, encoder=options.encoder, depth=options.depth, size=options.size
     )
     print(*system.notes, system.rewrites, sep="\n")
     clock("load, rewrite")
+    if options.audit:
+        import torch
+
+        print(audit(system.network, options.audit, torch.from_numpy(system.inputs["images"])))
+        clock("audit")
     graph = system.to_graph()
     clock("to a graph")
     options.out.mkdir(parents=True, exist_ok=True)
@@ -79,20 +85,29 @@ def run(options: argparse.Namespace, pairs: object) -> None:
     clock("INT8 .tflite")
     print(compare(reference, options.out / "model.int8.tflite", held_out, options.out / "comparison"))
     clock("comparison")
+    if options.w4a4 or options.int4:
+        four_bits(options, system.network, pairs, clock)
+
+
+def four_bits(options: argparse.Namespace, network: Any, pairs: Pairs, clock: Clock) -> None:
+    import torch
+
+    from leadline.torch import quantize_linears
+
     batches = [torch.from_numpy(np.ascontiguousarray(pair)) for pair in pairs]
     if options.w4a4:
-        module = copy.deepcopy(system.network)
+        module = copy.deepcopy(network)
         report = quantize_linears(module, batches, bits_weights=4, bits_activations=4)
         with torch.no_grad():
-            wanted, got = system.network(batches[-1]).flatten(), module(batches[-1]).flatten()
-        print(f"W4A4: {len(report.layers)} layers, correlation {torch.corrcoef(torch.stack([wanted, got]))[0, 1]:.4f}")
+            both = torch.stack([network(batches[-1]).flatten(), module(batches[-1]).flatten()])
+        print(f"W4A4: {len(report.layers)} layers, correlation {torch.corrcoef(both)[0, 1]:.4f}")
         clock("W4A4 in PyTorch")
     if options.int4:
         from leadline.targets import executorch
 
-        program = executorch.export(system.network, batches, options.out / "model.int4.pte", weights_bits=4)
+        program = executorch.export(network, batches, options.out / "model.int4.pte", weights_bits=4)
         print(f"ExecuTorch: {program.bytes / 1e6:.1f} MB, {program.layers} layers of INT4")
-        print(executorch.verify(options.out / "model.int4.pte", system.network, batches[:2]))
+        print(executorch.verify(options.out / "model.int4.pte", network, batches[:2]))
         clock("INT4 .pte")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +111,12 @@ def test_comparison(tmp_path: Path) -> None:
     assert "correlation 1.0000" in str(found)
     with pytest.raises(InputError, match=r"^\[compare\] samples must hold at least one"):
         compare(depth_network(), depth_network(), [], tmp_path / "none")
+
+
+def test_the_script_says_what_to_give_it() -> None:
+    script = Path(__file__).parents[1] / "examples" / "vggt_depth.py"
+    done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0 and "--clone" in done.stdout, done.stderr
 
 
 @pytest.mark.full
