@@ -39,5 +39,5 @@ def open_program(network: str | os.PathLike[str] | nn.Module, inputs: Any) -> Ne
 
 
 def _stopped(name: str, by: str, error: InputError) -> Network:
-    reason = str(error).removeprefix("[audit] ").removesuffix(".").replace(". Received ", ": ")
+    reason = str(error).removeprefix("[audit] ").removesuffix(".").replace(". Received ", "; torch says ")
     return Network(name, 1, None, (), (Finding(by, "unsupported", (name,), 1, reason),))
