@@ -77,7 +77,7 @@ def test_a_saved_program_on_the_command_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("last", "operator", "said"),
-    [(Branching(), "torch.export", "# that line; torch says GuardOnDataDependent"), (Picking(), "NonZero", "# the line")],
+    [(Branching(), "torch.export", "that line; torch says GuardOnData"), (Picking(), "NonZero", "# the line")],
 )
 def test_what_stops_torch_or_import_is_a_finding(last: Any, operator: str, said: str) -> None:
     found = audit(nn.Sequential(nn.Linear(8, 8), nn.Sequential(last)), "litert", torch.randn(2, 8))
