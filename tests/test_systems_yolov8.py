@@ -144,3 +144,18 @@ def test_the_example_runs(folder: Path, tmp_path: Path) -> None:
     assert report["kept"] > 0.8
     with Session(tmp_path / "out" / "model.qdq.onnx", threads=1) as session:
         assert session.outputs == ["output0"]
+
+
+def test_the_command_line_takes_a_laid_out_folder(folder: Path, tmp_path: Path) -> None:
+    """Labels lie beside the pictures; the artefact keeps the scores."""
+    recipe = quick(yolov8.recipe("minmax"))
+    recipe.save(tmp_path / "quick.toml")
+    line = [
+        sys.executable, "-m", "leadline.cli", "quantize", str(folder / "detector.onnx"), "--data", str(folder / "coco"),
+        "--letterbox", "--recipe", str(tmp_path / "quick.toml"), "--out", str(tmp_path / "out"), "--threads", "1",
+        "--json",
+    ]  # fmt: skip
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    steps = [record for record in json.loads(done.stdout)["steps"] if record["step"] == "heads"]
+    assert any("keep their extremes" in record["note"] for record in steps)
