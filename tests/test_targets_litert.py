@@ -125,6 +125,27 @@ def test_inputs_of_dynamic_layers_are_rounded_between_their_own_extremes() -> No
     assert np.array_equal(got[0, 2], np.zeros(8))
 
 
+@pytest.mark.parametrize("kind", ["linear", "conv", "transpose"])
+def test_dynamic_layers_are_xnnpack_s(kind: str) -> None:
+    """One pixel forty times as large as the others: whole pictures are rounded at once, rows of a linear layer not."""
+    b = small_tflite.Builder()
+    x = b.tensor("x", (1, 8, 8, 16))
+    if kind == "linear":
+        y = b.linear(x, "y", (1, 8, 8, 8), 16)
+    elif kind == "conv":
+        y = b.conv(x, "y", (1, 8, 8, 8), 3, 16)
+    else:
+        shape = b.tensor("shape", (4,), np.array([1, 16, 16, 4], np.int32))
+        y = b.op("TRANSPOSE_CONV", [shape, b.weight("w", 4, 2, 2, 16), x, b.weight("bias", 4)], "y", (1, 16, 16, 4), 3,
+                 family="TransposeConv", padding=small_tflite.VALID, strideH=2, strideW=2)  # fmt: skip
+    data = np.random.default_rng(0).standard_normal((4, 8, 8, 16), np.float32)
+    data[:, 0, 0] *= 40
+    content = b.finish([x], [y])
+    artefact = write(tflite.quantize(content, "weight-only-int8", data, threads=1), "dynamic")
+    (score,) = verify(expected(artefact), artefact, data, kernels=("xnnpack",), threads=1).outputs
+    assert score.sqnr["xnnpack"] > 100
+
+
 def test_moves_between_floats_stay_float() -> None:
     """What is float on both sides is not rounded for the sake of a move of data: TinyDepth's output lost 5 dB so."""
     builder = small_tflite.Builder()
