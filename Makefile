@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RIVALS := aimet litert executorch ray torch
 PACKAGES_aimet := torch==2.13.0 aimet-onnx==2.42.0 onnxscript
-PACKAGES_litert := torch==2.13.0 'litert-torch==0.10.*'
+PACKAGES_litert := torch==2.13.0 'litert-torch==0.10.*' onnxscript
 PACKAGES_executorch := torch==2.13.0 executorch==1.5.1
 PACKAGES_ray := 'ray>=2.30'
 PACKAGES_torch := torch==2.13.0 onnxscript transformers timm einops easydict opencv-python-headless tqdm
