@@ -15,18 +15,10 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 pytestmark = pytest.mark.torch
 
 from leadline.torch import QuantizedConv2d, load_quantized, quantize_linears  # noqa: E402
+from torch_models import seeded  # noqa: E402, F401
 
 nn = torch.nn
 FINE = Scheme(16, signed=True, symmetric=True, granularity="axis", axis=0)
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> Any:
-    torch.manual_seed(0)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

@@ -16,18 +16,9 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 pytestmark = pytest.mark.torch
 
 from leadline.torch import to_graph  # noqa: E402
-from torch_models import depth_anything, drawn, small_vit  # noqa: E402
+from torch_models import depth_anything, drawn, seeded, small_vit  # noqa: E402, F401
 
 nn = torch.nn
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> Any:
-    torch.manual_seed(0)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def same(graph: Graph, wanted: Any, *inputs: Any) -> None:

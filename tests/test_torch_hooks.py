@@ -19,19 +19,10 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 pytestmark = pytest.mark.torch
 
 from leadline.torch import Calibration, calibrate, to_graph  # noqa: E402
-from torch_models import drawn, small_vit  # noqa: E402
+from torch_models import drawn, seeded, small_vit  # noqa: E402, F401
 
 nn = torch.nn
 WEIGHTS = Scheme(8, signed=True, symmetric=True, granularity="axis", axis=0, narrow=True)
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> Any:
-    torch.manual_seed(0)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def pictures(count: int = 4) -> list[Any]:

@@ -10,6 +10,16 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 nn = torch.nn
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> Any:
+    """For every test of a module that imports it: the same draws, one thread."""
+    torch.manual_seed(0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Attention(nn.Module):
     """Attention as timm writes it."""
 
