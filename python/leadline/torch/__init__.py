@@ -1,5 +1,5 @@
-"""leadline inside PyTorch: linear layers with integer weights whose inputs are rotated, smoothed and quantised by the
-C++ cores, and the calibration that puts them into a model. Needs the extra ``leadline[torch]``; CPU, float32.
+"""leadline inside PyTorch: modules become Graphs and come back, rewritten for quantisers, simulated with gradients, and
+calibrated or quantised in place by the C++ cores. Needs the extra ``leadline[torch]``; CPU, float32.
 """
 
 try:
