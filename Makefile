@@ -1,6 +1,6 @@
 # make demo        a small depth network on rendered scenes: recipes compared, with a report in demo/; no download
 # make test        the tests                      make check     ruff, mypy, import-linter
-# make test-cpp    the C++ tests under ASan/UBSan  make notebooks  execute them
+# make test-cpp    the C++ tests under ASan/UBSan  make notebooks  execute them on small data
 # make test-full   the tests with aimet-onnx, PyTorch, litert-torch, ExecuTorch and Ray (environments of their own, 8 GB)
 # make bench       every benchmark                make clean
 #
@@ -79,7 +79,7 @@ test-cpp: $(VENV)/.cpp
 	@$(BIN)/ctest --test-dir build/asan --output-on-failure
 
 notebooks: $(VENV)/.tests
-	@$(BIN)/python -m pytest --nbmake --nbmake-timeout=120 notebooks
+	@LEADLINE_FAST=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=300 notebooks
 
 test-full: $(RIVALS:%=test-full-%)
 
