@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from torch_stand_ins import define_torchvision
+
 torch = pytest.importorskip("torch", reason="torch is not installed")
 nn = torch.nn
 
@@ -91,7 +93,7 @@ def small_vit(**sizes: int) -> Any:
 
 def depth_anything(width: int = 32, layers: int = 4, heads: int = 2) -> Any:
     """transformers' DepthAnythingForDepthEstimation, small, drawn."""
-    pretend_torchvision()
+    define_torchvision()
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     backbone = transformers.Dinov2Config(
         hidden_size=width,
@@ -114,18 +116,3 @@ def depth_anything(width: int = 32, layers: int = 4, heads: int = 2) -> Any:
     module = drawn(transformers.DepthAnythingForDepthEstimation(config))
     module.head.conv3.bias.data.fill_(1.0)  # behind it a ReLU, which would leave nothing
     return module
-
-
-_KEPT: list[Any] = []
-
-
-def pretend_torchvision() -> None:
-    """torchvision's build for CUDA can be imported beside a CPU torch once the names of its operators are defined."""
-    if _KEPT or hasattr(torch.ops.torchvision, "nms"):
-        return
-    library = torch.library.Library("torchvision", "DEF")
-    names = "nms qnms roi_align roi_pool ps_roi_align ps_roi_pool deform_conv2d"
-    backward = [f"_{name}_backward" for name in names.split()[2:]]
-    for name in (*names.split(), *backward):
-        library.define(f"{name}(Tensor x) -> Tensor")
-    _KEPT.append(library)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -11,9 +13,12 @@ _kept: list[Any] = []
 
 
 def define_torchvision() -> None:
-    """Defines the operators that torchvision's registry build wants at import beside a CPU torch."""
+    """Defines the operators that torchvision's registry build wants at import beside a CPU torch, unless its own are
+    there."""
     import torch
 
+    with suppress(ImportError, OSError, RuntimeError):
+        import_module("torchvision")
     if _kept or hasattr(torch.ops.torchvision, "nms"):
         return
     library = torch.library.Library("torchvision", "DEF")
