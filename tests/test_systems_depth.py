@@ -41,13 +41,22 @@ def forgotten() -> Iterator[None]:
             del sys.modules[name]
 
 
+PACKAGES = ("cv2", "einops", "easydict", "tqdm", "torchvision")
+
+
 @pytest.fixture
-def torch(monkeypatch: pytest.MonkeyPatch):
+def torch():
     torch = pytest.importorskip("torch", reason="torch is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     define_torchvision()
-    for name in ("cv2", "einops", "easydict", "tqdm", "torchvision"):
-        if find_spec(name) is None:  # the real clone imports it, ours does not
+    return torch
+
+
+@pytest.fixture
+def cloned(torch, monkeypatch: pytest.MonkeyPatch):
+    """PyTorch, and by name what the real clones import and ours do not."""
+    for name in PACKAGES:
+        if find_spec(name) is None:
             module = ModuleType(name)
             module.__spec__ = ModuleSpec(name, None)
             monkeypatch.setitem(sys.modules, name, module)
@@ -90,7 +99,7 @@ def test_settings_out_of_place(load: Callable[..., System], options: dict, messa
 
 
 @pytest.mark.torch
-def test_a_folder_that_is_no_clone(torch, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_clone(cloned, tmp_path: Path) -> None:
     with refused("holds video_depth_anything/video_depth.py: git clone https://github.com/DepthAnything/"):
         video_depth_anything.load(tmp_path)
     with refused("holds mono/model/monodepth_model.py: git clone https://github.com/YvanYin/Metric3D"):
@@ -98,7 +107,7 @@ def test_a_folder_that_is_no_clone(torch, tmp_path: Path) -> None:
 
 
 @pytest.mark.torch
-def test_video_depth_anything_from_clips_to_artefacts(torch, tmp_path: Path) -> None:
+def test_video_depth_anything_from_clips_to_artefacts(cloned, tmp_path: Path) -> None:
     system = video_depth_anything.load(TEMPORAL, frames=5, size=(56, 70))
     assert system.inputs["frames"].shape == (1, 5, 3, 56, 70) and "random" in system.notes[0]
     assert len(system.rewrites.done) == 3
@@ -116,7 +125,8 @@ def test_video_depth_anything_from_clips_to_artefacts(torch, tmp_path: Path) -> 
 
 
 @pytest.mark.torch
-def test_checkpoints_are_taken_or_refused(torch, tmp_path: Path) -> None:
+def test_checkpoints_are_taken_or_refused(cloned, tmp_path: Path) -> None:
+    torch = cloned
     first = video_depth_anything.load(TEMPORAL, frames=1, size=56)
     torch.save(first.network.state_dict(), tmp_path / "net.pth")
     again = video_depth_anything.load(TEMPORAL, tmp_path / "net.pth", frames=1, size=56, seed=3)
@@ -130,7 +140,8 @@ def test_checkpoints_are_taken_or_refused(torch, tmp_path: Path) -> None:
 
 
 @pytest.mark.torch
-def test_metric3d_unrolled(torch, tmp_path: Path) -> None:
+def test_metric3d_unrolled(cloned, tmp_path: Path) -> None:
+    torch = cloned
     system = metric3d.load(RECURRENT, size=(56, 84), iterations=2)
     graph = system.to_graph()
     same(system, graph)
@@ -205,7 +216,7 @@ def test_scripts_say_what_to_give_them(name: str) -> None:
 def test_scripts_run_from_the_clone_to_the_artefacts(
     torch, tmp_path: Path, name: str, clone: Path, options: list[object]
 ) -> None:
-    if any(find_spec(package) is None for package in ("cv2", "einops", "easydict", "tqdm", "torchvision")):
+    if any(find_spec(package) is None for package in PACKAGES):
         pytest.skip("packages that the real clone imports are not installed")
     (tmp_path / "pictures").mkdir()
     for index in range(8):
