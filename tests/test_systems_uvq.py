@@ -39,14 +39,14 @@ def loaded(**options: Any) -> Chain:
     if not CLONE.exists():
         pytest.skip("no small clone")
     define_torchvision()
+    pytest.importorskip("torchvision", reason="torchvision is not installed")
     return uvq.load(options.pop("clone", CLONE), **options)
 
 
 @torch_wanted
 @quiet
 def test_the_chain_gives_what_the_modules_give() -> None:
-    import torch
-
+    torch = pytest.importorskip("torch", reason="torch is not installed")
     chain = loaded(patches=(2, 1))
     assert list(chain.stages) == ["content", "distortion", "aggregation"] and len(chain.notes) == 3
     assert all("weights are random, since there is no" in note for note in chain.notes)
@@ -74,8 +74,7 @@ def test_the_chain_gives_what_the_modules_give() -> None:
 @quiet
 def test_random_networks_answer_to_pictures() -> None:
     """BatchNorms have the statistics of pictures: features are neither dead nor huge."""
-    import torch
-
+    torch = pytest.importorskip("torch", reason="torch is not installed")
     chain = loaded(patches=(1, 1))
     with torch.no_grad():
         seen = chain.stages["distortion"].network(torch.from_numpy(uvq.pictures(2)[1:])).numpy()
@@ -85,8 +84,7 @@ def test_random_networks_answer_to_pictures() -> None:
 @torch_wanted
 @quiet
 def test_checkpoints_are_read_or_refused(tmp_path: Path) -> None:
-    import torch
-
+    torch = pytest.importorskip("torch", reason="torch is not installed")
     chain = loaded(patches=(1, 1), seed=5)
     for name, stage in chain.stages.items():
         torch.save(stage.network.model.state_dict(), tmp_path / f"{name}_net.pth")
@@ -163,8 +161,7 @@ def test_chains_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 @quiet
 @pytest.mark.slow
 def test_the_real_networks_export_and_agree() -> None:
-    import torch
-
+    torch = pytest.importorskip("torch", reason="torch is not installed")
     where = os.environ.get("LEADLINE_UVQ")
     if not where:
         pytest.skip("LEADLINE_UVQ does not say where google/uvq is cloned")
