@@ -44,6 +44,10 @@ def model(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
+def seed() -> None:
+    RNG.bit_generator.state = np.random.default_rng(3).bit_generator.state
+
+
 def random(*shape: int, spread: float = 1.0) -> np.ndarray:
     return (RNG.standard_normal(shape) * spread).astype(np.float32)
 

@@ -161,7 +161,7 @@ def test_real_networks(name: str) -> None:
         pytest.skip(str(error))
     graph.fold()
     # C's map is nearly black on noise, so its standard deviation is no measure; its logits' order of magnitude is.
-    same(graph, noise=0.1 if name == "C" else 2e-4)
+    same(graph, noise=0.1 if name == "C" else 5e-4)
 
 
 @pytest.mark.parametrize("name", ["tinydepth", "tinydepth-conv"])

@@ -16,8 +16,9 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import torch_stand_ins as stand_ins  # noqa: E402
 from leadline.torch import DepthOnly, rewrite  # noqa: E402
+from leadline.torch.observation import tensors  # noqa: E402
 from leadline.torch.rewrites import einops as own  # noqa: E402
-from leadline.torch.rewrites.proof import difference, tensors  # noqa: E402
+from leadline.torch.rewrites.proof import difference  # noqa: E402
 from small_vggt import Interleaved2d, Rotary2d, SmallVGGT  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]  # the exporters warn about themselves

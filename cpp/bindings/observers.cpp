@@ -118,10 +118,11 @@ void bind_observers(py::module_& module) {
                float scale, std::int32_t zero_point, double p, double gamma) {
                 const Channel& of = channel_of(self, channel);
                 return released([&] {
+                    const observers::Segments segments(of, p);
                     const affine::Grid grid{scale, zero_point};
                     return method == "entropy"
-                               ? observers::entropy_cost(observers::Density(of), grid, scheme)
-                               : observers::lp_cost(observers::Segments(of, p), grid, scheme, gamma);
+                               ? observers::entropy_cost(observers::Density(of, segments), grid, scheme)
+                               : observers::lp_cost(segments, grid, scheme, gamma);
                 });
             },
             py::arg("channel"), py::arg("method"), py::arg("scheme"), py::arg("scale"), py::arg("zero_point"),

@@ -94,10 +94,9 @@ double lp_cost(const Segments& segments, const affine::Grid& grid, const affine:
            sum(segments, end, segments.size(), scale, lowest, highest, gamma);
 }
 
-Density::Density(const Channel& channel)
+Density::Density(const Channel& channel, const Segments& segments)
     : width(std::fmax(-static_cast<double>(channel.lo), static_cast<double>(channel.hi)) / side),
       mass(2 * side + 1), support(2 * side + 1), entropy(2 * side + 1) {
-    const Segments segments(channel);
     std::vector<double> bins(2 * side);
     const double limit = side;
     for (std::size_t i = 0; i < segments.size(); ++i) {
@@ -336,7 +335,7 @@ Found search(const Channel& channel, const affine::Scheme& scheme, const Search&
     };
     if (options.method == Method::lp)
         return best([&](const affine::Grid& grid) { return lp_cost(segments, grid, scheme, options.gamma); });
-    const Density density(channel);
+    const Density density(channel, segments);
     return best([&](const affine::Grid& grid) { return entropy_cost(density, grid, scheme); });
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -24,6 +25,12 @@ class InputError(ValueError):
 def refuse(function: str, rule: str, received: object) -> InputError:
     """The one message form: ``[function] rule. Received actual.``"""
     return InputError(f"[{function}] {rule.rstrip('.')}. Received {received}.")
+
+
+def few(names: Sequence[str], longest: int = 10) -> str:
+    """Names with commas, cut after `longest`."""
+    rest = len(names) - longest
+    return ", ".join(names[:longest]) + (f" and {rest} more" if rest > 0 else "")
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ struct Density {
     // Sums over the bins before the i-th of: count, width where there is a count, count * log density.
     std::vector<double> mass, support, entropy;
 
-    explicit Density(const Channel& channel);
+    Density(const Channel& channel, const Segments& segments);
     struct Below {
         double mass, support, entropy;
     };

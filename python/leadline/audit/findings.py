@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
+from leadline.types import few
+
 Status = Literal["unsupported", "unknown", "rewrite", "float", "supported"]
 """Worst first. "rewrite": taken in the form that leadline's exporter gives it, not as it is. "float": runs, but stays
 in float. "unknown": not asked, because the network cannot be taken apart."""
@@ -118,9 +120,7 @@ class Audit:
         for one in self.findings:
             note = one.note + ("" if one.asked else " (from a list)")
             if one.status in ("unsupported", "unknown"):
-                places = one.where or one.names
-                rest = len(places) - longest
-                note = f"{', '.join(places[:longest])}{f' and {rest} more' if rest > 0 else ''}: {note}"
+                note = f"{few(one.where or one.names, longest)}: {note}"
             rows.append((one.operator, str(len(one.names)), one.status, note.strip()))
         return rows
 

@@ -12,8 +12,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline.data.layouts import listed
-from leadline.types import refuse
+from leadline.types import few, refuse
 
 SIDE = 518
 """Pixels of VGGT's pictures."""
@@ -114,7 +113,7 @@ def load_blendedmvs_pairs(
         views = _views(top, scene, missing)
         pairs += pairwise(views)
     if missing:
-        raise refuse(function, f"each view of a scene in '{root}' must have its files", f"no {listed(missing)}")
+        raise refuse(function, f"each view of a scene in '{root}' must have its files", f"no {few(missing)}")
     if not pairs:
         raise refuse(function, "scenes must hold at least two views each", ", ".join(scenes))
     if len(pairs) > num_samples:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadline.data.pictures import SUFFIXES
-from leadline.types import refuse
-
-SHOWN = 10
-"""Names that a message lists."""
+from leadline.types import few, refuse
 
 _DEPTH = ("depth", "depths", "sync_depth", "groundtruth_depth", "proj_depth", "rendered_depth_maps", "labels", "masks")
 _PICTURES = ("images", "rgb", "image", "image_02", "image_03", "blended_images")
@@ -63,12 +59,12 @@ def load_coco(root: str | os.PathLike[str]) -> list[Labelled]:
     missing = [f"images/{name}" for name in labels if name not in pictures]
     if missing or not pictures:
         rule = "each file in labels/ must have its picture in images/"
-        raise refuse("load_coco", rule, f"no {listed(missing)}" if missing else f"no pictures in '{top / 'images'}'")
+        raise refuse("load_coco", rule, f"no {few(missing)}" if missing else f"no pictures in '{top / 'images'}'")
     wrong: list[str] = []
     found = [Labelled(path, _boxes(labels.get(name), wrong)) for name, path in pictures.items()]
     if wrong:
         raise refuse(
-            "load_coco", "lines of labels must be: class x y width height, the last four of 0 to 1", listed(wrong)
+            "load_coco", "lines of labels must be: class x y width height, the last four of 0 to 1", few(wrong)
         )
     return found
 
@@ -107,9 +103,3 @@ def find_pictures(folder: Path) -> list[Path]:
     files = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     kept = (path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
     return sorted(kept, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadline.depth.scenes import Camera, Frame
-from leadline.types import FloatArray, refuse
+from leadline.types import FloatArray, few, refuse
 
 Crop = Literal["eigen", "garg"]
 Size = tuple[int, int]
@@ -24,7 +24,6 @@ NYU_FAR = 10.0
 NYU_INTRINSICS = (518.857901, 519.469611, 325.582449, 253.736166)
 """fx, fy, cx, cy of the colour camera at 480x640, from the data set's toolbox."""
 
-_SHOWN = 10
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _CROPS = {
     "eigen": (0.3324324, 0.91351351, 0.0359477, 0.96405229),
@@ -272,9 +271,7 @@ def _paired(
         else:
             pairs.append((picture, depth))
     if missing:
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-        listed = ", ".join(missing[:_SHOWN])
-        raise refuse(function, f"each depth map must have its picture in '{root}'", f"no {listed}{more}")
+        raise refuse(function, f"each depth map must have its picture in '{root}'", f"no {few(missing)}")
     return pairs
 
 

@@ -108,7 +108,7 @@ class _Reader:
         zero_point = self._array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         kind = self._array(quantised) if quantised in self._tensors else zero_point
         stored = np.dtype(np.uint8) if kind is None else kind.dtype
-        if scale is None or (bits := _bits(stored)) is None:
+        if scale is None or (bits := bits_of(stored)) is None:
             return
         attrs = {item.name: item.i for item in node.attribute}
         grid = _grid(name, scale, zero_point, own, attrs, bits, not stored.name.startswith("u"))
@@ -190,7 +190,7 @@ def _grid(
         raise refuse("qdq.read", f"the grid of tensor '{name}' must be valid", str(error)) from error
 
 
-def _bits(dtype: np.dtype[Any]) -> int | None:
+def bits_of(dtype: np.dtype[Any]) -> int | None:
     """Width of an integer type that a Scheme knows; None for any other (float8)."""
     known: Iterable[int] = (2, 4, 8, 16, 32)
     return next((bits for bits in known if dtype.name in (f"int{bits}", f"uint{bits}")), None)

@@ -7,6 +7,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from leadline.export.qdq_read import bits_of
+from leadline.types import Scheme
+
 
 def unrounded(model: onnx.ModelProto) -> onnx.ModelProto:
     """Each pair of QuantizeLinear and DequantizeLinear with one scale becomes a Clip to its range, which keeps the
@@ -39,7 +42,9 @@ def _bounds(node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> list[N
     scale, zero_point = (numpy_helper.to_array(stored[name]) for name in node.input[1:3])
     if scale.size != 1:
         return None
-    bits = {"int4": 4, "uint4": 4, "int2": 2, "uint2": 2}.get(zero_point.dtype.name, 8 * zero_point.itemsize)
-    least = 0 if zero_point.dtype.name.startswith("u") else -(2 ** (bits - 1))
-    codes = np.array([least, least + 2**bits - 1]) - int(zero_point.reshape(()))
+    bits = bits_of(zero_point.dtype)
+    if bits is None:
+        return None
+    scheme = Scheme(bits, signed=not zero_point.dtype.name.startswith("u"))
+    codes = np.array([scheme.qmin, scheme.qmax]) - int(zero_point.reshape(()))
     return [np.float32(code) * scale.reshape(()).astype(np.float32) for code in codes]

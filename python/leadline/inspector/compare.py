@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.filesize import decimal
 
-from leadline.inspector.inspection import Artefact, Inspection, cut, described
-from leadline.types import Grid
+from leadline.inspector.inspection import Artefact, Inspection, described
+from leadline.types import Grid, few
 
 _CLOSE = 1e-6
 """Relative: scales survive text, and a division by 127 and back, to the last bit or so of a float32."""
@@ -78,7 +78,7 @@ class Difference:
         rows.append(("equal", f"{self.equal_grids} grids, the codes of {self.equal_codes} parameters"))
         if self.renamed:
             some = tuple(f"{ours} = {theirs}" for ours, theirs in self.renamed.items())
-            rows.append(("other names", f"{len(some)}: {cut(some, min(longest, 3))}"))
+            rows.append(("other names", f"{len(some)}: {few(some, min(longest, 3))}"))
         codes = {name: _codes_text(found) for name, found in self.codes.items()}
         for label, table in (
             ("only in the first", self.only_first),

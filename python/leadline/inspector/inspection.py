@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 from rich.filesize import decimal
 
-from leadline.types import Grid
+from leadline.types import Grid, few
 
 _DEAD_RANGE = 1e-6
 
@@ -119,17 +119,17 @@ class Inspection:
             rows.append(("weights", f"{sizes}, {self.saving:.1f} % saved"))
         if self.uncovered:
             label = "without entry" if self.kind.startswith("encodings") else "left in float"
-            rows.append((label, cut(self.uncovered, longest)))
+            rows.append((label, few(self.uncovered, longest)))
         rows += [("suspicious", f"{name}: {what}") for name, what in list(self.suspicious.items())[:longest]]
         if len(self.suspicious) > longest:
             rows.append(("suspicious", f"and {len(self.suspicious) - longest} more"))
         missing = list(grouped((what, name) for name, what in self.gaps.items()).items())
-        rows += [(f"  {len(names)}", f"{what}: {cut(names, 3)}") for what, names in missing[:longest]]
+        rows += [(f"  {len(names)}", f"{what}: {few(names, 3)}") for what, names in missing[:longest]]
         if len(missing) > longest:
             rows.append(("", f"and {len(missing) - longest} more reasons"))
         left = "outside the binary" if self.tensors is None else "float operators"
         for label, operators in (("dynamic operators", self.dynamic_operators), (left, self.float_operators)):
-            rows += [(label, f"{kind} {len(names)}: {cut(names, longest)}") for kind, names in operators.items()]
+            rows += [(label, f"{kind} {len(names)}: {few(names, longest)}") for kind, names in operators.items()]
         return rows
 
 
@@ -191,9 +191,3 @@ def grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
 def typed(dtype: object, shape: Iterable[int | None]) -> str:
     """Type and shape of an input or output: "float32 1x3x224x224"."""
     return f"{dtype} {'x'.join('?' if dim is None or dim < 0 else str(dim) for dim in shape)}".rstrip()
-
-
-def cut(names: tuple[str, ...], longest: int) -> str:
-    """Names with commas, cut after `longest`."""
-    rest = len(names) - longest
-    return ", ".join(names[:longest]) + (f" and {rest} more" if rest > 0 else "")

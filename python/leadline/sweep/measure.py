@@ -37,7 +37,7 @@ def measure(
     """
     start, saved = time.monotonic(), cache.saved if cache else 0.0
     graph, quantized = quantize_cell(cell, cache=cache, threads=threads, progress=progress)
-    size = _size(inspect_inputs(cell.file))
+    size = _size(graph.inputs[0].shape)
     seconds = time.monotonic() - start + (cache.saved - saved if cache else 0.0)
     artefact = quantized.to_qdq()
     figures = {"size": float(artefact.ByteSize()), "seconds": round(seconds, 3)}
@@ -132,11 +132,11 @@ def _places(data: Data) -> Sequence[int]:
     return range(start, start + 2 * data.count, 2)
 
 
-def _size(inputs: Any) -> tuple[int, int]:
+def _size(dims: Sequence[int | None]) -> tuple[int, int]:
     """Of the pictures that a network wants; the scenes' own where it takes any."""
-    sides = [side for side in inputs[0][2][1:] if side not in (1, 3)]
-    fixed = len(sides) == 2 and all(isinstance(side, int) for side in sides)
-    return (int(sides[0]), int(sides[1])) if fixed else scenes.SIZE
+    sides = [side for side in dims[1:] if side not in (1, 3)]
+    fixed = [side for side in sides if isinstance(side, int)]
+    return (fixed[0], fixed[1]) if len(sides) == len(fixed) == 2 else scenes.SIZE
 
 
 def _samples(data: Data, inputs: Any, preprocess: Preprocess, cache: Cache | None) -> Samples:
@@ -149,7 +149,7 @@ def _samples(data: Data, inputs: Any, preprocess: Preprocess, cache: Cache | Non
     def item(label: str, frame: Frame) -> Item:
         return Item(label, lambda: {name: preprocess(Image.fromarray(frame.rgb))})
 
-    return Samples([item(label, frame) for label, frame in frames(data, _size(inputs), cache)], data.seed)
+    return Samples([item(label, frame) for label, frame in frames(data, _size(inputs[0][2]), cache)], data.seed)
 
 
 def _figures(judged: Judgement) -> dict[str, float]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from leadline.systems import system
 from leadline.systems.system import System
-from leadline.types import refuse
+from leadline.types import few, refuse
 
 PATCH = 14
 SIZES: dict[str, dict[str, Any]] = {
@@ -125,7 +125,7 @@ def _pretrained(function: str, model: str | os.PathLike[str]) -> Any:
         raise refuse(function, rule, f"'{model}': {str(error).splitlines()[0][:200]}") from error
     missing = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
     if missing:
-        received = f"'{model}': {len(missing)} missing ({system.listed(missing)})"
+        received = f"'{model}': {len(missing)} missing ({few(missing, system.SHOWN)})"
         raise refuse(function, f"model must hold the network's {len(network.state_dict())} tensors", received)
     return network.float().eval()
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from leadline.data import Preprocess
 from leadline.graph import Graph
-from leadline.types import refuse
+from leadline.types import few, refuse
 
 RANDOM = "the weights are random: figures say what the network costs, not how good it is"
 SHOWN = 5
@@ -173,16 +173,10 @@ def load_weights(
     ]
     wrong = {"missing": missing, "unknown": foreign if strict else [], "of another shape": shapes}
     if any(wrong.values()):
-        said = "; ".join(f"{len(names)} {what} ({listed(names)})" for what, names in wrong.items() if names)
+        said = "; ".join(f"{len(names)} {what} ({few(names, SHOWN)})" for what, names in wrong.items() if names)
         raise refuse(function, f"checkpoint must hold the network's {len(own)} tensors", f"'{source}': {said}")
     module.load_state_dict({name: value for name, value in tensors.items() if name in own})
     return foreign
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 def picture_size(function: str, size: int | tuple[int, int], multiple: int) -> tuple[int, int]:

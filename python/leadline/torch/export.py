@@ -8,7 +8,7 @@ import logging
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from leadline.graph.ir import OPSET
 from leadline.graph.load import normalise
 from leadline.graph.origin import origins
 from leadline.graph.read import Source, parse, read
-from leadline.torch.observation import evaluating
+from leadline.torch.observation import arguments, evaluating
 from leadline.torch.origin import of_error, of_node
 from leadline.types import InputError, refuse
 
@@ -84,11 +84,7 @@ def capture(module: nn.Module, inputs: Any, function: str) -> torch.export.Expor
         if tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype != torch.float32):
             rule = f"module must be float32 on the CPU: module.float().cpu() ('{name}' is not)"
             raise refuse(function, rule, f"{tensor.dtype} on {tensor.device}")
-    args, keywords = (), {}
-    if isinstance(inputs, Mapping):
-        keywords = dict(inputs)
-    else:
-        args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    args, keywords = arguments(inputs)
     try:
         with evaluating(module), quiet():
             return torch.export.export(module, args, keywords, strict=False)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from leadline.gram import Gram
 from leadline.hadamard import Rotation
@@ -128,10 +129,20 @@ def passes(module: nn.Module, data: Any, progress: Quiet, function: str) -> Iter
     with evaluating(module):
         for batch, sample in enumerate(progress.over(data, "calibrate", len(data) if isinstance(data, Sized) else 0)):
             yield batch
-            if isinstance(sample, Mapping):
-                module(**sample)
-            else:
-                module(*sample) if isinstance(sample, (tuple, list)) else module(sample)
+            args, keywords = arguments(sample)
+            module(*args, **keywords)
+
+
+def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a module is called with: the keywords of a mapping, a tuple or list of arguments, or one argument."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), {}
+
+
+def tensors(values: Any) -> list[torch.Tensor]:
+    """The tensors of whatever a module takes or gives, in order."""
+    return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, torch.Tensor)]
 
 
 @contextmanager

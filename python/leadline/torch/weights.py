@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from leadline.affine import dequantize
 from leadline.graph import Graph, Node, Session
 from leadline.torch.export import to_graph
 from leadline.torch.module import Quantised
-from leadline.torch.observation import evaluating
+from leadline.torch.observation import arguments, evaluating, tensors
 from leadline.types import InputError, refuse
 
 CLOSE = 1e-3
@@ -130,9 +129,7 @@ def _neutral(graph: Graph, node: Node, index: int) -> Array:
 
 def _put(tensor: Tensor, array: Array, exported: Array, name: str) -> None:
     """Writes into a parameter; the graph holds it as it is, or turned."""
-    as_it_is = np.array_equal(
-        np.broadcast_to(exported, exported.shape).reshape(-1), tensor.detach().numpy().reshape(-1)
-    )
+    as_it_is = np.array_equal(exported.reshape(-1), tensor.detach().numpy().reshape(-1))
     if array.ndim and array.shape != exported.shape:
         raise refuse("load_weights", f"'{name}' of the graph must have shape {exported.shape}", array.shape)
     values = array if as_it_is or array.ndim != 2 else array.T
@@ -150,11 +147,10 @@ def _give_bias(module: nn.Module, weight: str, bias: Array) -> None:
 
 
 def _prove(module: nn.Module, graph: Graph, inputs: Any) -> None:
-    given = list(_tensors(inputs))
+    args, keywords = arguments(inputs)
     with evaluating(module):
-        result = module(**inputs) if isinstance(inputs, dict) else module(*given)
-    found = list(_tensors(result))
-    feed = {value.name: x.detach().numpy() for value, x in zip(graph.inputs, given, strict=True)}
+        found = tensors(module(*args, **keywords))
+    feed = {value.name: x.detach().numpy() for value, x in zip(graph.inputs, tensors(inputs), strict=True)}
     with Session(graph) as session:
         wanted = session.run(feed)
     for (name, want), have in zip(wanted.items(), found, strict=True):
@@ -163,10 +159,3 @@ def _prove(module: nn.Module, graph: Graph, inputs: Any) -> None:
         if not difference <= CLOSE * spread:
             rule = f"the module must be able to hold what the graph holds: '{name}' within {CLOSE * spread:.3g}"
             raise refuse("load_weights", rule, f"a difference of {difference:.3g}")
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    """The tensors of whatever a module takes or gives, in order."""
-    from torch.utils import _pytree as pytree
-
-    return iter(leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from leadline.torch.observation import evaluating
+from leadline.torch.observation import arguments, evaluating, tensors
 from leadline.torch.rewrites.patches import Patch
 
 TOLERANCE = 1e-4
@@ -28,12 +28,7 @@ class Runner:
 
     def __init__(self, module: nn.Module, inputs: Any) -> None:
         self.module = module
-        self._args: tuple[Any, ...] = ()
-        self._kwargs: dict[str, Any] = {}
-        if isinstance(inputs, Mapping):
-            self._kwargs = dict(inputs)
-        else:
-            self._args = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+        self._args, self._kwargs = arguments(inputs)
 
     def run(self) -> list[Tensor]:
         """The tensors of the module's output."""
@@ -125,11 +120,6 @@ def _compare(
     for module in patches:
         _enter(handles, module.register_forward_pre_hook(enter))
         _enter(handles, module.register_forward_hook(leave, with_kwargs=True))
-
-
-def tensors(outputs: Any) -> list[Tensor]:
-    """What is a tensor in a module's output, in order."""
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
 def difference(before: list[Tensor], after: list[Tensor]) -> float:
