@@ -12,11 +12,11 @@ import pytest
 import leadline
 from data_samples import refused
 from leadline.cache import Cache
-from leadline.sweep import Sweep, run
+from leadline.sweep import Sweep, page, run
 from leadline.sweep import results as found
 from leadline.sweep.cell import grid
-from leadline.sweep.outcome import latex, markdown, tables, write
-from leadline.sweep.store import sqlite
+from leadline.sweep.outcome import Results, latex, markdown, tables, write
+from leadline.sweep.store import Row, sqlite
 from small_sweeps import VARY, Inline, figures, small
 
 
@@ -352,17 +352,46 @@ def test_cells_as_csv_and_parquet(finished, tmp_path):
 
 
 def test_the_page_and_its_charts(finished, tmp_path):
-    from leadline.sweep import page
-
     results, *_ = finished
     page.write(results, tmp_path)
     text = (tmp_path / "report.html").read_text("utf-8")
     assert "vegaEmbed" in text and "activations minmax" in text and "4 complete" in text
     pictures = sorted(file.name for file in tmp_path.glob("*.png"))
-    assert "front-size-sqnr.png" in pictures and "importance-sqnr.png" in pictures
+    assert "front-size-sqnr.png" in pictures and "effect-sqnr.png" in pictures
     assert any(picture.startswith("interaction-sqnr-") for picture in pictures)
     shares = page.importances(results, "size")
     assert sum(shares.values()) == pytest.approx(1) and next(iter(shares)) == "weights.bits"
+
+
+def ablation(*cells):
+    """Results of cells given by the values of polish, percentile and damping, and an SQNR."""
+    keys = ["polish", "polish.percentile", "damping"]
+    about = {"name": "a", "description": "", "varied": keys, "columns": ["sqnr"], "objectives": ["sqnr"], "tables": []}
+    rows = [
+        Row(i, "complete", str(i), dict(zip(keys, values, strict=True)), {"sqnr": sqnr})
+        for i, (*values, sqnr) in enumerate(cells)
+    ]
+    return Results("a", about, rows)
+
+
+def test_effects_are_told_apart_in_an_ablation():
+    """Damping varied only where the rest is good: its cells have the highest figures and it moves them least."""
+    results = ablation(
+        (False, None, 0.0, 10.0), (True, 90.0, 0.0, 16.0), (True, 99.0, 0.0, 18.0), (True, 95.0, 0.0, 20.0),
+        (True, 95.0, 0.1, 20.5), (True, 95.0, 1.0, 19.5),
+    )  # fmt: skip
+    assert results.effects("sqnr") == {"polish": 8.0, "polish.percentile": 4.0, "damping": 1.0}
+    drawn = page._parameters(results, "sqnr")
+    assert [name for name in drawn if name.startswith("effect")] == ["effect-sqnr"]
+    assert not any(name.startswith("interaction-sqnr-polish.percentile-damping") for name in drawn)
+
+
+def test_drawn_cells_share_the_variance():
+    rng = np.random.default_rng(0)
+    draws = rng.uniform(0, 1, (24, 2))
+    results = ablation(*((True, 90 + 9 * p, d, 3 * p + 0.1 * d) for p, d in draws))
+    drawn = page._parameters(results, "sqnr")
+    assert "importance-sqnr" in drawn and any(name.startswith("interaction") for name in drawn)
 
 
 # As a user has it

@@ -7,6 +7,9 @@ from typing import Any
 from leadline.report.charts import DEEP, RUNS, WARN, load_altair
 from leadline.sweep.outcome import Results
 
+LEVELS = 12
+"""Values of a parameter that get equal room on an axis; more of them are drawn to scale."""
+
 
 def front(results: Results, x: str, y: str) -> Any:
     """All cells over two metrics, the Pareto front as a line."""
@@ -36,47 +39,57 @@ def front(results: Results, x: str, y: str) -> Any:
     return line + points
 
 
-def importance(shares: dict[str, float], metric: str) -> Any:
-    """Shares of the variance of a metric that parameters explain."""
+def shares(found: dict[str, float], title: str, most: float | None = None) -> Any:
+    """A bar for each parameter: what it explains or moves."""
     alt = load_altair()
-    rows = [{"parameter": key, "share": round(share, 4)} for key, share in shares.items()]
+    rows = [{"parameter": key, "share": float(f"{share:.4g}")} for key, share in found.items()]
+    scale = alt.Scale() if most is None else alt.Scale(domain=[0, most])
     return (
         alt.Chart(alt.Data(values=rows))
         .mark_bar(color=DEEP)
         .encode(
-            x=alt.X("share:Q", title=f"importance for {metric}", scale=alt.Scale(domain=[0, 1])),
-            y=alt.Y("parameter:N", sort="-x", title=None),
-            tooltip=["parameter:N", "share:Q"],
+            x=alt.X("share:Q", title=title, scale=scale),
+            y=alt.Y("parameter:N", sort="-x", title=None, axis=alt.Axis(labelLimit=320)),
+            tooltip=["parameter:N", alt.Tooltip("share:Q", title=title)],
         )
     )
 
 
-def interaction(results: Results, first: str, second: str, metric: str) -> Any:
-    """The mean of a metric over the values of one parameter, a line for each value of another: parallel lines act
-    independently. The one with more values lies along the axis."""
+def interaction(means: dict[tuple[Any, ...], float], first: str, second: str, metric: str) -> Any:
+    """A metric over the values of one parameter, a line for each value of another: parallel lines act independently.
+    The one with more values lies along the axis."""
     alt = load_altair()
-    levels = {key: len({row.values.get(key) for row in results.complete}) for key in (first, second)}
-    if levels[second] > levels[first]:
-        first, second = second, first
-    means: dict[tuple[Any, str], list[float]] = {}
-    for row in results.complete:
-        if metric in row.figures:
-            means.setdefault((row.values.get(first), str(row.values.get(second))), []).append(row.figures[metric])
-    rows = [{"x": key, "line": line, "mean": sum(found) / len(found)} for (key, line), found in means.items()]
-    numbers = all(isinstance(row["x"], int | float) and not isinstance(row["x"], bool) for row in rows)
-    rows = rows if numbers else [row | {"x": str(row["x"])} for row in rows]
+    levels = [sorted({key[place] for key in means}, key=_rank) for place in (0, 1)]
+    if len(levels[1]) > len(levels[0]):
+        first, second, levels = second, first, levels[::-1]
+        means = {key[::-1]: mean for key, mean in means.items()}
+    many = len(levels[0]) > LEVELS and all(_rank(value)[0] == 1 for value in levels[0])
+    names = [[_level(value) for value in found] for found in levels]
+    rows = [{"x": x if many else _level(x), "line": _level(line), "mean": mean} for (x, line), mean in means.items()]
+    lines = alt.Scale(domain=names[1], range=list(RUNS))
     return (
         alt.Chart(alt.Data(values=rows))
         .mark_line(point=True)
         .encode(
             x=alt.X("x:Q", title=first, scale=alt.Scale(zero=False))
-            if numbers
-            else alt.X("x:N", title=first, sort=None),
-            y=alt.Y("mean:Q", title=f"mean {metric}", scale=alt.Scale(zero=False)),
-            color=alt.Color("line:N", title=second, scale=alt.Scale(range=list(RUNS)), legend=alt.Legend(orient="top")),
+            if many
+            else alt.X("x:O", title=first, sort=names[0], axis=alt.Axis(labelAngle=0)),
+            y=alt.Y("mean:Q", title=metric, scale=alt.Scale(zero=False)),
+            color=alt.Color("line:N", title=second, scale=lines, legend=alt.Legend(orient="top")),
             tooltip=[alt.Tooltip("x:N", title=first), alt.Tooltip("line:N", title=second), "mean:Q"],
         )
     )
+
+
+def _level(value: Any) -> str:
+    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _rank(value: Any) -> tuple[int, float, str]:
+    """The order of a parameter's values: what is left out, numbers, names."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return 1, float(value), ""
+    return (0 if value is None else 2), 0.0, str(value)
 
 
 def bars(table: list[dict[str, Any]], names: tuple[str, str]) -> Any:

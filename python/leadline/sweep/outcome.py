@@ -109,6 +109,35 @@ class Results:
         lines = [[*down, *(shown(line.get(head, [])) for head in heads)] for down, line in cells.items()]
         return [*rows, *(name or value for name in names)], lines
 
+    def apart(
+        self, keys: Sequence[str], metric: str, agree: Sequence[str] | None = None
+    ) -> list[dict[tuple[Any, ...], float]]:
+        """Sets of cells that agree in all but `keys` (or in `agree`): the mean of a metric by the keys' values.
+
+        What belongs to a key may differ, too: `steps.polish.percentile` says nothing where `steps.polish` is off.
+        """
+        own = tuple(f"{key}." for key in keys)
+        others = [key for key in self.about["varied"] if key not in keys and not key.startswith(own)]
+        others = others if agree is None else list(agree)
+        sets: dict[tuple[str, ...], dict[tuple[Any, ...], list[float]]] = {}
+        for row in self.complete:
+            if metric in row.figures:
+                cells = sets.setdefault(tuple(_text(row.values.get(key)) for key in others), {})
+                cells.setdefault(tuple(row.values.get(key) for key in keys), []).append(row.figures[metric])
+        return [{values: sum(found) / len(found) for values, found in cells.items()} for cells in sets.values()]
+
+    def effects(self, metric: str) -> dict[str, float]:
+        """How far a metric moves when one parameter alone changes: its range over cells that agree in all others, the
+        mean of all such sets; the largest first. Parameters that never change alone are left out."""
+        found: dict[str, float] = {}
+        for key in self.about["varied"]:
+            ranges = [
+                max(cells.values()) - min(cells.values()) for cells in self.apart([key], metric) if len(cells) > 1
+            ]
+            if ranges:
+                found[key] = sum(ranges) / len(ranges)
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
     def front(self, objectives: Sequence[str] | None = None) -> list[Row]:
         """The Pareto front: cells that no other one beats in one objective without losing in another."""
         names = list(objectives or self.about["objectives"])

@@ -114,10 +114,43 @@ def _charts(results: Results) -> dict[str, Any]:
         if sum(x in row.figures and y in row.figures for row in results.complete) > 1:
             drawn[f"front-{x}-{y}"] = charts.front(results, x, y)
     for metric in objectives:
-        shares = importances(results, metric)
-        if not shares:
-            continue
-        drawn[f"importance-{metric}"] = charts.importance(shares, metric)
-        for first, second in list(itertools.combinations(shares, 2))[:PAIRS]:
-            drawn[f"interaction-{metric}-{first}-{second}"] = charts.interaction(results, first, second, metric)
+        drawn |= _parameters(results, metric)
     return drawn
+
+
+def _parameters(results: Results, metric: str) -> dict[str, Any]:
+    """What parameters do to a metric. In a grid each changes alone somewhere, so that its effect can be read off in the
+    metric's own unit; cells that a search drew share out the variance instead."""
+    shares = importances(results, metric)
+    if not shares:
+        return {}
+    effects = results.effects(metric)
+    if shares.keys() <= effects.keys():
+        shares = effects
+        drawn = {f"effect-{metric}": charts.shares(effects, f"{metric} moves by, this alone changed")}
+    else:
+        drawn = {f"importance-{metric}": charts.shares(shares, f"importance for {metric}", 1)}
+    pairs = ((pair, _together(results, pair, metric)) for pair in itertools.combinations(shares, 2))
+    for pair, means in itertools.islice((found for found in pairs if found[1]), PAIRS):
+        drawn[f"interaction-{metric}-{'-'.join(pair)}"] = charts.interaction(means, *pair, metric)
+    return drawn
+
+
+def _together(results: Results, pair: tuple[str, str], metric: str) -> dict[tuple[Any, ...], float]:
+    """A metric by the values of two parameters. Of a grid the mean of those sets of cells that agree in all else and
+    hold most combinations, so that nothing else is mixed in; none where each changes at one value of the other alone.
+    Of cells that a search drew, all."""
+    sets = [cells for cells in results.apart(pair, metric) if _crossed(list(cells))]
+    if not sets and not results.effects(metric).keys() >= set(pair):
+        sets = results.apart(pair, metric, agree=())
+    found: dict[tuple[Any, ...], list[float]] = {}
+    for cells in sets:
+        if len(cells) == max(map(len, sets)):
+            for key, mean in cells.items():
+                found.setdefault(key, []).append(mean)
+    return {key: sum(means) / len(means) for key, means in found.items()}
+
+
+def _crossed(pairs: list[tuple[Any, ...]]) -> bool:
+    levels = [{pair[side] for pair in pairs} for side in (0, 1)]
+    return min(map(len, levels)) > 1 and len(pairs) >= sum(map(len, levels))
