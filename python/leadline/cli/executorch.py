@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from leadline.targets.executorch import Program, Verified
 
 
+@flags.with_pictures
 def quantize_executorch(
     model: Annotated[Path, typer.Argument(help="An ONNX network.")],
     data: flags.Data,
@@ -27,13 +28,8 @@ def quantize_executorch(
     ] = "w8a8",
     samples: flags.Samples = None,
     seed: flags.Seed = 0,
-    resize: flags.Resize = None,
-    crop: flags.Crop = None,
-    mean: flags.Mean = None,
-    std: flags.Std = None,
-    scale: flags.Scale = None,
-    layout: flags.Layout = None,
-    channels: flags.Channels = None,
+    *,
+    pictures: flags.Pictures,
     strict: flags.Strict = False,
     threads: flags.Threads = None,
     as_json: flags.Json = False,
@@ -54,7 +50,7 @@ def quantize_executorch(
     from leadline.torch import to_module
 
     wanted = Recipe.load(recipe)
-    preprocess = flags.preprocessing(wanted.data, resize, crop, mean, std, scale, layout, channels)
+    preprocess = pictures.over(wanted.data)
     given: dict[str, Any] = {"preprocess": preprocess, "samples": samples, "seed": seed, "strict": strict}
     progress = Bars()
     with filling(out) as folder:

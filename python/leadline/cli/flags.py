@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
@@ -18,46 +21,65 @@ Samples = Annotated[int | None, typer.Option(help="Use at most so many samples, 
 Choose = Annotated[str, typer.Option(help="How --samples are chosen: random, folder, brightness, farthest or diverse.")]
 Features = Annotated[str | None, typer.Option(help="Tensor of the network that farthest and diverse compare.")]
 Seed = Annotated[int, typer.Option(help="For the choice of samples and what is held out.")]
-Resize = Annotated[str | None, typer.Option(help="Pixels of the shorter side, or HEIGHTxWIDTH.")]
-Crop = Annotated[str | None, typer.Option(help="Centre crop: SIDE or HEIGHTxWIDTH.")]
-Mean = Annotated[str | None, typer.Option(help="Subtracted after --scale: one number or one per channel, with commas.")]
-Std = Annotated[str | None, typer.Option(help="Divided by, likewise.")]
-Scale = Annotated[float | None, typer.Option(help="Divides pixels of 0..255 first; 1 keeps them raw. Default 255.")]
-Layout = Annotated[str | None, typer.Option(help="NCHW or NHWC.")]
-Channels = Annotated[str | None, typer.Option(help="RGB, BGR or L.")]
-Letterbox = Annotated[
-    bool, typer.Option("--letterbox", help="Keep the picture's proportions: fit it into the size, fill up with grey.")
-]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse unreadable files instead of skipping them.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of the cores and of onnxruntime. Default: all.")]
 
 
-def preprocessing(
-    base: Any,
-    resize: str | None,
-    crop: str | None,
-    mean: str | None,
-    std: str | None,
-    scale: float | None,
-    layout: str | None,
-    channels: str | None,
-    letterbox: bool = False,
-) -> Any:
-    """The recipe's [data] table with the flags on top; None where neither says anything, as arrays want it."""
-    from leadline.data import Preprocess
+@dataclass(frozen=True)
+class Pictures:
+    """The flags that say what becomes of a picture before the network sees it."""
 
-    flags = {
-        "resize": _size("resize", resize),
-        "crop": _size("crop", crop),
-        "mean": _numbers("mean", mean),
-        "std": _numbers("std", std),
-        "scale": scale,
-        "layout": layout,
-        "channels": channels,
-        "letterbox": letterbox or None,
-    }
-    stated = dict(base) | {key: value for key, value in flags.items() if value is not None}
-    return Preprocess.from_dict(stated) if stated else None
+    resize: Annotated[str | None, typer.Option(help="Pixels of the shorter side, or HEIGHTxWIDTH.")] = None
+    crop: Annotated[str | None, typer.Option(help="Centre crop: SIDE or HEIGHTxWIDTH.")] = None
+    mean: Annotated[
+        str | None, typer.Option(help="Subtracted after --scale: one number or one per channel, with commas.")
+    ] = None
+    std: Annotated[str | None, typer.Option(help="Divided by, likewise.")] = None
+    scale: Annotated[
+        float | None, typer.Option(help="Divides pixels of 0..255 first; 1 keeps them raw. Default 255.")
+    ] = None
+    layout: Annotated[str | None, typer.Option(help="NCHW or NHWC.")] = None
+    channels: Annotated[str | None, typer.Option(help="RGB, BGR or L.")] = None
+    letterbox: Annotated[
+        bool,
+        typer.Option("--letterbox", help="Keep the picture's proportions: fit it into the size, fill up with grey."),
+    ] = False
+
+    def over(self, base: Mapping[str, Any]) -> Any:
+        """The recipe's [data] table with the flags on top; None where neither says anything, as arrays want it."""
+        from leadline.data import Preprocess
+
+        said = asdict(self) | {
+            "resize": _size("resize", self.resize),
+            "crop": _size("crop", self.crop),
+            "mean": _numbers("mean", self.mean),
+            "std": _numbers("std", self.std),
+            "letterbox": self.letterbox or None,
+        }
+        stated = dict(base) | {key: value for key, value in said.items() if value is not None}
+        return Preprocess.from_dict(stated) if stated else None
+
+
+def with_pictures(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with its parameter `pictures` spelled out as flags, which Typer does not do."""
+    flags = fields(Pictures)
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        pictures = Pictures(**{flag.name: given.pop(flag.name) for flag in flags})
+        command(pictures=pictures, **given)
+
+    hints = get_type_hints(Pictures, include_extras=True)
+    spelled = [
+        inspect.Parameter(flag.name, inspect.Parameter.KEYWORD_ONLY, default=flag.default, annotation=hints[flag.name])
+        for flag in flags
+    ]
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    parameters = [each for one in own for each in (spelled if one.name == "pictures" else [one])]
+    parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
 
 
 def _size(flag: str, text: str | None) -> int | list[int] | None:

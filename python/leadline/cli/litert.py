@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from leadline.tflite import Plan
 
 
+@flags.with_pictures
 def quantize_tflite(
     model: Annotated[Path, typer.Argument(help="A float .tflite, or an ONNX network (needs litert-torch).")],
     data: flags.Data,
@@ -34,14 +35,8 @@ def quantize_tflite(
     ] = "float",
     samples: flags.Samples = None,
     seed: flags.Seed = 0,
-    resize: flags.Resize = None,
-    crop: flags.Crop = None,
-    mean: flags.Mean = None,
-    std: flags.Std = None,
-    scale: flags.Scale = None,
-    layout: flags.Layout = None,
-    channels: flags.Channels = None,
-    letterbox: flags.Letterbox = False,
+    *,
+    pictures: flags.Pictures,
     strict: flags.Strict = False,
     threads: flags.Threads = None,
     as_json: flags.Json = False,
@@ -55,7 +50,7 @@ def quantize_tflite(
 
     name, chosen, kind = tflite.named(recipe, preset, io)
     wanted = Recipe.load(name)
-    preprocess = flags.preprocessing(wanted.data, resize, crop, mean, std, scale, layout, channels, letterbox)
+    preprocess = pictures.over(wanted.data)
     given = {"preprocess": preprocess, "samples": samples, "seed": seed, "strict": strict, "threads": threads}
     progress = Bars()
     with filling(out) as folder:

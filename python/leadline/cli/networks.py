@@ -42,6 +42,7 @@ def demo(
         Console(stderr=True).print(f"wrote {out}/report.html")
 
 
+@flags.with_pictures
 def quantize(
     model: Annotated[Path, typer.Argument(help="A float ONNX network.")],
     data: flags.Data,
@@ -53,14 +54,8 @@ def quantize(
     choose: flags.Choose = "random",
     features: flags.Features = None,
     seed: flags.Seed = 0,
-    resize: flags.Resize = None,
-    crop: flags.Crop = None,
-    mean: flags.Mean = None,
-    std: flags.Std = None,
-    scale: flags.Scale = None,
-    layout: flags.Layout = None,
-    channels: flags.Channels = None,
-    letterbox: flags.Letterbox = False,
+    *,
+    pictures: flags.Pictures,
     strict: flags.Strict = False,
     threads: flags.Threads = None,
     as_json: flags.Json = False,
@@ -79,7 +74,7 @@ def quantize(
         raise refuse("quantize", f"encodings must be one of {', '.join(get_args(Version))}", repr(encodings))
     start = time.monotonic()
     plan = Recipe.load(recipe)
-    preprocess = flags.preprocessing(plan.data, resize, crop, mean, std, scale, layout, channels, letterbox)
+    preprocess = pictures.over(plan.data)
     progress = Bars()
     with filling(out) as folder:
         quantized = pipeline.quantize(
@@ -109,6 +104,7 @@ def quantize(
         Console(stderr=True).print(f"wrote {out}/report.html")
 
 
+@flags.with_pictures
 def verify(
     fp32: Annotated[Path, typer.Argument(help="The float network: the original, or model.fp32.onnx.")],
     qdq: Annotated[Path, typer.Argument(help="The artefact: an ONNX file with QuantizeLinear and DequantizeLinear.")],
@@ -124,14 +120,8 @@ def verify(
     ] = None,
     samples: flags.Samples = None,
     seed: flags.Seed = 0,
-    resize: flags.Resize = None,
-    crop: flags.Crop = None,
-    mean: flags.Mean = None,
-    std: flags.Std = None,
-    scale: flags.Scale = None,
-    layout: flags.Layout = None,
-    channels: flags.Channels = None,
-    letterbox: flags.Letterbox = False,
+    *,
+    pictures: flags.Pictures,
     strict: flags.Strict = False,
     threads: flags.Threads = None,
     as_json: flags.Json = False,
@@ -145,7 +135,7 @@ def verify(
     profile_of(target, "verify")
     if target != "hexagon" and (context, soc, arch) != (None, None, None):
         raise refuse("verify", "--context, --soc and --arch are for --target hexagon", repr(target))
-    preprocess = flags.preprocessing({}, resize, crop, mean, std, scale, layout, channels, letterbox)
+    preprocess = pictures.over({})
     graph, feeds = pipeline.load_pair(fp32, data, preprocess, samples, seed, strict)
     verification = run(graph, qdq, feeds, target=target, soc=soc, arch=arch, threads=threads, progress=Bars())
     document = report.verified(fp32, graph, qdq, feeds, verification)

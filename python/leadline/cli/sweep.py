@@ -116,6 +116,7 @@ def compare(
 
 
 @app.command()
+@flags.with_pictures
 def mix(
     model: Annotated[Path, typer.Argument(help="A float ONNX network.")],
     data: flags.Data,
@@ -130,13 +131,8 @@ def mix(
     sqnr: Annotated[float | None, typer.Option(help="dB to keep, in place of the others.")] = None,
     samples: flags.Samples = None,
     seed: flags.Seed = 0,
-    resize: flags.Resize = None,
-    crop: flags.Crop = None,
-    mean: flags.Mean = None,
-    std: flags.Std = None,
-    scale: flags.Scale = None,
-    layout: flags.Layout = None,
-    channels: flags.Channels = None,
+    *,
+    pictures: flags.Pictures,
     threads: flags.Threads = None,
 ) -> None:
     """Measure what each tensor costs at each width, and write a recipe of mixed precision."""
@@ -154,7 +150,7 @@ def mix(
         data,
         {kind: bits for kind, bits in widths.items() if bits},  # type: ignore[misc]
         recipe=plan,
-        preprocess=flags.preprocessing(plan.data, resize, crop, mean, std, scale, layout, channels),
+        preprocess=pictures.over(plan.data),
         samples=samples,
         seed=seed,
         threads=threads,
