@@ -9,6 +9,7 @@ from typing import Any
 
 import leadline
 from leadline.files import filling
+from leadline.report.artefacts import write_page
 from leadline.report.charts import available, script, spec
 from leadline.sweep import charts
 from leadline.sweep.outcome import Results, Table, tables
@@ -56,13 +57,9 @@ def render(
     failed: list[tuple[int, dict[str, Any], str]],
 ) -> None:
     """The page itself."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    loader = PackageLoader("leadline.sweep", ".")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    text = environment.get_template("page.html").render(
+    write_page(
+        path,
+        "sweep.html",
         leadline=leadline.__version__,
         title=title,
         description=description,
@@ -72,7 +69,6 @@ def render(
         failed=failed,
         script=script() if drawn else None,
     )
-    path.write_text(text, "utf-8")
 
 
 def importances(results: Results, metric: str) -> dict[str, float]:
