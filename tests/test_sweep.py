@@ -299,7 +299,7 @@ def test_pruning_tries_fewer_samples_first(tmp_path):
 def test_tables(finished):
     results, *_ = finished
     (_, whole), (title, pivot) = tables(results)
-    assert whole[0] == ["weights.bits", "steps.calibrate.activations", "sqnr", "size", "seconds"] and len(whole[1]) == 4
+    assert whole[0] == ["weights.bits", "calibrate.activations", "sqnr", "size", "seconds"] and len(whole[1]) == 4
     assert (title, pivot[0]) == ("sqnr", ["weights.bits", "activations minmax", "activations mse"])
     assert [row[0] for row in pivot[1]] == ["4", "8"]
     lines = markdown(pivot).splitlines()

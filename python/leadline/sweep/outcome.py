@@ -57,12 +57,14 @@ class Results:
     def table(self) -> Table:
         """A row for each finished cell: what varies, then the metrics; in front the float networks."""
         varied, columns = list(self.about["varied"]), list(self.about["columns"])
+        if len(self.complete) > 1:  # what a file fixes for all of its cells tells none of them apart
+            varied = [key for key in varied if len({_text(row.values.get(key)) for row in self.complete}) > 1]
         rows = [
             [_text(row.values.get(key)) for key in varied]
             + [number(column, row.figures.get(column)) for column in columns]
             for row in self.complete
         ]
-        return varied + columns, self._floats(varied, columns) + rows
+        return [key.removeprefix("steps.") for key in varied] + columns, self._floats(varied, columns) + rows
 
     def _floats(self, varied: Sequence[str], columns: Sequence[str]) -> list[list[str]]:
         """The float networks' own figures, where there is a truth."""
@@ -107,24 +109,30 @@ class Results:
             ", ".join(f"{key.rpartition('.')[2]} {v}" for key, v in zip(columns, head, strict=True)) for head in heads
         ]
         lines = [[*down, *(shown(line.get(head, [])) for head in heads)] for down, line in cells.items()]
-        return [*rows, *(name or value for name in names)], lines
+        return [*(key.removeprefix("steps.") for key in rows), *(name or value for name in names)], lines
 
     def apart(
         self, keys: Sequence[str], metric: str, agree: Sequence[str] | None = None
     ) -> list[dict[tuple[Any, ...], float]]:
         """Sets of cells that agree in all but `keys` (or in `agree`): the mean of a metric by the keys' values.
 
-        What belongs to a key may differ, too: `steps.polish.percentile` says nothing where `steps.polish` is off.
+        Where a key switches off what belongs to it, as `steps.polish` does its percentile, such a cell stands beside
+        those of every value.
         """
-        own = tuple(f"{key}." for key in keys)
-        others = [key for key in self.about["varied"] if key not in keys and not key.startswith(own)]
-        others = others if agree is None else list(agree)
-        sets: dict[tuple[str, ...], dict[tuple[Any, ...], list[float]]] = {}
+        varied = [key for key in self.about["varied"] if key not in keys]
+        below = [key for key in varied if key.startswith(tuple(f"{key}." for key in keys))]
+        others = [key for key in varied if key not in below] if agree is None else list(agree)
+        sets: dict[tuple[str, ...], dict[tuple[Any, ...], dict[tuple[Any, ...], list[float]]]] = {}
         for row in self.complete:
             if metric in row.figures:
-                cells = sets.setdefault(tuple(_text(row.values.get(key)) for key in others), {})
-                cells.setdefault(tuple(row.values.get(key) for key in keys), []).append(row.figures[metric])
-        return [{values: sum(found) / len(found) for values, found in cells.items()} for cells in sets.values()]
+                rest, inner, own = (tuple(row.values.get(key) for key in names) for names in (others, below, keys))
+                cells = sets.setdefault(tuple(map(_text, rest)), {}).setdefault(inner if agree is None else (), {})
+                cells.setdefault(own, []).append(row.figures[metric])
+        found = []
+        for parts in sets.values():
+            off = parts.pop((None,) * len(below), {}) if len(parts) > 1 else {}
+            found += [off | cells for cells in parts.values()]
+        return [{values: sum(each) / len(each) for values, each in cells.items()} for cells in found]
 
     def effects(self, metric: str) -> dict[str, float]:
         """How far a metric moves when one parameter alone changes: its range over cells that agree in all others, the
