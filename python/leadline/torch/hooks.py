@@ -12,7 +12,6 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -22,7 +21,7 @@ from leadline.observers import METHODS, Histogram, search_range
 from leadline.progress import Quiet
 from leadline.torch.fake import FakeQuantize
 from leadline.torch.linear import torch_threads
-from leadline.torch.observation import passes
+from leadline.torch.observation import check_float32, passes
 from leadline.types import Grid, Scheme, refuse
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -241,9 +240,7 @@ class _Seen:
         return handles + ([self.layer.register_forward_hook(behind)] if "output" in self._sides else [])
 
     def _update(self, side: str, x: Any, batch: int) -> None:
-        if not isinstance(x, Tensor) or x.dtype != torch.float32 or x.device.type != "cpu":
-            received = f"{x.dtype} on {x.device}" if isinstance(x, Tensor) else type(x).__name__
-            raise refuse("calibrate", f"the {side} of {self.name} must be float32 on the CPU", received)
+        check_float32("calibrate", f"the {side} of {self.name}", x)
         if self._ranks.setdefault(side, x.dim()) != x.dim():
             rule = f"the {side} of {self.name} must have {self._ranks[side]} axes, as before"
             raise refuse("calibrate", rule, x.dim())

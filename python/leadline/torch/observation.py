@@ -72,9 +72,7 @@ class Seen:
         self._keys: Doubles = np.zeros(0)
 
     def update(self, input: Any, batch: int, whole: bool) -> None:
-        if not isinstance(input, torch.Tensor) or input.dtype != torch.float32 or input.device.type != "cpu":
-            received = f"{input.dtype} on {input.device}" if isinstance(input, torch.Tensor) else type(input).__name__
-            raise refuse("quantize_linears", f"the input of {self.name} must be float32 on the CPU", received)
+        check_float32("quantize_linears", f"the input of {self.name}", input)
         seen = input if self.conv is None else patches(self.conv, input if input.ndim == 4 else input[None])
         rows = seen.detach().reshape(-1, self.linear.in_features).contiguous().numpy()
         if not np.isfinite(rows).all():
@@ -138,6 +136,13 @@ def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), {}
+
+
+def check_float32(function: str, what: str, value: Any) -> None:
+    """Raises InputError unless it is a float32 tensor on the CPU."""
+    if not isinstance(value, torch.Tensor) or value.dtype != torch.float32 or value.device.type != "cpu":
+        received = f"{value.dtype} on {value.device}" if isinstance(value, torch.Tensor) else type(value).__name__
+        raise refuse(function, f"{what} must be float32 on the CPU", received)
 
 
 def tensors(values: Any) -> list[torch.Tensor]:
