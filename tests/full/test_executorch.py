@@ -46,7 +46,24 @@ def clipped_end() -> Any:
     return model([*convolutions, clip, exp], small.SHAPE, **weights, **bounds)
 
 
-@pytest.mark.parametrize("network", [small.residual, small.conv_relu6_depthwise, small.gemm_relu_gemm, clipped_end])
+def class_token() -> Any:
+    """A constant token, on a grid of its own, in front of the others."""
+    nodes = [
+        node("Conv", "x w1 b1", "a", pads=[1, 1, 1, 1]),
+        node("Reshape", "a rows", "b"),
+        node("Transpose", "b", "c", perm=[0, 2, 1]),
+        node("Concat", "token c", "d", axis=1),
+        node("MatMul", "d w2", "y"),
+    ]
+    tokens = {"rows": np.array([1, 8, -1]), "token": small.draw(4, 1, 1, 8)}
+    weights = {"w1": small.draw(1, 8, 3, 3, 3), "b1": small.draw(2, 8), "w2": small.draw(3, 8, 6)}
+    return model(nodes, small.SHAPE, **tokens, **weights)
+
+
+NETWORKS = [small.residual, small.conv_relu6_depthwise, small.gemm_relu_gemm, clipped_end, class_token]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
 def test_a_run_s_integers_are_carried(network: Any, tmp_path: Path, executorch: Any) -> None:
     """Outputs of the program lie on leadline's grid, at leadline's codes but for ties."""
     import torch

@@ -230,9 +230,11 @@ def _several(outputs: Any) -> tuple[torch.Tensor, ...]:
 def check_installed(function: str) -> None:
     """InputError in the name of `function` where ExecuTorch is not installed."""
     try:
-        import executorch.exir
-        import executorch.kernels.quantized  # noqa: F401  registers what stays outside XNNPACK
-        import torch  # noqa: F401
+        from leadline.torch.export import quiet
+
+        with quiet():
+            import executorch.exir
+            import executorch.kernels.quantized  # noqa: F401  registers what stays outside XNNPACK
     except ImportError as error:
         rule = f"this needs ExecuTorch, in an environment of its own: {_INSTALL}"
         raise refuse(function, rule, f"no module {error.name}") from None
@@ -245,10 +247,13 @@ def _lower(
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
+    from leadline.torch.export import quiet
+
     try:
-        exported = torch.export.export(module, tuple(example))
-        edge = to_edge_transform_and_lower(exported, partitioner=_partitioners(XnnpackPartitioner, dynamic))
-        written = edge.to_executorch()
+        with quiet():
+            exported = torch.export.export(module, tuple(example))
+            edge = to_edge_transform_and_lower(exported, partitioner=_partitioners(XnnpackPartitioner, dynamic))
+            written = edge.to_executorch()
     except InputError:
         raise
     except Exception as error:  # torch.export and the partitioner raise a dozen unrelated classes

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from leadline.graph import Graph
+from leadline.graph import Graph, Node
 from leadline.torch.module import GraphModule
 from leadline.types import Grid, refuse
 
@@ -105,13 +105,28 @@ class _Integers(GraphModule):
             values[name] = getattr(self, own)
         for value, given in zip(self._graph.inputs, inputs, strict=True):
             values[value.name] = self._write(value.name, given)
-        for call in self._calls:
-            result = call.function(*(None if name is None else self._read(name, values[name]) for name in call.inputs))
+        for node, call in zip(self._graph.nodes, self._calls, strict=True):
+            read = [None if name is None else self._read(name, values[name]) for name in call.inputs]
+            result = call.function(*(self._joined(node, read) if node.op_type == "Concat" else read))
             written = result if isinstance(result, (tuple, list)) else (result,)
             for name, tensor in zip(call.outputs, written, strict=True):
                 values[name] = self._write(name, tensor)
         outputs = tuple(self._read(value.name, values[value.name]) for value in self._graph.outputs)
         return outputs if len(outputs) > 1 else outputs[0]
+
+    def _joined(self, node: Node, read: list[Tensor | None]) -> list[Tensor | None]:
+        """What Concat reads, on its output's grid: XNNPACK joins no other (a class token has its own)."""
+        grid, operators = self._grids.get(node.outputs[0]), torch.ops.quantized_decomposed
+        if grid is None:
+            return read
+        wanted = _arguments(grid)
+        same = [name in self._grids and _arguments(self._grids[name]) == wanted for name in node.inputs]
+        return [
+            x
+            if x is None or alike
+            else operators.dequantize_per_tensor(operators.quantize_per_tensor(x, *wanted), *wanted)
+            for x, alike in zip(read, same, strict=True)
+        ]
 
     def _write(self, name: str, x: Tensor) -> Tensor:
         grid = self._grids.get(name)
