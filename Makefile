@@ -11,6 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+WHEEL := .cache/dist
 RIVALS := aimet litert executorch ray torch
 PACKAGES_aimet := torch==2.13.0 aimet-onnx==2.42.0 onnxscript
 PACKAGES_litert := torch==2.13.0 'litert-torch==0.10.*' onnxscript
@@ -36,15 +37,28 @@ $(BIN)/python:
 	@echo "making $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
 
-# The stamps: leadline as a user has it, and with what the tests need. Not editable, so that what is tested is what ships.
-$(VENV)/.installed: $(BIN)/python $(SOURCES)
-	@echo "building and installing leadline"
-	@$(PIP) install '.[report]'
+# Built once, and installed wherever leadline is needed. Not editable, so that what is tested is what ships.
+$(WHEEL)/.built: $(BIN)/python $(SOURCES)
+	@echo "building leadline"
+	@rm -rf $(WHEEL) && mkdir -p $(WHEEL)
+	@$(PIP) wheel --no-deps --wheel-dir $(WHEEL) .
 	@touch $@
 
-$(VENV)/.tests: $(BIN)/python $(SOURCES)
-	@echo "building and installing leadline with its test tools"
-	@$(PIP) install '.[test]'
+# A wheel of the version that is there already counts only when it is forced.
+define install
+	@$(1) -m pip --disable-pip-version-check --quiet install $(3) "$$(ls $(WHEEL)/leadline-*.whl)[$(2)]"
+	@$(1) -m pip --disable-pip-version-check --quiet install --force-reinstall --no-deps $(WHEEL)/leadline-*.whl
+endef
+
+# The stamps: leadline as a user has it, and with what the tests need.
+$(VENV)/.installed: $(WHEEL)/.built
+	@echo "installing leadline"
+	$(call install,$(BIN)/python,report)
+	@touch $@
+
+$(VENV)/.tests: $(WHEEL)/.built
+	@echo "installing leadline with its test tools"
+	$(call install,$(BIN)/python,test)
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.cpp: $(BIN)/python
@@ -52,11 +66,11 @@ $(VENV)/.cpp: $(BIN)/python
 	@touch $@
 
 # torch goes first, so that nothing else chooses which one.
-.cache/%/.tests: $(SOURCES)
+.cache/%/.tests: $(WHEEL)/.built
 	@echo "making .cache/$*: $(PACKAGES_$*)"
 	@$(PYTHON) -m venv .cache/$*
 	@.cache/$*/bin/python -m pip --disable-pip-version-check --quiet install $(firstword $(PACKAGES_$*))
-	@.cache/$*/bin/python -m pip --disable-pip-version-check --quiet install $(PACKAGES_$*) '.[test]'
+	$(call install,.cache/$*/bin/python,test,$(PACKAGES_$*))
 	@touch $@
 
 demo: $(VENV)/.installed
@@ -92,5 +106,5 @@ bench: $(VENV)/.installed
 		echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(RIVALS:%=.cache/%) build dist demo benchmarks/out
+	rm -rf $(VENV) $(WHEEL) $(RIVALS:%=.cache/%) build dist demo benchmarks/out
 	find . -name __pycache__ -prune -exec rm -rf {} +
