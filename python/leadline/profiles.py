@@ -30,8 +30,9 @@ class Profile:
         Fractional bits of the factor by which sums become codes (input scale x weight scale / output scale), where the
         target rounds it so coarsely that scales are better chosen to suit.
     dropped_bits, fraction_bits : int or None
-        What sums lose, rounded down, before they become codes: over 16-bit inputs so many low bits; over 8-bit inputs
-        all but so many bits behind the point of the code, its factor's mantissa aside. Biases take half of it back.
+        What sums lose, rounded down, before they become codes: over 16-bit inputs so many low bits, and the bias with
+        the output's offset as many on its own; over 8-bit inputs all but so many bits behind the point of the code, its
+        factor's mantissa aside. Biases take the mean of it back.
     integers_only : bool
         Every layer's input needs a grid per tensor, every weight a symmetric one per tensor or channel.
     """

@@ -24,6 +24,7 @@ from leadline.sqnr import Sqnr
 from leadline.steps import Progress
 from leadline.targets import hexagon
 from leadline.targets.hexagon import Build
+from leadline.targets.hexagon_expected import expected
 from leadline.targets.onnxruntime import Agreement, kernels_saturate
 from leadline.types import Grid, refuse
 
@@ -126,7 +127,7 @@ def verify(
     The simulation is the artefact itself, run without graph optimisation. Beside it runs what the target makes of it:
     onnxruntime with all its fusions, or Qualcomm's emulation of the HTP; the distance of the two is given in steps of
     the output's grid. Where onnxruntime has no kernels (activations of at most four bits, or with a scale per channel)
-    it runs unfused as well. For hexagon the simulation takes account of its arithmetic (`targets.hexagon.expected`).
+    it runs unfused as well. For hexagon the simulation takes account of its arithmetic (`targets.hexagon_expected`).
 
     Parameters
     ----------
@@ -203,7 +204,7 @@ class _Npu:
 
     def __init__(self, model: onnx.ModelProto | str | Path, soc: int | None, arch: int | None) -> None:
         proto = _whole(model)
-        self.simulation, self._model, self._chip = hexagon.expected(proto), model, (soc, arch)
+        self.simulation, self._model, self._chip = expected(proto), model, (soc, arch)
         stored = {tensor.name for tensor in proto.graph.initializer}  # old files list weights among the inputs
         self.inputs = [value.name for value in proto.graph.input if value.name not in stored]
         self.outputs = [value.name for value in proto.graph.output]

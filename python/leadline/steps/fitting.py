@@ -174,12 +174,14 @@ def _rounded(values: NDArray[np.floating[Any]], bits: int, how: np.ufunc) -> NDA
 
 
 def recentre(state: State) -> None:
-    """Give the biases half of what the target's sums lose by rounding down."""
+    """Give the biases what the target's sums lose on average by rounding down: half a unit, and half a unit more over
+    16-bit inputs, where the bias itself is rounded down on its own."""
     for layer in state.graph.layers():
         read, written = _whole(state.grids.get(layer.input)), output_grid(state, layer.output)
         if layer.bias is None or layer.bias not in state.codes or read is None or written is None:
             continue
         own = state.grids[layer.bias]
         unit = lost(state.profile, read.scheme.bits, own.scale.astype(np.float64) / float(written.scale))
-        moved = state.codes[layer.bias] + np.where(unit > 1, unit / 2, 0).astype(np.int64)
+        mean = unit if read.scheme.bits > 8 else unit / 2
+        moved = state.codes[layer.bias] + np.where(unit > 1, mean, 0).astype(np.int64)
         state.codes[layer.bias] = np.clip(moved, own.scheme.qmin, own.scheme.qmax).astype(np.int32)

@@ -21,11 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from leadline.files import replacing
-from leadline.profiles import HEXAGON, lost
 from leadline.types import refuse
 
 if TYPE_CHECKING:
@@ -218,103 +216,6 @@ def compile_context(
         if not (build.accepted and temporary.exists()):
             raise refuse("hexagon", f"'{model}' must build for the chip", str(build))
     return build
-
-
-def expected(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The artefact with what HTP arithmetic itself costs: what its emulation is expected to give, run unfused.
-
-    Sums are cut, rounded down, before they become codes (`profiles.lost`; measured on single operators,
-    `benchmarks/hexagon_operators.py`), and Resize rounds ties up, of which interpolation by two makes many. Nothing
-    else is known to cost as much as a step.
-    """
-    import onnx
-    from onnx import helper, numpy_helper
-
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
-    sums = _Sums(changed)
-    nodes = []
-    for node in changed.graph.node:
-        unit, tie = sums.unit(node), sums.tie(node)
-        nodes.append(node)
-        name = node.output[0] if node.output else ""
-        if tie is not None:
-            node.output[0] = f"{name}.even"
-            changed.graph.initializer.append(numpy_helper.from_array(tie, f"{name}.tie"))
-            nodes.append(helper.make_node("Add", [f"{name}.even", f"{name}.tie"], [name]))
-        if unit is not None:
-            node.output[0] = f"{name}.sum"
-            changed.graph.initializer.append(numpy_helper.from_array(unit, f"{name}.unit"))
-            nodes += [
-                helper.make_node("Div", [f"{name}.sum", f"{name}.unit"], [f"{name}.units"]),
-                helper.make_node("Floor", [f"{name}.units"], [f"{name}.kept"]),
-                helper.make_node("Mul", [f"{name}.kept", f"{name}.unit"], [name]),
-            ]
-    del changed.graph.node[:]
-    changed.graph.node.extend(nodes)
-    return changed
-
-
-class _Sums:
-    """The operators of a QDQ model that sum codes."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self._stored = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._producers = {name: node for node in model.graph.node for name in node.output}
-        self._readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in model.graph.node:
-            for name in node.input:
-                self._readers.setdefault(name, []).append(node)
-
-    def unit(self, node: onnx.NodeProto) -> NDArray[np.float32] | None:
-        """What a node's sums are cut to, in real values, for each output channel; None where they are not."""
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-            return None
-        pairs = [self._producers.get(name) for name in node.input[:2]]
-        written = self._written(node.output[0])
-        if written is None or any(pair is None or pair.op_type != "DequantizeLinear" for pair in pairs):
-            return None
-        given, weight = (pair for pair in pairs if pair is not None)
-        scales = [given.input[1], weight.input[1], written.input[1]]
-        if len(given.input) < 3 or not {given.input[2], *scales} <= self._stored.keys():
-            return None
-        bits = 8 * self._array(given.input[2]).itemsize
-        per_channel = self._array(weight.input[1]).astype(np.float64)
-        stored, conv = self._source(weight.input[0]), node.op_type.startswith("Conv")
-        if per_channel.ndim > 1 or (conv and stored is None):
-            return None
-        if node.op_type == "ConvTranspose":  # each group has the same scales
-            per_channel = np.tile(per_channel, next((item.i for item in node.attribute if item.name == "group"), 1))
-        scale = self._array(given.input[1]).astype(np.float64) * per_channel
-        unit = lost(HEXAGON, bits, scale / self._array(written.input[1]))
-        if not (unit > 1).any():
-            return None
-        real = np.where(unit > 1, unit, 2.0**-10) * scale
-        behind = len(stored.dims) - 2 if conv and stored is not None else 0
-        shape = (-1, *[1] * behind) if per_channel.size > 1 else ()
-        return np.asarray(real.reshape(shape), np.float32)
-
-    def tie(self, node: onnx.NodeProto) -> NDArray[np.float32] | None:
-        """What lifts the ties of a Resize over the middle between two codes; None for other operators."""
-        written = self._written(node.output[0]) if node.op_type == "Resize" else None
-        return None if written is None else np.asarray(self._array(written.input[1]) / 1024, np.float32)
-
-    def _written(self, name: str) -> onnx.NodeProto | None:
-        """The QuantizeLinear behind a tensor, or behind the clamp that reads it."""
-        readers = self._readers.get(name, [])
-        while len(readers) == 1 and readers[0].op_type in ("Relu", "Clip", "Min"):
-            readers = self._readers.get(readers[0].output[0], [])
-        return next((node for node in readers if node.op_type == "QuantizeLinear"), None)
-
-    def _source(self, name: str) -> onnx.TensorProto | None:
-        """A weight, whether its codes are stored or its real values; None for what is computed."""
-        before = self._producers.get(name)
-        return self._stored.get(before.input[0] if before and before.op_type == "QuantizeLinear" else name)
-
-    def _array(self, name: str) -> NDArray[Any]:
-        from onnx import numpy_helper
-
-        return np.asarray(numpy_helper.to_array(self._stored[name]))
 
 
 _REFUSED = re.compile(r"Validation FAILED for \d+ nodes in OrtNodeUnit \((\w+)\)")
