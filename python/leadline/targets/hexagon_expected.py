@@ -16,10 +16,10 @@ from leadline.profiles import HEXAGON, lost
 def expected(model: onnx.ModelProto) -> onnx.ModelProto:
     """The artefact with what HTP arithmetic itself costs: what its emulation is expected to give, run unfused.
 
-    Sums are cut, rounded down, before they become codes (`profiles.lost`; measured on single operators,
-    `benchmarks/hexagon_operators.py`). Over 16-bit inputs the codes are summed as stored, zero points in, and the bias,
-    with the output's offset, is cut on its own. Resize rounds ties up, of which interpolation by two makes many.
-    Nothing else is known to cost as much as a step.
+    Sums are cut, rounded down, together with the output's offset before they become codes (`profiles.lost`; measured on
+    single operators, `benchmarks/hexagon_operators.py`). Over 16-bit inputs the codes are summed as stored, zero points
+    in, and the bias and that offset are cut on their own. Resize rounds ties up, of which interpolation by two makes
+    many. Nothing else is known to cost as much as a step.
     """
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
@@ -97,10 +97,11 @@ class _Sums:
         if not (unit > 1).any():
             return None
         unit = np.where(unit > 1, unit, 2.0**-10)
-        bias, before, behind = self._bias(node) if bits > 8 else None, np.zeros(1), np.zeros(1)
+        offset, bias = self._offset(written) / (unit * scale), self._bias(node) if bits > 8 else None
+        before, behind = offset, -offset
         if bias is not None:
             before = np.mod(self._zero_sums(node, given, weight), unit) / unit
-            behind = np.rint(-before) + self._left(bias, unit * scale, written)
+            behind = np.rint(-before) + np.floor(bias / (unit * scale) + offset) - offset
         axes = [1] * (len(stored.dims) - 2) if conv and stored is not None else []
 
         def shaped(one: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -123,14 +124,10 @@ class _Sums:
         found: NDArray[np.float64] = (codes - (zero_point[0] if zero_point else 0)) * scale
         return found
 
-    def _left(
-        self, bias: NDArray[np.float64], unit: NDArray[np.float64], written: onnx.NodeProto
-    ) -> NDArray[np.float64]:
-        """Units left of a bias that is rounded down together with the offset of the output's codes."""
-        zero_point = self._array(written.input[2]).astype(np.float64) if len(written.input) > 2 else 0.0
-        offset = zero_point * self._array(written.input[1]).astype(np.float64)
-        found: NDArray[np.float64] = np.floor((bias + offset) / unit) - offset / unit
-        return found
+    def _offset(self, written: onnx.NodeProto) -> float:
+        """Of the output's codes, in real values."""
+        zero_point = float(self._array(written.input[2])) if len(written.input) > 2 else 0.0
+        return zero_point * float(self._array(written.input[1]))
 
     def _zero_sums(self, node: onnx.NodeProto, given: onnx.NodeProto, weight: onnx.NodeProto) -> NDArray[np.float64]:
         """The input's zero point times the sum of each output channel's weight codes: what sums of codes as stored have
