@@ -46,7 +46,7 @@ $(WHEEL)/.built: $(BIN)/python $(SOURCES)
 
 # A wheel of the version that is there already counts only when it is forced.
 define install
-	@$(1) -m pip --disable-pip-version-check --quiet install $(3) "$$(ls $(WHEEL)/leadline-*.whl)[$(2)]"
+	@$(1) -m pip --disable-pip-version-check --quiet install "$$(ls $(WHEEL)/leadline-*.whl)[$(2)]"
 	@$(1) -m pip --disable-pip-version-check --quiet install --force-reinstall --no-deps $(WHEEL)/leadline-*.whl
 endef
 
@@ -65,12 +65,13 @@ $(VENV)/.cpp: $(BIN)/python
 	@$(PIP) install cmake ninja 'cmeel-eigen>=3.4'
 	@touch $@
 
-# torch goes first, so that nothing else chooses which one.
+# One after another: torch first, so that nothing else chooses which one, and all at once takes pip's resolver an hour.
 .cache/%/.tests: $(WHEEL)/.built
 	@echo "making .cache/$*: $(PACKAGES_$*)"
 	@$(PYTHON) -m venv .cache/$*
 	@.cache/$*/bin/python -m pip --disable-pip-version-check --quiet install $(firstword $(PACKAGES_$*))
-	$(call install,.cache/$*/bin/python,test,$(PACKAGES_$*))
+	@.cache/$*/bin/python -m pip --disable-pip-version-check --quiet install $(PACKAGES_$*)
+	$(call install,.cache/$*/bin/python,test)
 	@touch $@
 
 demo: $(VENV)/.installed

@@ -30,6 +30,7 @@ from leadline.depth import networks, scenes
 from leadline.evaluation import Footage, judge, predict
 from leadline.files import replacing
 from leadline.graph import Graph, inspect_inputs
+from leadline.graph.features import network_features
 from leadline.progress import Bars
 from leadline.recipe import Recipe
 from leadline.sqnr import Sqnr
@@ -60,7 +61,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="leadline-choice-") as folder:
         render(Path(folder), options.junk)
         candidates = load(folder, inspect_inputs(networks.path()), preprocess)
-        inside = pipeline.network_features(graph, INSIDE, threads=1)
+        inside = network_features(graph, INSIDE, threads=1)
         for plan in plans:
             for count in options.counts:
                 for seed in range(options.seeds):

@@ -22,6 +22,7 @@ from leadline import pipeline
 from leadline.data import Samples, choose, load
 from leadline.data.choice import METHODS
 from leadline.graph import Graph, Session
+from leadline.graph.features import network_features
 from leadline.progress import Quiet
 from small_networks import conv_relu_conv, draw, gemm_relu_gemm, graph, quantized, samples
 
@@ -338,7 +339,7 @@ def test_a_run_is_that_of_the_samples_chosen(method: str, features: Any) -> None
     run = pipeline.quantize(
         network, "minmax-w8a8", brightnesses(), samples=8, choice=method, features=features, seed=2, threads=1
     )
-    hook = pipeline.network_features(network, "first") if features == "first" else features
+    hook = network_features(network, "first") if features == "first" else features
     chosen = choose(load(brightnesses(), network.inputs, seed=2), 8, method, features=hook, seed=2)
     assert run.calibrated + len(run.held_out) == 8
     again = pipeline.quantize(network, "minmax-w8a8", chosen, threads=1)
@@ -367,7 +368,7 @@ def test_iterators_are_run_to_their_end() -> None:
 def test_network_features_are_mean_and_deviation_of_channels(build: Any, tensor: str | None, axis: int) -> None:
     network: Graph = graph(build())
     tensor = tensor or network.outputs[0].name
-    features = pipeline.network_features(network, tensor, threads=1)
+    features = network_features(network, tensor, threads=1)
     feed = {network.inputs[0].name: samples(1, network.inputs[0].shape)}
     (values,) = Session(network, [tensor]).run(feed).values()
     others = tuple(i for i in range(values.ndim) if i != axis % values.ndim)

@@ -112,8 +112,16 @@ def test_a_quarter_is_held_out_unless_given():
 
 
 def test_one_sample_is_enough():
-    q = quantized(conv_relu_conv(), "w8a8", samples(1))
+    with pytest.warns(UserWarning, match="one sample: the artefact is checked on what it was calibrated on"):
+        q = quantized(conv_relu_conv(), "w8a8", samples(1))
     assert q.calibrated == len(q.held_out) == 1
+    assert repr(q).startswith("Quantized by w8a8 for onnxruntime: ") and len(repr(q)) < 300
+
+
+@pytest.mark.parametrize(("given", "received"), [(object(), "a object"), ("net.pt2", "'net.pt2'")])
+def test_networks_that_are_no_graph_come_with_the_way_to_one(given, received):
+    with refused("graph must be", "leadline.torch.to_graph", received):
+        pipeline.quantize(given, "w8a8", samples())
 
 
 @pytest.mark.parametrize("recipe", ["w8a8", "int4-block128"])

@@ -293,6 +293,12 @@ def test_pruning_tries_fewer_samples_first(tmp_path):
     assert len([cell for cell in engine.cells if cell.data.samples == 8]) == counts["complete"]
 
 
+def test_inherited_tables_are_of_what_varies(tmp_path):
+    (tmp_path / "mine.toml").write_text('extends = "observers"\nnetworks = ["tinydepth"]\n')
+    sweep = Sweep.load(tmp_path / "mine.toml")
+    assert [table.rows for table in sweep.tables] == [("steps.calibrate.activations",)] * 2
+
+
 # Results
 
 

@@ -161,7 +161,14 @@ def test_what_is_left_and_what_is_refused() -> None:
     assert found.left == {
         "attention.out_proj": "it is a NonDynamicallyQuantizableLinear",
         "never": "its forward was never called",
+        "attention": "it is a MultiheadAttention; to_graph and quantize take it",
     }
+    with pytest.raises(InputError, match=r"must not be calibrated yet: remove\(\) what is in it\. Received Unused"):
+        calibrate(module, data)
+    found.remove()
+    assert [name for name, _ in module.named_parameters()] == [name for name, _ in Unused().named_parameters()]
+    with pytest.raises(InputError, match=r"the module must run on its data \(batch 1\)\. Received .* 7\.$"):
+        calibrate(module, [data[0], torch.randn(1, 5, 7)])
     with pytest.raises(InputError, match=r"data must hold batches that reach the layers\. Received none\."):
         calibrate(module, data, pattern="*ed")
     for keywords, said in (

@@ -34,6 +34,7 @@ __all__ = [
 _LAZY = {
     "Graph": "leadline.graph",
     "Preprocess": "leadline.data",
+    "Quantized": "leadline.pipeline",
     "Recipe": "leadline.recipe",
     "load": "leadline.data",
     "quantize": "leadline.pipeline",
@@ -49,3 +50,7 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'leadline' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY, "sweep"})

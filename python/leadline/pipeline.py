@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +24,14 @@ from leadline.export.encodings_gaps import Gap, accepted, completed, gaps
 from leadline.export.limits import limits
 from leadline.files import filling
 from leadline.graph import Graph, Session
+from leadline.graph.features import network_features
 from leadline.graph.ir import Sample
 from leadline.observers import Histogram
 from leadline.profiles import profile_of
 from leadline.progress import Quiet
 from leadline.recipe import Recipe
 from leadline.steps import Progress, Record, State, apply, recentre
-from leadline.types import FloatArray, Grid, refuse
+from leadline.types import Grid, refuse
 from leadline.verification import Verification, verify
 
 if TYPE_CHECKING:
@@ -69,6 +70,10 @@ class Quantized:
     calibrated: int = 0
     target: str = "onnxruntime"
     skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        parts = f"{len(self.codes)} parameters, {len(self.grids) - len(self.codes)} activations"
+        return f"Quantized by {self.recipe.name} for {self.target}: {parts}; {self.graph!r}"
 
     def _repr_html_(self) -> str:
         kept = {
@@ -242,7 +247,7 @@ def quantize(
         How: "random", "folder", "brightness", "farthest" or "diverse"; see ``leadline.data.choose``. All but the first
         look at the whole of `data` (of a video: 32 frames, evenly spread; an iterator is run to its end).
     features : str or callable, optional
-        What "farthest" and "diverse" compare: a tensor of the network by name (see `network_features`), or any
+        What "farthest" and "diverse" compare: a tensor of the network by name (`graph.features`), or any
         function from a feed to a vector. Default: the pictures themselves.
     seed : int
         For the choice of samples and the split.
@@ -335,6 +340,8 @@ def prepare(
             progress=progress,
         )
     calibration, kept_out = (given, held_out) if held_out is not None else given.split(HELD_OUT)
+    if held_out is None and len(given) == 1:
+        warnings.warn("one sample: the artefact is checked on what it was calibrated on", stacklevel=3)
     state = State(network.copy(), recipe, calibration, kept_out, progress, _simulate, threads, profile, cache=cache)
     return state, given
 
@@ -352,46 +359,14 @@ def load_pair(
         return graph, load(data, graph.inputs, preprocess, limit, seed, strict)
     from leadline.graph import inspect_inputs
 
+    if not isinstance(graph, str | os.PathLike):
+        rule = "graph must be a Graph, or the path of an ONNX file (of a PyTorch module: leadline.torch.to_graph)"
+        raise refuse("quantize", rule, f"a {type(graph).__name__}")
+    if Path(graph).suffix in (".pt", ".pt2", ".pth"):
+        rule = "graph must be an ONNX file (of a PyTorch module: leadline.torch.to_graph, then Graph.save)"
+        raise refuse("quantize", rule, f"'{graph}'")
     samples = load(data, inspect_inputs(Path(graph)), preprocess, limit, seed, strict)
     return Graph.load(Path(graph), next(iter(samples))), samples
-
-
-def network_features(graph: Graph, tensor: str, threads: int | None = None) -> Callable[[Feed], FloatArray]:
-    """Features for ``leadline.data.choose`` from inside a network: what each channel of a tensor does to a sample.
-
-    Parameters
-    ----------
-    graph : Graph
-    tensor : str
-        Written by a node of the graph, such as the last one of an encoder. Names are the graph's, which are also the
-        artefacts'; the file that it was loaded from may have others.
-    threads : int, optional
-        Of onnxruntime. Default: all.
-
-    Returns
-    -------
-    callable from feed to (2 * channels,) float32
-        Mean and standard deviation of each channel. Channels lie along axis 1 of a tensor of rank 4, else along the
-        last axis.
-
-    Raises
-    ------
-    InputError
-        No node writes such a tensor; similar names are given.
-    """
-    names = [name for node in graph.nodes for name in node.outputs]
-    if tensor not in names:
-        similar = ", ".join(get_close_matches(tensor, names, 3, 0))
-        raise refuse("network_features", f"tensor must be one that a node writes, such as {similar}", repr(tensor))
-    session = Session(graph, [tensor], threads=threads)
-
-    def features(feed: Feed) -> FloatArray:
-        values = np.atleast_1d(session.run(feed)[tensor])
-        channels = np.moveaxis(values, 1 if values.ndim == 4 else -1, 0)
-        rows = channels.reshape(len(channels), -1)
-        return np.concatenate([rows.mean(1, np.float64), rows.std(1, np.float64)]).astype(np.float32)
-
-    return features
 
 
 def _simulate(state: State, outputs: Sequence[str]) -> Session:

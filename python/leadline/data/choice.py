@@ -65,8 +65,8 @@ def choose(
     features : callable from feed to (n,) array of numbers, optional
         What "farthest" and "diverse" compare: Euclidean distance after each column has been brought to unit
         variance. Default: the largest input, averaged in at most 4 pieces along each axis (a small picture), and 17
-        quantiles of its values from minimum to maximum. ``leadline.pipeline.network_features`` takes them from inside
-        a network.
+        quantiles of its values from minimum to maximum. From inside a network:
+        ``leadline.graph.features.network_features``.
     seed : int
         At least 0.
     progress : optional

@@ -110,6 +110,12 @@ class Graph:
     opset: int = OPSET
     metadata: dict[str, str] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """On one line; the weights of a network are no text."""
+        sides = (", ".join(f"{one.name} {list(one.shape)}" for one in side) for side in (self.inputs, self.outputs))
+        count = sum(array.size for array in self.weights.values())
+        return f"Graph '{self.name}': {len(self.nodes)} nodes, {count:,} weights, {' -> '.join(sides)}"
+
     @classmethod
     def load(cls, path: str | os.PathLike[str], sample: Sample | None = None, *, verbatim: bool = False) -> Graph:
         """Read an ONNX file and bring it to normal form.

@@ -182,6 +182,7 @@ def _parse(text: str, name: str, folder: Path) -> Sweep:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise refuse("Sweep.load", f"{name} must be valid TOML", str(error)) from error
+    inherits = "extends" in document and "tables" not in document
     document = _extended(document, name, folder)
     _known(document, {f.name for f in fields(Sweep)}, name)
     for key in ("networks", "recipes", "data"):
@@ -209,7 +210,14 @@ def _parse(text: str, name: str, folder: Path) -> Sweep:
             for i, one in enumerate(_tables(document.get("tables", []), f"{name}: tables"))
         ),
     )
+    if inherits:  # tables of what varied there, and may not here
+        kept = (replace(one, rows=_among(one.rows, sweep), columns=_among(one.columns, sweep)) for one in sweep.tables)
+        sweep = replace(sweep, tables=tuple(one for one in kept if one.rows or one.columns))
     return _checked(sweep)
+
+
+def _among(keys: tuple[str, ...], sweep: Sweep) -> tuple[str, ...]:
+    return tuple(key for key in keys if key in sweep.varied)
 
 
 def _extended(document: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:

@@ -127,10 +127,12 @@ class Calibration:
             owner = self._module.get_submodule(layer.name)
             if layer.weight is not None:
                 # torch's remove_parametrizations takes the weight from copies of the module, too: they share the class
-                weight = owner.parametrizations["weight"].original
+                weight, others = owner.parametrizations["weight"].original, dict(owner._parameters)
                 del owner.parametrizations
                 owner.__class__ = type(owner).__bases__[0]
+                owner._parameters.clear()  # the weight goes first again: an optimiser's state knows it by its place
                 owner.register_parameter("weight", weight)
+                owner._parameters.update(others)
             for side in ("input", "output"):
                 if hasattr(owner, f"{side}_quantizer"):
                     delattr(owner, f"{side}_quantizer")
@@ -200,7 +202,10 @@ def calibrate(
         for handle in handles:
             handle.remove()
     left |= {name: "its forward was never called" for name, own in seen.items() if not own.calls}
+    left |= _matrices(module, pattern, named)
     reached = {name: own for name, own in seen.items() if own.calls}
+    if not reached and any(parametrize.is_parametrized(layer) for layer in named.values()):
+        raise refuse("calibrate", "module must not be calibrated yet: remove() what is in it", type(module).__name__)
     if not reached:
         raise refuse("calibrate", "data must hold batches that reach the layers", "none")
     found = tuple(
@@ -217,6 +222,17 @@ def calibrate(
     for layer in found:
         made._handles += _insert(module.get_submodule(layer.name), layer, learn_scales)
     return made
+
+
+def _matrices(module: nn.Module, pattern: str, named: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Other modules with a weight that a graph would quantise, by name: a transposed convolution, or attention that
+    projects its inputs itself."""
+    found = {}
+    for name, own in module.named_modules():
+        wide = any(weight.dim() > 1 for _, weight in own.named_parameters(recurse=False))
+        if wide and name not in named and fnmatchcase(name, pattern) and not isinstance(own, nn.Embedding):
+            found[name] = f"it is a {type(own).__name__}; to_graph and quantize take it"
+    return found
 
 
 class _Seen:

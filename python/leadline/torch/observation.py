@@ -128,7 +128,11 @@ def passes(module: nn.Module, data: Any, progress: Quiet, function: str) -> Iter
         for batch, sample in enumerate(progress.over(data, "calibrate", len(data) if isinstance(data, Sized) else 0)):
             yield batch
             args, keywords = arguments(sample)
-            module(*args, **keywords)
+            try:
+                module(*args, **keywords)
+            except (RuntimeError, TypeError) as error:
+                rule = f"the module must run on its data (batch {batch})"
+                raise refuse(function, rule, str(error).split("\n")[0]) from error
 
 
 def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
