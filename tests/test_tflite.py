@@ -126,6 +126,21 @@ def test_kernels_tie_what_the_plan_ties(network: str) -> None:
         assert plan.activations["scores"].scale == np.float32(1 / 256) and plan.activations["scores"].zero_point == -128
 
 
+def test_what_only_a_clamp_reads_takes_its_grid() -> None:
+    """In both presets; the file has the plan's grids, whatever ai-edge-quantizer's rule for MAXIMUM is."""
+    b = small_tflite.Builder()
+    shape = (1, 6, 6, 4)
+    wide = b.conv(b.tensor("picture", (1, 6, 6, 3)), "wide", shape, 3, 3)
+    limits = [b.tensor(name, (), np.array(value, np.float32)) for name, value in (("low", -0.2), ("high", 0.3))]
+    cut = b.op("MAXIMUM", [wide, limits[0]], "cut", shape, family="MaximumMinimum")
+    done = b.op("MINIMUM", [cut, limits[1]], "done", shape, family="MaximumMinimum")
+    plan = clipped_plan(prepare(b.finish(["picture"], [b.conv(done, "map", (1, 6, 6, 1), 3, 4)])))
+    grids = plan.activations
+    assert grids["wide"] == grids["cut"] == grids["done"] and float(grids["done"].scale) <= 0.51 / 255
+    for preset in ("cpu", "npu"):
+        assert compare(read(write(plan, preset)), plan) == ()
+
+
 def test_presets_choose_operators() -> None:
     plan = clipped_plan(prepare(small_tflite.transformer()))
     cpu, npu = (float_operators(read(write(plan, preset)).main) for preset in ("cpu", "npu"))

@@ -32,6 +32,9 @@ JOINS = frozenset({"CONCATENATION", "PACK"})
 BLOCKS = (32, 64, 128, 256)
 """Block sizes that LiteRT knows, for linear layers with 4 bits."""
 
+CLAMPS = frozenset({"MAXIMUM", "MINIMUM", "RELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1"})
+"""What they cut off, the output's grid cuts off as well."""
+
 UNIT = Scheme(bits=8, signed=True)
 FIXED: Mapping[str, Grid] = {
     "SOFTMAX": Grid(np.array(1 / 256, np.float32), np.array(-128, np.int32), UNIT),
@@ -86,7 +89,8 @@ def to_int8(name: str, grid: Grid) -> Grid:
 
 
 def tie(model: Tflite, grids: Mapping[str, Grid]) -> dict[str, Grid]:
-    """Grids of activations under the rules that LiteRT's kernels have: a fixed output grid, or the input's."""
+    """Grids of activations under the rules that LiteRT's kernels have: a fixed output grid, or the input's. What only a
+    clamp reads takes the clamp's, so that no code is spent on what is cut off."""
     graph, tied = model.main, {name: to_int8(name, grid) for name, grid in grids.items()}
     for operator in graph.operators:
         outputs = [graph.tensors[i] for i in operator.outputs if graph.tensors[i].dtype == "float32"]
@@ -98,6 +102,13 @@ def tie(model: Tflite, grids: Mapping[str, Grid]) -> dict[str, Grid]:
             elif operator.type in MOVES and given in tied:
                 assert given is not None
                 tied[tensor.name] = tied[given]
+    readers = graph.readers()
+    for operator in reversed(graph.operators):
+        source = data_inputs(operator, graph)
+        if operator.type in CLAMPS and len(source) == 1 and len(readers[source[0]]) == 1:
+            given, written = (graph.tensors[i].name for i in (source[0], operator.outputs[0]))
+            if given in tied and written in tied:
+                tied[given] = tied[written]
     return tied
 
 
