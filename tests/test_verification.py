@@ -68,7 +68,14 @@ def test_the_figures_are_those_of_all_samples_together():
     for a, b in zip(x, y, strict=True):
         total.update(a, b)
     assert total.db == pytest.approx(10 * np.log10((x**2).sum() / ((x - y) ** 2).sum()))
+    assert total.centred_db == pytest.approx(10 * np.log10(((x - x.mean()) ** 2).sum() / ((x - y) ** 2).sum()))
     assert total.largest == np.abs(x - y).max()
+
+
+def test_a_map_far_from_zero_is_judged_about_its_mean():
+    x = np.linspace(99, 101, 200)
+    score = Sqnr().update(x, x + np.random.default_rng(1).normal(0, 0.1, x.shape))
+    assert score.db > 55 and 13 < score.centred_db < 18
 
 
 @pytest.mark.parametrize("x, y, db", [([0.0], [0.0], 200), ([0.0], [1.0], -200), ([1.0], [0.0], 0), ([], [], 200)])

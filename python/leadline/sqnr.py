@@ -16,12 +16,15 @@ LIMIT_DB = 200.0
 class Sqnr:
     """Signal-to-quantisation-noise ratio, 10 log10(sum x^2 / sum (x - y)^2) in dB, over all samples seen so far.
 
-    The mean is not removed. A high SQNR does not say where the error sits: look at the worst sample and at pictures.
+    The mean is not removed in `db`; `centred_db` leaves it out of the signal, which says more of a map whose values lie
+    close together far from zero. Neither says where the error sits: look at the worst sample and at pictures.
     """
 
     signal: float = 0.0
     noise: float = 0.0
     largest: float = 0.0
+    total: float = 0.0
+    count: int = 0
 
     def update(self, reference: ArrayLike, other: ArrayLike) -> Self:
         """Add one sample: two arrays of one shape."""
@@ -29,14 +32,24 @@ class Sqnr:
         error = np.asarray(other, np.float64) - wanted
         self.signal += float(np.square(wanted).sum())
         self.noise += float(np.square(error).sum())
+        self.total += float(wanted.sum())
+        self.count += wanted.size
         self.largest = max(self.largest, float(np.abs(error).max(initial=0.0)))
         return self
 
     @property
     def db(self) -> float:
         """dB, within [-200, 200]; an error on a signal of zeros is -200."""
+        return self._ratio(self.signal)
+
+    @property
+    def centred_db(self) -> float:
+        """dB of the signal about its mean over all samples, to the same error."""
+        return self._ratio(max(self.signal - self.total**2 / max(self.count, 1), 0.0))
+
+    def _ratio(self, signal: float) -> float:
         if self.noise == 0:
             return LIMIT_DB
-        if self.signal == 0:
+        if signal == 0:
             return -LIMIT_DB
-        return float(np.clip(10 * np.log10(self.signal / self.noise), -LIMIT_DB, LIMIT_DB))
+        return float(np.clip(10 * np.log10(signal / self.noise), -LIMIT_DB, LIMIT_DB))

@@ -42,10 +42,12 @@ PICTURES = 4
 class OutputScore:
     """One output over all samples. `sqnr` and `fused` in dB: the simulation, and the target (onnxruntime's fused
     kernels, or Hexagon's emulation; None where it does not take the artefact), against the float network. `worst` is
-    the lowest SQNR of a single sample, `largest` the largest absolute error."""
+    the lowest SQNR of a single sample, `largest` the largest absolute error, `centred` the simulation's SQNR with the
+    output's mean left out: far below `sqnr` where values lie close together far from zero."""
 
     name: str
     sqnr: float
+    centred: float
     worst: float
     largest: float
     fused: float | None
@@ -92,10 +94,12 @@ class Verification:
     pictures: list[Dense] = field(default_factory=list, repr=False)
 
     def _repr_html_(self) -> str:
-        rows = [(o.name, o.sqnr, o.worst, o.largest, o.fused) for o in self.outputs]
-        outputs = table(("output", "SQNR dB", "worst sample", "largest error", "fused dB"), rows)
-        worst = table(("worst tensors", "operator", "SQNR dB"), [(t.name, t.op, t.sqnr) for t in self.tensors[:10]])
-        return outputs + worst
+        rows = [(o.name, o.sqnr, o.centred, o.worst, o.largest, o.fused) for o in self.outputs]
+        heads = ("output", "SQNR dB", "about its mean", "worst sample", "largest error", "fused dB")
+        outputs = table(heads, rows)
+        return outputs + table(
+            ("worst tensors", "operator", "SQNR dB"), [(t.name, t.op, t.sqnr) for t in self.tensors[:10]]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the pictures, ready for JSON."""
@@ -351,6 +355,7 @@ class _Run:
             OutputScore(
                 name,
                 s.db,
+                s.centred_db,
                 float(self._worst[name]),
                 s.largest,
                 self._fused[name].db if self._agreement[name].count else None,
@@ -393,5 +398,4 @@ def _planes(x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[np.float32], NDAr
     """The first channel of a dense output; None where the output is no picture."""
     if x.ndim < 3 or min(x.shape[-2:]) < 8:
         return None
-    first = (0,) * (x.ndim - 2)
-    return x[first].astype(np.float32), y[first].astype(np.float32)
+    return x[(0,) * (x.ndim - 2)].astype(np.float32), y[(0,) * (x.ndim - 2)].astype(np.float32)

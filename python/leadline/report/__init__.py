@@ -194,12 +194,12 @@ def show(document: dict[str, Any], console: Console) -> None:
 
     verification, coverage = document["verification"], document["coverage"]
     target = "fused" if verification["build"] is None else verification["target"]
-    heads = ("SQNR dB", "worst sample", f"{target} dB", f"{target} within 1 step", "largest steps")
+    heads = ("SQNR dB", "about mean", "worst sample", f"{target} dB", f"{target} within 1 step", "largest steps")
     outputs = Table("output", *heads, box=None)
     for row in verification["outputs"]:
         agreement = row["agreement"]
         outputs.add_row(
-            row["name"], f"{row['sqnr']:.1f}", f"{row['worst']:.1f}",
+            row["name"], f"{row['sqnr']:.1f}", f"{row['centred']:.1f}", f"{row['worst']:.1f}",
             *(() if row["fused"] is None else (f"{row['fused']:.1f}", f"{agreement['within_one']:.1%}",
             f"{agreement['largest']:.0f}")),
         )  # fmt: skip
