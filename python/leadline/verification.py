@@ -97,9 +97,8 @@ class Verification:
         rows = [(o.name, o.sqnr, o.centred, o.worst, o.largest, o.fused) for o in self.outputs]
         heads = ("output", "SQNR dB", "about its mean", "worst sample", "largest error", "fused dB")
         outputs = table(heads, rows)
-        return outputs + table(
-            ("worst tensors", "operator", "SQNR dB"), [(t.name, t.op, t.sqnr) for t in self.tensors[:10]]
-        )
+        worst = [(t.name, t.op, t.sqnr) for t in self.tensors[:10]]
+        return outputs + table(("worst tensors", "operator", "SQNR dB"), worst)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the pictures, ready for JSON."""
