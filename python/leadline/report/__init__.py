@@ -190,12 +190,12 @@ def _write(document: dict[str, Any], runs: list[dict[str, Any]], footage: list[d
 
 def show(document: dict[str, Any], console: Console) -> None:
     """The outputs, the worst tensors and the coverage as tables."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     verification, coverage = document["verification"], document["coverage"]
     target = "fused" if verification["build"] is None else verification["target"]
     heads = ("SQNR dB", "about mean", "worst sample", f"{target} dB", f"{target} within 1 step", "largest steps")
-    outputs = Table("output", *heads, box=None)
+    outputs = Table(Column("output", overflow="fold", min_width=14), *heads, box=None)
     for row in verification["outputs"]:
         agreement = row["agreement"]
         outputs.add_row(
