@@ -10,7 +10,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+QUIET_PIP := -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python $(QUIET_PIP)
 WHEEL := .cache/dist
 RIVALS := aimet litert executorch ray torch
 PACKAGES_aimet := torch==2.13.0 aimet-onnx==2.42.0 onnxscript
@@ -46,8 +47,8 @@ $(WHEEL)/.built: $(BIN)/python $(SOURCES)
 
 # A wheel of the version that is there already counts only when it is forced.
 define install
-	@$(1) -m pip --disable-pip-version-check --quiet install "$$(ls $(WHEEL)/leadline-*.whl)[$(2)]"
-	@$(1) -m pip --disable-pip-version-check --quiet install --force-reinstall --no-deps $(WHEEL)/leadline-*.whl
+	@$(1) $(QUIET_PIP) install "$$(ls $(WHEEL)/leadline-*.whl)[$(2)]"
+	@$(1) $(QUIET_PIP) install --force-reinstall --no-deps $(WHEEL)/leadline-*.whl
 endef
 
 # The stamps: leadline as a user has it, and with what the tests need.
@@ -69,8 +70,8 @@ $(VENV)/.cpp: $(BIN)/python
 .cache/%/.tests: $(WHEEL)/.built
 	@echo "making .cache/$*: $(PACKAGES_$*)"
 	@$(PYTHON) -m venv .cache/$*
-	@.cache/$*/bin/python -m pip --disable-pip-version-check --quiet install $(firstword $(PACKAGES_$*))
-	@.cache/$*/bin/python -m pip --disable-pip-version-check --quiet install $(PACKAGES_$*)
+	@.cache/$*/bin/python $(QUIET_PIP) install $(firstword $(PACKAGES_$*))
+	@.cache/$*/bin/python $(QUIET_PIP) install $(PACKAGES_$*)
 	$(call install,.cache/$*/bin/python,test)
 	@touch $@
 

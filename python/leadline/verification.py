@@ -95,8 +95,7 @@ class Verification:
 
     def _repr_html_(self) -> str:
         rows = [(o.name, o.sqnr, o.centred, o.worst, o.largest, o.fused) for o in self.outputs]
-        heads = ("output", "SQNR dB", "about its mean", "worst sample", "largest error", "fused dB")
-        outputs = table(heads, rows)
+        outputs = table(("output", "SQNR dB", "about its mean", "worst sample", "largest error", "fused dB"), rows)
         worst = [(t.name, t.op, t.sqnr) for t in self.tensors[:10]]
         return outputs + table(("worst tensors", "operator", "SQNR dB"), worst)
 
@@ -397,4 +396,5 @@ def _planes(x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[np.float32], NDAr
     """The first channel of a dense output; None where the output is no picture."""
     if x.ndim < 3 or min(x.shape[-2:]) < 8:
         return None
-    return x[(0,) * (x.ndim - 2)].astype(np.float32), y[(0,) * (x.ndim - 2)].astype(np.float32)
+    first = (0,) * (x.ndim - 2)
+    return x[first].astype(np.float32), y[first].astype(np.float32)

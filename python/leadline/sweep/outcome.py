@@ -111,22 +111,20 @@ class Results:
         lines = [[*down, *(shown(line.get(head, [])) for head in heads)] for down, line in cells.items()]
         return [*(key.removeprefix("steps.") for key in rows), *(name or value for name in names)], lines
 
-    def apart(
-        self, keys: Sequence[str], metric: str, agree: Sequence[str] | None = None
-    ) -> list[dict[tuple[Any, ...], float]]:
-        """Sets of cells that agree in all but `keys` (or in `agree`): the mean of a metric by the keys' values.
+    def apart(self, keys: Sequence[str], metric: str) -> list[dict[tuple[Any, ...], float]]:
+        """Sets of cells that agree in all but `keys`: the mean of a metric by the keys' values.
 
         Where a key switches off what belongs to it, as `steps.polish` does its percentile, such a cell stands beside
         those of every value.
         """
         varied = [key for key in self.about["varied"] if key not in keys]
         below = [key for key in varied if key.startswith(tuple(f"{key}." for key in keys))]
-        others = [key for key in varied if key not in below] if agree is None else list(agree)
+        others = [key for key in varied if key not in below]
         sets: dict[tuple[str, ...], dict[tuple[Any, ...], dict[tuple[Any, ...], list[float]]]] = {}
         for row in self.complete:
             if metric in row.figures:
                 rest, inner, own = (tuple(row.values.get(key) for key in names) for names in (others, below, keys))
-                cells = sets.setdefault(tuple(map(_text, rest)), {}).setdefault(inner if agree is None else (), {})
+                cells = sets.setdefault(tuple(map(_text, rest)), {}).setdefault(inner, {})
                 cells.setdefault(own, []).append(row.figures[metric])
         found = []
         for parts in sets.values():

@@ -126,24 +126,26 @@ def _parameters(results: Results, metric: str) -> dict[str, Any]:
         drawn = {f"effect-{metric}": charts.shares(effects, f"{metric} moves by, this alone changed")}
     else:
         drawn = {f"importance-{metric}": charts.shares(shares, f"importance for {metric}", 1)}
-    pairs = ((pair, _together(results, pair, metric)) for pair in itertools.combinations(shares, 2))
+    pairs = ((pair, _together(results, pair, metric, set(effects))) for pair in itertools.combinations(shares, 2))
     for pair, means in itertools.islice((found for found in pairs if found[1]), PAIRS):
         drawn[f"interaction-{metric}-{'-'.join(pair)}"] = charts.interaction(means, *pair, metric)
     return drawn
 
 
-def _together(results: Results, pair: tuple[str, str], metric: str) -> dict[tuple[Any, ...], float]:
+def _together(results: Results, pair: tuple[str, str], metric: str, alone: set[str]) -> dict[tuple[Any, ...], float]:
     """A metric by the values of two parameters. Of a grid the mean of those sets of cells that agree in all else and
     hold most combinations, so that nothing else is mixed in; none where each changes at one value of the other alone.
-    Of cells that a search drew, all."""
+    Of cells that a search drew, where not both are among what changes `alone` somewhere, all."""
     sets = [cells for cells in results.apart(pair, metric) if _crossed(list(cells))]
-    if not sets and not results.effects(metric).keys() >= set(pair):
-        sets = results.apart(pair, metric, agree=())
     found: dict[tuple[Any, ...], list[float]] = {}
     for cells in sets:
         if len(cells) == max(map(len, sets)):
             for key, mean in cells.items():
                 found.setdefault(key, []).append(mean)
+    if not sets and not alone >= set(pair):
+        for row in results.complete:
+            if metric in row.figures:
+                found.setdefault(tuple(row.values.get(key) for key in pair), []).append(row.figures[metric])
     return {key: sum(means) / len(means) for key, means in found.items()}
 
 

@@ -20,8 +20,8 @@ from leadline.graph import Graph
 from leadline.observers import METHODS, Histogram, search_range
 from leadline.progress import Quiet
 from leadline.torch.fake import FakeQuantize
-from leadline.torch.linear import torch_threads
-from leadline.torch.observation import check_float32, passes
+from leadline.torch.linear import check_float32, torch_threads
+from leadline.torch.observation import passes
 from leadline.types import Grid, Scheme, refuse
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

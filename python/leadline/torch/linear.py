@@ -156,7 +156,7 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """float32 (..., in) to (..., out). Raises InputError for another dtype, device or size, and for NaN."""
-        _check_tensor(input, "input", "QuantizedLinear")
+        check_float32("QuantizedLinear", "input", input)
         if input.ndim == 0 or input.shape[-1] != self.in_features:
             raise refuse("QuantizedLinear", f"input must have shape (..., {self.in_features})", tuple(input.shape))
         apply: Any = _Prepare.apply
@@ -258,7 +258,7 @@ def weight_as_seen(linear: nn.Linear, rotation: Rotation | None = None, smooth: 
     if type(linear) is not nn.Linear:
         rule = "linear must be a torch.nn.Linear itself (a subclass may compute something else)"
         raise refuse("QuantizedLinear", rule, f"a {type(linear).__name__}")
-    _check_tensor(linear.weight, "linear", "QuantizedLinear")
+    check_float32("QuantizedLinear", "linear", linear.weight)
     weight = linear.weight.detach().double().numpy()
     if not np.isfinite(weight).all():
         raise refuse("QuantizedLinear", "the weight of linear must be finite", "NaN or infinite values")
@@ -283,8 +283,9 @@ def replace_module(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 setattr(parent, name, new)
 
 
-def _check_tensor(x: Any, argument: str, function: str) -> None:
-    rule = f"{argument} must be float32 on the CPU"
+def check_float32(function: str, what: str, x: Any) -> None:
+    """Raises InputError unless it is a dense float32 tensor on the CPU."""
+    rule = f"{what} must be float32 on the CPU"
     if not isinstance(x, torch.Tensor):
         raise refuse(function, rule, f"a {type(x).__name__}")
     if x.device.type != "cpu" or x.dtype != torch.float32 or x.layout != torch.strided:

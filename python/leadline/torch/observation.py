@@ -17,7 +17,7 @@ from leadline.gram import Gram
 from leadline.hadamard import Rotation
 from leadline.progress import Quiet
 from leadline.torch.conv import patches
-from leadline.torch.linear import torch_threads
+from leadline.torch.linear import check_float32, torch_threads
 from leadline.types import FloatArray, refuse
 
 Doubles = NDArray[np.float64]
@@ -140,13 +140,6 @@ def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), {}
-
-
-def check_float32(function: str, what: str, value: Any) -> None:
-    """Raises InputError unless it is a float32 tensor on the CPU."""
-    if not isinstance(value, torch.Tensor) or value.dtype != torch.float32 or value.device.type != "cpu":
-        received = f"{value.dtype} on {value.device}" if isinstance(value, torch.Tensor) else type(value).__name__
-        raise refuse(function, f"{what} must be float32 on the CPU", received)
 
 
 def tensors(values: Any) -> list[torch.Tensor]:
