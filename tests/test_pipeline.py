@@ -16,7 +16,7 @@ from leadline.affine import quantize as to_codes
 from leadline.data import Preprocess, load
 from leadline.export import encodings, qdq
 from leadline.graph import Graph
-from leadline.graph.movement import moved_from
+from leadline.graph.operators import moved_from
 from leadline.recipe import Calibrate, Recipe, Round
 from small_networks import (
     SHAPE,

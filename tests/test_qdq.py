@@ -191,7 +191,7 @@ def test_names_that_are_taken_are_left_alone() -> None:
     grids = fully_quantised(graph)
     model = write(graph, grids)
     written = [name for node in model.graph.node for name in node.output]
-    assert len(written) == len(set(written)) and "h.dq_" in written
+    assert len(written) == len(set(written)) and "h.dq_1" in written
     same(qdq.read(model), grids, codes_of(graph, grids))
 
 

@@ -18,6 +18,7 @@ from leadline.export import qdq
 from leadline.export.qdq_read import open_model
 from leadline.export.unrounded import unrounded
 from leadline.graph import Graph, Session
+from leadline.graph.operators import moves_data
 from leadline.profiles import HEXAGON, profile_of
 from leadline.progress import Quiet
 from leadline.sqnr import Sqnr
@@ -295,12 +296,11 @@ def _compared(graph: Graph, written: qdq.Qdq) -> list[str]:
     A layer output that only a clamp reads is not in the artefact: quantisation clamps there.
     """
     layers = {layer.output for layer in graph.layers()}
-    moves = {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Identity"}
     return [
         name
         for node in graph.nodes
         for name in node.outputs
-        if node.op_type not in moves and ((name in layers and name in written.tensors) or name in written.grids)
+        if not moves_data(node) and ((name in layers and name in written.tensors) or name in written.grids)
     ]
 
 

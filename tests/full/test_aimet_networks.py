@@ -16,7 +16,7 @@ import testbed
 from leadline.depth import networks
 from leadline.export import encodings
 from leadline.graph import Graph, Session
-from leadline.graph.movement import moved_from
+from leadline.graph.operators import moved_from
 from leadline.pipeline import Quantized
 from small_transformer import transformer
 

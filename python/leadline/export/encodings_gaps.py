@@ -19,12 +19,10 @@ import numpy as np
 
 from leadline.export.encodings import Encodings, Version, read_with_version
 from leadline.graph import Graph, Layer, Node
-from leadline.graph.movement import moved_from
+from leadline.graph.operators import ABSORBING, CLAMPS, moved_from
 from leadline.types import Grid, Scheme, refuse
 
 _LEGACY = ("0.6.1", "1.0.0")
-_CLAMPS = {"Relu", "Clip", "Min"}
-_ABSORBING = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Relu"}
 _SETTINGS = {"Resize", "Upsample", "Clip", "Pad", "Slice", "Tile", "Expand", "Range", "TopK"}
 """Operators whose constant inputs say how, and are no data."""
 _TIED = {"Concat", "AveragePool", "Relu", "Resize", "Upsample"}
@@ -183,13 +181,13 @@ class _Search:
             text = f"part of the linear layer that writes '{readers[0].outputs[0]}'"
             return Gap(name, "activation", "supergroup", text, True)
         behind = self._behind_clamps(name)
-        if producer is not None and producer.op_type in _ABSORBING and behind is not None:
+        if producer is not None and producer.op_type in ABSORBING and behind is not None:
             return Gap(name, "activation", "clamp", f"never exists: the kernel clamps and writes '{behind}'", True)
         return Gap(name, "activation", "float", self._other, False)
 
     def _behind_clamps(self, name: str) -> str | None:
         """The tensor with an entry that a run of clamps, each the only reader, makes of this one."""
-        while len(readers := self._readers.get(name, [])) == 1 and readers[0].op_type in _CLAMPS:
+        while len(readers := self._readers.get(name, [])) == 1 and readers[0].op_type in CLAMPS:
             name = readers[0].outputs[0]
             if name in self._covered:
                 return name

@@ -8,7 +8,7 @@ Every tensor keeps the name it has in the FP32 graph; what quantisation adds is 
   reader reads ``t.dq`` (runtimes fuse only when no reader sees the float tensor). A graph output keeps its name on the
   DequantizeLinear, and its producer writes ``t.float`` instead.
 * Parameter ``w``: integer initialiser ``w.q`` and a DequantizeLinear that writes ``w``; readers do not change.
-* Scales and zero points are ``t.scale`` and ``t.zero_point``. A name that is taken gets underscores behind it.
+* Scales and zero points are ``t.scale`` and ``t.zero_point``. A name that is taken gets a number behind it.
 
 A Relu, Clip or Min whose only effect is the saturation of the QuantizeLinear behind it is not written: the node before
 it writes ``t`` then, and the two fuse (`clamps`).
@@ -43,6 +43,7 @@ from leadline.export.clamps import drop_clamps
 from leadline.export.qdq_read import TAG, Qdq, read
 from leadline.files import replacing
 from leadline.graph import DOMAIN, Graph, Node, Value
+from leadline.graph.edit import free_name
 from leadline.types import Grid, Scheme, refuse
 
 if TYPE_CHECKING:
@@ -260,18 +261,25 @@ class _Writer:
             )
         )
 
+    @staticmethod
+    def _free(wanted: str, taken: set[str]) -> str:
+        """The names of the float graph are taken too, where this pass no longer has such a tensor."""
+        name = free_name(wanted, taken)
+        taken.add(name)
+        return name
+
     def _tensor(self, wanted: str, dtype: Any, shape: tuple[int, ...]) -> str:
-        name = _unique(wanted, self._tensors)
+        name = self._free(wanted, self._tensors)
         self.graph.values[name] = Value(name, np.dtype(dtype), tuple(shape))
         return name
 
     def _constant(self, wanted: str, array: NDArray[Any]) -> str:
-        name = _unique(wanted, self._tensors)
+        name = self._free(wanted, self._tensors)
         self.graph.weights[name] = array
         return name
 
     def _node(self, kind: str, inputs: list[str], output: str, name: str, attrs: dict[str, Any]) -> Node:
-        return Node(kind, inputs, [output], _unique(name, self._names), attrs)
+        return Node(kind, inputs, [output], self._free(name, self._names), attrs)
 
     def _grid_inputs(self, name: str, grid: Grid, dtype: np.dtype[Any]) -> tuple[list[str], dict[str, Any]]:
         scheme = grid.scheme
@@ -330,7 +338,7 @@ class _Writer:
         stored, output, transposed = grid, name, name in self._transposed
         if transposed:
             codes, stored = codes.T, transpose(grid)
-            output = self._renamed[name] = _unique(f"{name}.transposed", self._tensors)
+            output = self._renamed[name] = self._free(f"{name}.transposed", self._tensors)
         self.graph.values[output] = Value(output, np.dtype(np.float32), codes.shape)
         quantised = self._constant(f"{name}.q", np.ascontiguousarray(codes).astype(container(grid.scheme)))
         inputs, attrs = self._grid_inputs(name, stored, container(grid.scheme))
@@ -349,11 +357,3 @@ def _nearest(weight: NDArray[np.float32], grid: Grid) -> Codes:
     from leadline.affine import quantize
 
     return quantize(weight, grid)
-
-
-def _unique(wanted: str, taken: set[str]) -> str:
-    name = wanted
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name

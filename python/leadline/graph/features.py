@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadline.graph.ir import Graph
+from leadline.graph.operators import by_channel, channel_axes
 from leadline.graph.session import Session
 from leadline.types import FloatArray, refuse
 
@@ -31,8 +32,7 @@ def network_features(graph: Graph, tensor: str, threads: int | None = None) -> C
     Returns
     -------
     callable from feed to (2 * channels,) float32
-        Mean and standard deviation of each channel. Channels lie along axis 1 of a tensor of rank 4, else along the
-        last axis.
+        Mean and standard deviation of each channel. See `operators.channel_axes` for where channels lie.
 
     Raises
     ------
@@ -43,12 +43,10 @@ def network_features(graph: Graph, tensor: str, threads: int | None = None) -> C
     if tensor not in names:
         similar = ", ".join(get_close_matches(tensor, names, 3, 0))
         raise refuse("network_features", f"tensor must be one that a node writes, such as {similar}", repr(tensor))
-    session = Session(graph, [tensor], threads=threads)
+    session, axis = Session(graph, [tensor], threads=threads), channel_axes(graph)[tensor]
 
     def features(feed: Feed) -> FloatArray:
-        values = np.atleast_1d(session.run(feed)[tensor])
-        channels = np.moveaxis(values, 1 if values.ndim == 4 else -1, 0)
-        rows = channels.reshape(len(channels), -1)
+        rows = by_channel(session.run(feed)[tensor], axis)
         return np.concatenate([rows.mean(1, np.float64), rows.std(1, np.float64)]).astype(np.float32)
 
     return features

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leadline.graph.edit import add_constant, set_constant
 from leadline.graph.ir import Graph, Node
 from leadline.graph.simplify import drop, simplify
 
@@ -67,8 +68,7 @@ def _forward(graph: Graph) -> list[str]:
             _remove(graph, node)
         elif shifts and scales and scale.all() and (reach := _reach(graph, node.outputs[0], axis, scale, False)):
             _scale_inputs(graph, reach, scale, np.zeros_like(shift))
-            name = new_name(graph, f"{node.name}.shift")
-            graph.weights[name] = _along(axis, shift / scale).astype(np.float32)
+            name = add_constant(graph, f"{node.name}.shift", _along(axis, shift / scale).astype(np.float32))
             node.op_type, node.inputs, node.attrs = "Add", [tensor, name], {}
             what = f"scale of {what}"
         else:
@@ -305,26 +305,3 @@ def _scale_inputs(graph: Graph, reach: _Reach, scale: Doubles, shift: Doubles) -
                 grouped = weight.reshape(groups, -1, *weight.shape[1:])
                 weight = (grouped * factors.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)
             set_constant(graph, layer, 1, "weight", weight)
-
-
-def set_constant(graph: Graph, node: Node, index: int, role: str, value: Doubles) -> None:
-    """Give a node another constant input, rounded to float32, in a tensor that only this node reads. Without that input
-    so far, it is appended, called after the node and the role."""
-    name = _own(graph, node, index, role)
-    node.inputs[index:] = [name, *node.inputs[index + 1 :]]
-    graph.weights[name] = np.ascontiguousarray(value, np.float32)
-
-
-def _own(graph: Graph, node: Node, index: int, role: str) -> str:
-    """The input's name if nobody else reads it, else a new name."""
-    if index < len(node.inputs) and sum(other.inputs.count(node.inputs[index]) for other in graph.nodes) == 1:
-        return node.inputs[index]
-    return new_name(graph, f"{node.name}.{role}")
-
-
-def new_name(graph: Graph, wanted: str) -> str:
-    """`wanted`, or with a number behind it what no tensor is called."""
-    name, number = wanted, 1
-    while name in graph.weights or name in graph.values:
-        name, number = f"{wanted}_{number}", number + 1
-    return name

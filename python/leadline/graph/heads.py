@@ -10,14 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from leadline.graph.fold import new_name
-from leadline.graph.ir import Graph, Node, Value
-from leadline.graph.movement import MOVES_DATA
+from leadline.graph.edit import add_value, new_name
+from leadline.graph.ir import Graph, Node
+from leadline.graph.operators import BOUNDED, REARRANGES, moves_data
 from leadline.graph.simplify import reshape, simplify
 from leadline.types import refuse
-
-_BOUNDED = frozenset({"Sigmoid", "HardSigmoid", "Softmax"})
-_REARRANGES = frozenset({"Reshape", "Transpose", "Identity"})
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ def _leads_to(graph: Graph, node: Node, outputs: set[str]) -> str | None:
         readers = graph.consumers(tensor)
         if tensor in outputs:
             return None if readers else tensor
-        if len(readers) != 1 or readers[0].op_type not in _REARRANGES:
+        if len(readers) != 1 or readers[0].op_type not in REARRANGES:
             return None
         tensor = readers[0].outputs[0]
     return None
@@ -90,16 +87,16 @@ def _leads_to(graph: Graph, node: Node, outputs: set[str]) -> str | None:
 
 def _is_bounded(producers: dict[str, Node], tensor: str) -> bool:
     writer = producers.get(tensor)
-    while writer is not None and writer.op_type in MOVES_DATA:
+    while writer is not None and moves_data(writer):
         writer = producers.get(writer.inputs[0])
-    return writer is not None and writer.op_type in _BOUNDED
+    return writer is not None and writer.op_type in BOUNDED
 
 
 def _decoding(graph: Graph, ends: Sequence[str]) -> tuple[str, ...]:
     reached = _upstream(graph, ends, through_bounded=False)
     # What moves a layer's own output has that layer's grid.
     for node in graph.nodes:
-        moved = node.op_type in MOVES_DATA or node.op_type == "Concat"
+        moved = moves_data(node) or node.op_type == "Concat"
         if moved and not reached.intersection(node.inputs):
             reached.difference_update(node.outputs)
     return _in_order(graph, reached)
@@ -116,7 +113,7 @@ def _upstream(graph: Graph, ends: Sequence[str], through_bounded: bool) -> set[s
         if tensor in reached or (id(node) in layers and not _is_bounded(producers, node.inputs[0])):
             continue
         reached.add(tensor)
-        if through_bounded or node.op_type not in _BOUNDED:
+        if through_bounded or node.op_type not in BOUNDED:
             open_ += [name for name in node.inputs if name in producers]
     return reached
 
@@ -185,8 +182,8 @@ def _replace(graph: Graph, concat: Node, chain: list[Node], output: str, names: 
         for i, step in enumerate(steps):
             if step.op_type == "Transpose":
                 shape = tuple(shape[axis] for axis in step.attrs.get("perm", range(len(shape))[::-1]))
-            written = name if i == len(steps) - 1 else new_name(graph, f"{name}.{i}")
-            graph.values[written] = Value(written, graph.values[part].dtype, shape)
+            wanted = name if i == len(steps) - 1 else f"{name}.{i}"
+            written = add_value(graph, wanted, shape, graph.values[part].dtype)
             nodes.append(Node(step.op_type, [tensor], [written], written, dict(step.attrs)))
             tensor = written
         values.append(graph.values[name])
@@ -283,8 +280,7 @@ class _Parts:
         return made
 
     def _write(self, node: Node, like: Node, index: int, shape: tuple[int, ...]) -> str:
-        name = new_name(self.graph, f"{like.outputs[0]}.{index}")
+        name = add_value(self.graph, f"{like.outputs[0]}.{index}", shape, self.graph.values[like.outputs[0]].dtype)
         node.name, node.outputs = name, [name]
-        self.graph.values[name] = Value(name, self.graph.values[like.outputs[0]].dtype, shape)
         self.nodes.append(node)
         return name

@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 
-from leadline.graph.ir import Graph, Node, Value
-from leadline.graph.patterns import Wiring, derived, fitted
+from leadline.graph.edit import add_value, derived, share_constant
+from leadline.graph.ir import Graph, Node
+from leadline.graph.patterns import Wiring, fitted
 from leadline.graph.simplify import reshape
 
 Done = dict[tuple[str, float, bool], str]
@@ -46,9 +47,8 @@ def _matmul(wiring: Wiring, node: Node, done: Done) -> None:
         wiring.replace(last, Node("Gemm", [x, *inputs], [target], node.name, {"transB": 1}))
         return
     rows, dtype = math.prod(shape[:-1]), graph.values[x].dtype
-    flat, product = derived(node.outputs[0], "flat"), derived(node.outputs[0], "product")
-    graph.values[flat] = Value(flat, dtype, (rows, shape[-1]))
-    graph.values[product] = Value(product, dtype, (rows, out[-1]))
+    flat = add_value(graph, derived(node.outputs[0], "flat"), (rows, shape[-1]), dtype)
+    product = add_value(graph, derived(node.outputs[0], "product"), (rows, out[-1]), dtype)
     before, after = Node("Reshape", [x], [flat]), Node("Reshape", [product], [target])
     reshape(graph, before, (rows, shape[-1]))
     reshape(graph, after, out)
@@ -67,12 +67,10 @@ def _gemm(wiring: Wiring, node: Node, done: Done) -> None:
             return  # the sum with an activation or a whole matrix: onnxruntime runs it as it is
         beta = node.attrs.get("beta", 1.0)
         if beta != 1:
-            graph.weights[derived(bias, f"x{beta}")] = graph.weights[bias] * np.float32(beta)
-            bias = derived(bias, f"x{beta}")
+            bias = share_constant(graph, derived(bias, f"x{beta}"), graph.weights[bias] * np.float32(beta))
     nodes = []
     if node.attrs.get("transA", 0):
-        turned = derived(node.outputs[0], "turned")
-        graph.values[turned] = Value(turned, graph.values[x].dtype, graph.shape(x)[::-1])
+        turned = add_value(graph, derived(node.outputs[0], "turned"), graph.shape(x)[::-1], graph.values[x].dtype)
         nodes.append(Node("Transpose", [x], [turned], attrs={"perm": [1, 0]}))
         x = turned
     weight = _weight(graph, name, node.attrs.get("alpha", 1.0), not node.attrs.get("transB", 0), done)
@@ -88,7 +86,7 @@ def _weight(graph: Graph, name: str, alpha: float, transpose: bool, done: Done) 
         array = graph.weights[name]
         matrix = array.reshape(array.shape[-2:])
         matrix = matrix.T if transpose else matrix
-        new = derived(name, f"{'T' if transpose else ''}x{alpha}")
-        graph.weights[new] = np.ascontiguousarray(matrix if alpha == 1 else matrix * np.float32(alpha))
-        done[name, alpha, transpose] = new
+        factor = np.ascontiguousarray(matrix if alpha == 1 else matrix * np.float32(alpha))
+        wanted = derived(name, f"{'T' if transpose else ''}x{alpha}")
+        done[name, alpha, transpose] = share_constant(graph, wanted, factor)
     return done[name, alpha, transpose]

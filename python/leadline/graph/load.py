@@ -10,9 +10,10 @@ import numpy as np
 
 from leadline.graph import constants, names, opset
 from leadline.graph.activations import activations
+from leadline.graph.edit import derived
 from leadline.graph.ir import OPSET, Array, Graph, Sample, Value
 from leadline.graph.linear import linears
-from leadline.graph.patterns import derived, layer_norms, softmax_guards
+from leadline.graph.patterns import layer_norms, softmax_guards
 from leadline.graph.read import Dims, Source
 from leadline.graph.simplify import simplify
 from leadline.types import refuse

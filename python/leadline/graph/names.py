@@ -8,6 +8,7 @@ from collections import Counter
 
 import onnx
 
+from leadline.graph.edit import free_name
 from leadline.graph.ir import Graph, Node
 
 # What exporters write where they have no name to give.
@@ -41,7 +42,7 @@ def number(graph: Graph) -> None:
     taken: set[str] = set()
     for node in graph.nodes:
         if not node.name or node.name in taken:
-            node.name = _unique(node.name or node.op_type, taken | given)
+            node.name = free_name(node.name or node.op_type, taken | given)
         taken.add(node.name)
 
 
@@ -56,16 +57,16 @@ def assign(graph: Graph) -> None:
             taken.add(clean)
     node_names: set[str] = set()
     for node, stem in zip(graph.nodes, _stems(graph), strict=True):
-        node.name = _unique(stem, taken | node_names)
+        node.name = free_name(stem, taken | node_names)
         node_names.add(node.name)
         written = [name for name in node.outputs if name]
         for index, name in enumerate(written):
             if name not in kept:
-                names[name] = node.name if len(written) == 1 else _unique(f"{node.name}.{index}", taken)
+                names[name] = node.name if len(written) == 1 else free_name(f"{node.name}.{index}", taken)
                 taken.add(names[name])
         for index, name in enumerate(node.inputs):
             if name in graph.weights and name not in names:
-                names[name] = _unique(f"{node.name}.{_role(node, index)}", taken)
+                names[name] = free_name(f"{node.name}.{_role(node, index)}", taken)
                 taken.add(names[name])
     _rename(graph, names)
 
@@ -154,15 +155,6 @@ def _clean(name: str) -> str:
         return ""
     name = re.sub(r"[^\w.-]", "_", name.replace("::", ".").replace("/", "."))
     return re.sub(r"\.{2,}", ".", name).strip(".")
-
-
-def _unique(name: str, taken: set[str]) -> str:
-    if name not in taken:
-        return name
-    number = 1
-    while f"{name}_{number}" in taken:
-        number += 1
-    return f"{name}_{number}"
 
 
 def _rename(graph: Graph, names: dict[str, str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from leadline.graph.edit import derived, share_constant
 from leadline.graph.ir import Graph, Node
 
 
@@ -194,9 +195,8 @@ def _affine(wiring: Wiring, name: str | None, x: str, axis: int, default: float)
     graph = wiring.graph
     shape = graph.shape(x)[axis:]
     if name is None:
-        name = derived("", f"{'ones' if default else 'zeros'}.{'x'.join(map(str, shape))}")
-        graph.weights[name] = np.full(shape, default, np.float32)
-        return name
+        wanted = derived("", f"{'ones' if default else 'zeros'}.{'x'.join(map(str, shape))}")
+        return share_constant(graph, wanted, np.full(shape, default, np.float32))
     if name not in graph.weights:
         return None
     return fitted(graph, name, shape)
@@ -213,14 +213,7 @@ def fitted(graph: Graph, name: str, shape: tuple[int, ...]) -> str | None:
         array = np.ascontiguousarray(np.broadcast_to(array, shape))
     except ValueError:
         return None
-    new = derived(name, "x".join(map(str, shape)))
-    graph.weights[new] = array
-    return new
-
-
-def derived(name: str, what: str) -> str:
-    """Name of a tensor that a pass makes out of `name`; `names` finds the file's own name before the bar."""
-    return f"{name}|{what}"
+    return share_constant(graph, derived(name, "x".join(map(str, shape))), array)
 
 
 def beside(node: Node, op_type: str) -> str:

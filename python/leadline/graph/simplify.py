@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from leadline.graph.edit import share_constant
 from leadline.graph.ir import Graph, Node, Value
 
 _UNARY = {
@@ -38,9 +39,7 @@ def simplify(graph: Graph) -> None:
 
 def reshape(graph: Graph, node: Node, shape: tuple[int, ...]) -> None:
     """Turn `node` into a Reshape to `shape`; equal shapes share one constant."""
-    name, values = f"shape.{'x'.join(map(str, shape))}", np.array(shape, np.int64)
-    while not np.array_equal(graph.weights.setdefault(name, values), values) or name in graph.values:
-        name += "_"
+    name = share_constant(graph, f"shape.{'x'.join(map(str, shape))}", np.array(shape, np.int64))
     node.op_type, node.inputs, node.attrs = "Reshape", [node.inputs[0], name], {}
 
 

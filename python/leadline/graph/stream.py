@@ -12,12 +12,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from leadline.graph.fold import fold, new_name, runs_backwards
-from leadline.graph.ir import Array, Graph, Layer, Node, Value
-
-_MOVES = frozenset("Reshape Transpose Slice Gather Split Expand Identity".split())
-_PER_CHANNEL = frozenset("Resize AveragePool GlobalAveragePool".split())
-"""Linear in the features, each of them alike, along the other axes."""
+from leadline.graph.edit import add_constant, add_value, insert
+from leadline.graph.fold import fold, runs_backwards
+from leadline.graph.ir import Array, Graph, Layer, Node
+from leadline.graph.operators import PER_CHANNEL, PICKS
 
 
 @dataclass
@@ -52,51 +50,50 @@ def strip_norms(graph: Graph) -> list[str]:
 
     Returns the names of those that have no gain any more.
     """
-    moved: list[tuple[Node, Array]] = []
+    moved: list[tuple[Node, list[str], Array]] = []
     for node in [node for node in graph.nodes if node.op_type == "LayerNormalization"]:
         constants = [graph.weights.get(name) for name in node.inputs[1:] if name]
         ends = {value.name for value in graph.outputs}
         if any(array is None for array in constants) or any(node.outputs[1:]) or node.outputs[0] in ends:
             continue
-        moved.append((node, graph.weights[node.inputs[1]]))
-        _take_out(graph, node)
+        gain = graph.weights[node.inputs[1]]
+        moved.append((node, _take_out(graph, node), gain))
     fold(graph)
     stripped = []
-    for node, gain in moved:
-        _put_back(graph, node, gain)
+    for node, names, gain in moved:
+        _put_back(graph, node, names, gain)
         if (graph.weights[node.inputs[1]] == 1).all():
             stripped.append(node.name)
     graph.prune()
     return stripped
 
 
-def _take_out(graph: Graph, node: Node) -> None:
-    """Gain and offset as nodes of their own."""
-    tensor, given = node.outputs[0], [name for name in node.inputs[1:] if name]
-    names = [f"{tensor}.{role}" for role in ("gain", "offset")[: len(given)]]
+def _take_out(graph: Graph, node: Node) -> list[str]:
+    """Gain and offset as nodes of their own; what these write."""
+    tensor, constants = node.outputs[0], [name for name in node.inputs[1:] if name]
+    shape = graph.shape(tensor)
+    names = [add_value(graph, f"{tensor}.{role}", shape) for role in ("gain", "offset")[: len(constants)]]
     for reader in graph.consumers(tensor):
         reader.inputs = [names[-1] if name == tensor else name for name in reader.inputs]
-    place = graph.nodes.index(node) + 1
-    for op_type, source, constant, name in zip(("Mul", "Add"), (tensor, names[0]), given, names, strict=False):
-        graph.values[name] = Value(name, np.dtype(np.float32), graph.shape(tensor))
-        graph.nodes.insert(place, Node(op_type, [source, constant], [name], name))
-        place += 1
-    shape = graph.weights[given[0]].shape
-    node.inputs[1:] = [new_name(graph, f"{tensor}.{role}") for role in ("ones", "zeros")]
-    graph.weights |= {node.inputs[1]: np.ones(shape, np.float32), node.inputs[2]: np.zeros(shape, np.float32)}
+    parts = zip(("Mul", "Add"), (tensor, names[0]), constants, names, strict=False)
+    insert(graph, node, *(Node(kind, [x, constant], [y], y) for kind, x, constant, y in parts), behind=True)
+    parameters = graph.weights[constants[0]].shape
+    node.inputs[1:] = [
+        add_constant(graph, f"{tensor}.{role}", np.full(parameters, value, np.float32))
+        for role, value in (("ones", 1), ("zeros", 0))
+    ]
+    return names
 
 
-def _put_back(graph: Graph, node: Node, gain: Array) -> None:
+def _put_back(graph: Graph, node: Node, names: list[str], gain: Array) -> None:
     """Give the LayerNormalization back what could not be folded: both, or an offset to which the gain was fitted."""
     tensor = node.outputs[0]
-    left = {n.outputs[0]: n for n in graph.nodes if n.outputs[0] in (f"{tensor}.gain", f"{tensor}.offset")}
-    if f"{tensor}.gain" in left:
-        node.inputs[1] = new_name(graph, f"{tensor}.scale")
-        graph.weights[node.inputs[1]] = gain
-    if f"{tensor}.offset" in left:
-        node.inputs[2] = new_name(graph, f"{tensor}.shift")
-        offset = graph.weights[left[f"{tensor}.offset"].inputs[1]]
-        graph.weights[node.inputs[2]] = np.resize(offset, gain.shape)
+    left = {n.outputs[0]: n for n in graph.nodes if n.outputs[0] in names}
+    if names[0] in left:
+        node.inputs[1] = add_constant(graph, f"{tensor}.scale", gain)
+    if names[-1] in left and len(names) == 2:
+        offset = graph.weights[left[names[-1]].inputs[1]]
+        node.inputs[2] = add_constant(graph, f"{tensor}.shift", np.resize(offset, gain.shape))
     graph.nodes = [n for n in graph.nodes if n.outputs[0] not in left]
     for reader in graph.nodes:
         reader.inputs = [tensor if name in left else name for name in reader.inputs]
@@ -185,9 +182,9 @@ class _Walker:
                 if not constants or (node.op_type == "Div" and node.inputs[1] != constants[0]):
                     raise refusal
                 return [(name, axis) for name in (*node.inputs, *node.outputs) if name not in constants]
-            case _ if node.op_type in _MOVES and tensor in (node.inputs[0], *node.outputs):
+            case _ if (node.op_type in PICKS or node.op_type == "Expand") and tensor in (node.inputs[0], *node.outputs):
                 return self._moved(node, tensor, axis)
-            case _ if node.op_type in _PER_CHANNEL and axis == 1 - rank and rank == 4:
+            case _ if node.op_type in PER_CHANNEL and axis == 1 - rank and rank == 4:
                 return [(node.inputs[0], axis), (node.outputs[0], axis)]
         raise refusal
 

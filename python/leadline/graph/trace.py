@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadline.graph.ir import Graph, Node
+from leadline.graph.operators import PICKS
 
 Ids = NDArray[np.int64]
-
-_RESHAPES = frozenset("Reshape Squeeze Unsqueeze Flatten Identity".split())
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,7 @@ def moves(graph: Graph, node: Node, factors: bool = False) -> bool:
         constants = [graph.weights[name] for name in node.inputs if name in graph.weights]
         whole = len(activations) == 1 and constants[0].size == 1
         return factors and whole and (node.op_type == "Mul" or activations == [0])
-    data = node.op_type in _RESHAPES or node.op_type in ("Transpose", "Gather", "Slice", "Split")
-    return data and activations == [0] and not node.domain
+    return node.op_type in PICKS and activations == [0] and not node.domain
 
 
 def features(ids: Ids, axis: int) -> Ids | None:

@@ -6,19 +6,19 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from leadline.graph.operators import BOUNDED, MOVES_DATA
 from leadline.types import Grid
 
 CONCATS = frozenset({"Concat", "CONCATENATION", "PACK"})
 _FEW = 16
 """Codes: below four bits a tensor hardly says more than which half of its range it is in."""
 _BOUNDS = {
-    **dict.fromkeys(("Sigmoid", "HardSigmoid", "Softmax", "LOGISTIC", "SOFTMAX"), (0.0, 1.0)),
+    **dict.fromkeys((*BOUNDED, "LOGISTIC", "SOFTMAX"), (0.0, 1.0)),
     **dict.fromkeys(("Tanh", "Sin", "Cos", "TANH", "SIN", "COS"), (-1.0, 1.0)),
     **dict.fromkeys(("Relu6", "RELU6"), (0.0, 6.0)),
 }
-_KEEPS_VALUES = frozenset(
-    "QuantizeLinear DequantizeLinear Reshape Transpose Flatten Squeeze Unsqueeze Slice Split Gather Expand Tile "
-    "Identity MaxPool DepthToSpace SpaceToDepth QUANTIZE DEQUANTIZE RESHAPE TRANSPOSE SQUEEZE EXPAND_DIMS SLICE "
+_KEEPS_VALUES = MOVES_DATA | frozenset(
+    "QuantizeLinear DequantizeLinear QUANTIZE DEQUANTIZE RESHAPE TRANSPOSE SQUEEZE EXPAND_DIMS SLICE "
     "STRIDED_SLICE SPLIT SPLIT_V GATHER TILE BROADCAST_TO MAX_POOL_2D DEPTH_TO_SPACE SPACE_TO_DEPTH".split()
 )
 

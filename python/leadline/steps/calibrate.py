@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from leadline.affine import accumulator_grid, choose_grid, range_of
 from leadline.graph import Graph, Layer
+from leadline.graph.edit import own_biases
 from leadline.observers import Histogram, MovingAverage, search_range
 from leadline.recipe import Calibrate, Observer
 from leadline.steps.fitting import fit, output_grid, suit_multipliers
@@ -46,7 +47,7 @@ HOPELESS = 1.5
 def calibrate(step: Calibrate, state: State) -> None:
     """Fill ``state.grids`` for activations, weights, constants and biases; one pass over the calibration samples, and
     another for moving averages."""
-    _own_biases(state.graph)
+    own_biases(state.graph)
     state.placement = placement = fit(state.graph, place(state.graph, state.recipe), state.profile)
     state.log += [Record.of("calibrate", note) for note in placement.notes]
     ranges = _observe(step, state, placement)
@@ -258,13 +259,3 @@ def _suit_accumulator(state: State, layer: Layer) -> None:
     if (factor > 1).any():
         note = f"weight scale enlarged {factor.max():.3g}x for its accumulator"
         state.log.append(Record("calibrate", layer.name, note))
-
-
-def _own_biases(graph: Graph) -> None:
-    """A bias that several nodes read gets a copy for each layer, since each layer has its own bias grid."""
-    readers = graph.readers()
-    for layer in graph.layers():
-        if layer.bias is not None and len(readers[layer.bias]) > 1:
-            name = f"{layer.name}.{layer.bias}"
-            graph.weights[name] = graph.weights[layer.bias]
-            layer.node.inputs[2] = name

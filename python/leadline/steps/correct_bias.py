@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from leadline.data import Samples
 from leadline.graph import Graph, Layer, Node
+from leadline.graph.edit import add_constant, add_value, set_constant
 from leadline.recipe import CorrectBias
 from leadline.steps.calibrate import bias_grid
 from leadline.steps.gate import output_error
@@ -36,9 +37,9 @@ def correct_bias(step: CorrectBias, state: State) -> None:
         return
     if any(layer.weight not in state.codes for layer in layers):
         raise refuse("correct-bias", "a recipe must round before it corrects biases", f"recipe {state.recipe.name}")
-    twins = _twins(state, layers)
-    calibration = _errors(twins, layers, state.calibration)
-    held_out = _errors(twins, layers, state.held_out)
+    twins, twin_of = _twins(state, layers)
+    calibration = _errors(twins, twin_of, layers, state.calibration)
+    held_out = _errors(twins, twin_of, layers, state.held_out)
     with state.progress("gate"):
         corrected = replace(state, codes=dict(state.codes))
         for layer in layers:
@@ -72,54 +73,49 @@ def _with_bias(state: State, layer: Layer) -> Layer | None:
             return None
         groups = layer.groups if layer.kind == "transpose" else 1
         channels = state.graph.weights[layer.weight].shape[layer.axis] * groups
-        name = f"{layer.name}.bias"
-        state.graph.weights[name] = np.zeros(channels, np.float32)
-        layer.node.inputs.append(name)
+        name = set_constant(state.graph, layer.node, 2, "bias", np.zeros(channels))
         layer = replace(layer, bias=name)
         bias_grid(state, layer)
         state.codes[name] = np.zeros(channels, np.int32)
     return layer if layer.bias in state.grids else None
 
 
-def _twins(state: State, layers: Sequence[Layer]) -> State:
-    """The float network with a quantised twin beside each layer, reading the same float input through its grid."""
+def _twins(state: State, layers: Sequence[Layer]) -> tuple[State, dict[str, str]]:
+    """The float network with a quantised twin beside each layer, reading the same float input through its grid; and
+    what the twin of each layer's output is called."""
     graph = state.graph.copy()
-    grids, codes, inputs = {}, {}, set()
+    grids, codes = {}, {}
+    rounded: dict[str, str] = {}
+    twin_of: dict[str, str] = {}
     for layer in layers:
-        source = f"{layer.input}.rounded"
-        if source not in inputs:
-            inputs.add(source)
-            _add(graph, Node("Identity", [layer.input], [source], source), layer.input)
+        if layer.input not in rounded:
+            source = rounded[layer.input] = _like(graph, layer.input, "rounded")
+            graph.nodes.append(Node("Identity", [layer.input], [source], source))
             grids[source] = state.grids[layer.input]
         parameters = [name for name in (layer.weight, layer.bias) if name is not None]
         for name in parameters:
-            graph.weights[_twin(name)] = graph.weights[name]
-            grids[_twin(name)], codes[_twin(name)] = state.grids[name], state.codes[name]
-        node = layer.node
-        output = _twin(layer.output)
-        twin = Node(node.op_type, [source, *map(_twin, parameters)], [output], output, node.attrs)
-        _add(graph, twin, layer.output)
-    return replace(state, graph=graph, grids=grids, codes=codes)
+            if name not in twin_of:
+                twin = twin_of[name] = add_constant(graph, f"{name}.twin", graph.weights[name])
+                grids[twin], codes[twin] = state.grids[name], state.codes[name]
+        inputs = [rounded[layer.input], *(twin_of[name] for name in parameters)]
+        output = twin_of[layer.output] = _like(graph, layer.output, "twin")
+        graph.nodes.append(Node(layer.node.op_type, inputs, [output], output, layer.node.attrs))
+    return replace(state, graph=graph, grids=grids, codes=codes), twin_of
 
 
-def _twin(name: str) -> str:
-    return f"{name}.twin"
+def _like(graph: Graph, tensor: str, what: str) -> str:
+    return add_value(graph, f"{tensor}.{what}", graph.shape(tensor), graph.values[tensor].dtype)
 
 
-def _add(graph: Graph, node: Node, like: str) -> None:
-    graph.nodes.append(node)
-    graph.values[node.outputs[0]] = replace(graph.values[like], name=node.outputs[0])
-
-
-def _errors(twins: State, layers: Sequence[Layer], samples: Samples) -> Moments:
+def _errors(twins: State, twin_of: dict[str, str], layers: Sequence[Layer], samples: Samples) -> Moments:
     """Per-channel moments of twin minus float at the layers' outputs."""
     names = [layer.output for layer in layers]
     sums: dict[str, list[NDArray[np.float64]]] = {}
-    with twins.simulate(twins, names + [_twin(name) for name in names]) as session:
+    with twins.simulate(twins, names + [twin_of[name] for name in names]) as session:
         for feed in twins.progress.over(samples, "correct bias", len(samples)):
             got = session.run(feed)
             for name in names:
-                error = got[_twin(name)].astype(np.float64) - got[name]
+                error = got[twin_of[name]].astype(np.float64) - got[name]
                 # NCHW of a Conv, [rows, features] of a Gemm
                 axes = tuple(axis for axis in range(error.ndim) if axis != 1)
                 total = sums.setdefault(name, [np.zeros(error.shape[1]), np.zeros(error.shape[1])])

@@ -9,16 +9,13 @@ from numpy.typing import NDArray
 
 from leadline.equalization import balance, predicted_noise
 from leadline.graph import Graph, Layer, Node, Session
+from leadline.graph.edit import add_constant, add_value, insert, is_shared, new_name, own_biases, set_constant
+from leadline.graph.operators import CURVED, HOMOGENEOUS, by_channel, channel_axes
 from leadline.recipe import Equalize
 from leadline.steps.gate import LUCK
 from leadline.steps.state import Record, State
 from leadline.steps.trial import FLOAT, can_try, trial_error
 from leadline.types import Scheme
-
-HOMOGENEOUS = frozenset("Relu LeakyRelu PRelu Min Clip MaxPool AveragePool GlobalAveragePool Identity".split())
-"""Operators f with f(s x) = s f(x) for s > 0, channel by channel. A Clip or Min has its bound scaled along."""
-
-INHOMOGENEOUS_COMMON = frozenset("Gelu HardSwish Sigmoid Tanh HardSigmoid Elu Softmax".split())
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
 
@@ -53,6 +50,7 @@ class ChannelStats:
 
 def equalize(step: Equalize, state: State) -> None:
     """Scale chains until they settle, then absorb biases; each is kept only if the simulated held-out error falls."""
+    own_biases(state.graph)
     chains, refused = find_chains(state.graph)
     state.log += [Record("equalize", name, note, kept=False) for name, note in refused]
     if not chains or not can_try(state):
@@ -101,7 +99,7 @@ def find_chains(graph: Graph) -> tuple[list[Chain], list[tuple[str, str]]]:
     outputs = {value.name for value in graph.outputs}
     chains, refused = [], []
     for first in layers.values():
-        if len(readers[first.weight]) > 1 or (first.kind == "transpose" and first.groups > 1):
+        if is_shared(graph, first.weight) or (first.kind == "transpose" and first.groups > 1):
             continue
         if first.bias is None and len(first.node.inputs) > 2:
             continue
@@ -113,11 +111,11 @@ def find_chains(graph: Graph) -> tuple[list[Chain], list[tuple[str, str]]]:
             through.append(node)
             tensor = node.outputs[0]
         # SiLU reads its input twice, as x and as Sigmoid(x).
-        blocking = [node.op_type for node in readers.get(tensor, ()) if node.op_type in INHOMOGENEOUS_COMMON]
+        blocking = [node.op_type for node in readers.get(tensor, ()) if node.op_type in CURVED]
         if blocking:
             refused.append((first.name, f"{blocking[0]} behind it does not commute with scaling"))
         nexts = [layers.get(id(node)) for node in readers.get(tensor, ())]
-        if tensor in outputs or not nexts or not all(_takes(graph, layer, tensor, readers) for layer in nexts):
+        if tensor in outputs or not nexts or not all(_takes(graph, layer, tensor) for layer in nexts):
             continue
         chains.append(Chain(first, tuple(through), tensor, tuple(layer for layer in nexts if layer is not None)))
     return chains, refused
@@ -137,8 +135,8 @@ def _commutes(graph: Graph, node: Node, tensor: str) -> bool:
     return node.op_type in HOMOGENEOUS
 
 
-def _takes(graph: Graph, layer: Layer | None, tensor: str, readers: dict[str, list[Node]]) -> bool:
-    if layer is None or layer.input != tensor or len(readers[layer.weight]) > 1:
+def _takes(graph: Graph, layer: Layer | None, tensor: str) -> bool:
+    if layer is None or layer.input != tensor or is_shared(graph, layer.weight):
         return False
     return layer.groups == 1 or (layer.kind == "depthwise" and graph.weights[layer.weight].shape[0] == layer.groups)
 
@@ -147,11 +145,11 @@ def _observe(state: State, chains: list[Chain]) -> dict[str, ChannelStats]:
     """Per-channel statistics of the tensors between the layers, and before their activation functions."""
     names = sorted({chain.tensor for chain in chains} | {chain.first.output for chain in chains})
     stats: dict[str, ChannelStats] = {}
+    axes = channel_axes(state.graph)
     with Session(state.graph, outputs=names, threads=state.threads) as session:
         for feed in state.progress.over(state.calibration, "channel ranges", len(state.calibration)):
             for name, array in session.run(feed).items():
-                axis = 1 if array.ndim == 4 else array.ndim - 1
-                rows = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
+                rows = by_channel(array, axes[name])
                 new = ChannelStats(
                     rows.min(1).astype(np.float64),
                     rows.max(1).astype(np.float64),
@@ -272,21 +270,19 @@ def _apply(graph: Graph, nodes: dict[str, Node], chain: Chain, s: NDArray[np.flo
             nodes[old.name] = node
         if node.op_type == "Min":
             bound = graph.weights[node.inputs[1]]
-            graph.weights[node.inputs[1]] = (bound.astype(np.float64) / s.reshape(bound.shape)).astype(np.float32)
+            set_constant(graph, node, 1, "bound", bound.astype(np.float64) / s.reshape(bound.shape))
 
 
 def _clip_to_min(graph: Graph, clip: Node, channels: int) -> Node:
     """Clip(x, 0, h) = Min(Relu(x), h), whose bound can differ from channel to channel."""
     source, target = clip.inputs[0], clip.outputs[0]
-    value = graph.values[target]
-    shape = (1, channels, *(1,) * (len(value.shape) - 2)) if len(value.shape) == 4 else (channels,)
-    relu, bound = f"{target}.relu", f"{target}.bound"
-    graph.values[relu] = replace(value, name=relu)
-    graph.weights[bound] = np.full(shape, graph.weights[clip.inputs[2]], np.float32)
-    position = graph.nodes.index(clip)
-    node = Node("Min", [relu, bound], [target], clip.name)
-    graph.nodes[position : position + 1] = [Node("Relu", [source], [relu], f"{clip.name}.relu"), node]
-    return node
+    shape = graph.shape(target)
+    wide = (channels, *[1] * (len(shape) - 1 - channel_axes(graph)[target]))
+    relu = add_value(graph, f"{target}.relu", shape)
+    bound = add_constant(graph, f"{target}.bound", np.full(wide, graph.weights[clip.inputs[2]], np.float32))
+    insert(graph, clip, Node("Relu", [source], [relu], new_name(graph, f"{clip.name}.relu")))
+    clip.op_type, clip.inputs = "Min", [relu, bound]
+    return clip
 
 
 def _multiply(graph: Graph, name: str, factor: NDArray[np.float64], axis: int) -> None:

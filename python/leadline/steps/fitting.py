@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline.graph import Graph, Layer, Node, Value
-from leadline.graph.fold import new_name
-from leadline.graph.movement import MOVES_DATA
+from leadline.graph import Graph, Layer, Node
+from leadline.graph.edit import add_constant, add_value
+from leadline.graph.operators import CLAMPS, ELEMENTWISE, moves_data
 from leadline.profiles import Profile, lost
-from leadline.steps.placement import ABSORBED, ELEMENTWISE, Placement
+from leadline.steps.placement import Placement
 from leadline.steps.state import State
 from leadline.types import Grid, Scheme
 
@@ -64,7 +64,7 @@ def _requantise(graph: Graph, placement: Placement, profile: Profile) -> None:
     nodes: list[Node] = []
     for node in graph.nodes:
         written = _written(graph, schemes, node)
-        if written is not None and node.op_type not in MOVES_DATA:
+        if written is not None and not moves_data(node):
             for position, name in enumerate(node.inputs):
                 if name in placement.constants and _width(placement.constants[name]) != _width(written):
                     node.inputs[position] = _own_constant(graph, placement, name, written)
@@ -97,7 +97,7 @@ def _clamped(graph: Graph, tensor: str, known: Mapping[str, object]) -> str | No
     """The tensor itself, or what clamps alone make of it, whichever is known."""
     while tensor not in known:
         readers = graph.consumers(tensor)
-        if len(readers) != 1 or readers[0].op_type not in ABSORBED:
+        if len(readers) != 1 or readers[0].op_type not in CLAMPS:
             return None
         tensor = readers[0].outputs[0]
     return tensor
@@ -114,16 +114,14 @@ def _own_constant(graph: Graph, placement: Placement, name: str, scheme: Scheme)
     """The name of a constant with as many bits as a scheme: a copy where others read it."""
     own = name
     if len(graph.consumers(name)) > 1:
-        own = new_name(graph, f"{name}.as{_width(scheme)}")
-        graph.weights[own] = graph.weights[name]
+        own = add_constant(graph, f"{name}.as{_width(scheme)}", graph.weights[name])
     placement.constants[own] = replace(placement.constants[name], bits=_width(scheme))
     return own
 
 
 def _insert(graph: Graph, placement: Placement, name: str, bits: int, nodes: list[Node]) -> str:
-    converted = new_name(graph, f"{name}.as{bits}")
+    converted = add_value(graph, f"{name}.as{bits}", graph.shape(name), graph.values[name].dtype)
     nodes.append(Node("Identity", [name], [converted], converted))
-    graph.values[converted] = Value(converted, graph.values[name].dtype, graph.shape(name))
     placement.schemes[converted] = replace(placement.schemes[name], bits=bits)
     placement.root[converted] = converted
     return converted

@@ -14,17 +14,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from leadline.graph import DOMAIN, Graph, Layer, Node
-from leadline.graph.movement import MOVES_DATA
+from leadline.graph.operators import ABSORBING, CLAMPS, ELEMENTWISE, MOVES_DATA, channel_axes, moves_data
 from leadline.recipe import Recipe
 from leadline.types import Scheme, refuse
-
-ABSORBED = frozenset({"Relu", "Clip", "Min"})
-"""Clamps (a Min with a constant bound) that a grid's own range performs when they follow one of ABSORBING."""
-
-ABSORBING = frozenset("Conv ConvTranspose Gemm MatMul Add Relu".split())
-
-ELEMENTWISE = frozenset("Add Sub Mul Div".split())
-
 
 QUANTISED = (
     frozenset(
@@ -126,7 +118,7 @@ def _activations(
     root: dict[str, str] = {}
     producers, readers = graph.producers(), graph.readers()
     outputs = {value.name for value in graph.outputs}
-    pictures, reached = _pictures(graph), _reached(graph, read)
+    axes, reached = channel_axes(graph), _reached(graph, read)
     for node in graph.nodes:
         if node.op_type not in QUANTISED and node.domain != DOMAIN:
             continue
@@ -140,18 +132,17 @@ def _activations(
                 continue
             names, own = _known_as(tensor, producers, kinds)
             scheme = recipe.activation_scheme(*names, kinds=own if tensor in reached else (*own, "unread"))
-            rank = len(graph.shape(tensor))
-            if scheme is not None and rank == 0:
+            if scheme is not None and not graph.shape(tensor):
                 wanted[tensor] = replace(scheme, granularity="tensor", axis=None)
             elif scheme is not None:
-                wanted[tensor] = scheme.at(1 if tensor in pictures else rank - 1)
+                wanted[tensor] = scheme.at(axes[tensor])
     for tensor in wanted:
         root[tensor] = tensor
     # Nodes are in topological order, so an input's root is final before its outputs ask for it. Channels may lie on
     # another axis once data has moved, so only a grid for the whole tensor is shared.
     for node in graph.nodes:
         source = node.inputs[0] if node.inputs else ""
-        if node.op_type in MOVES_DATA and source in wanted and wanted[source].granularity == "tensor":
+        if moves_data(node) and source in wanted and wanted[source].granularity == "tensor":
             for output in node.outputs:
                 if output in wanted:
                     wanted[output] = wanted[source]
@@ -170,24 +161,11 @@ def _known_as(
     return (names, ("first",)) if producer is None else ([*names, producer.name], kinds.get(producer.name, ()))
 
 
-def _pictures(graph: Graph) -> set[str]:
-    """Tensors whose channels lie on axis 1: what convolutions read and write, and what is computed from it in shape."""
-    found: set[str] = set()
-    for nodes in (graph.nodes, graph.nodes[::-1]):  # once each way: from what they write, and from what they read
-        for node in nodes:
-            tensors = [name for name in (*node.inputs, *node.outputs) if name in graph.values]
-            same = {graph.shape(name)[1:2] for name in tensors} | {len(graph.shape(name)) for name in tensors}
-            convolution = node.op_type in ("Conv", "ConvTranspose") or node.op_type in ("Resize", "GlobalAveragePool")
-            if convolution or (len(same) == 2 and 4 in same and not found.isdisjoint(tensors)):
-                found.update(name for name in tensors if len(graph.shape(name)) == 4)
-    return found
-
-
 def _reached(graph: Graph, read: set[str]) -> set[str]:
     """What layers read, and what reaches them by moving data alone (or through a clamp, which takes its place)."""
     found = set(read)
     for node in reversed(graph.nodes):
-        moves = node.op_type in MOVES_DATA or node.op_type in ABSORBED or node.domain == DOMAIN
+        moves = moves_data(node) or node.op_type in CLAMPS or node.domain == DOMAIN
         if moves and not found.isdisjoint(node.outputs):
             found.update(node.inputs[:1])
     return found
@@ -205,7 +183,7 @@ def _stays_float(tensor: str, producer: Node | None, readers: dict[str, list[Nod
 
 
 def _data_inputs(node: Node) -> list[str]:
-    return node.inputs[:1] if node.op_type in MOVES_DATA or node.op_type in ("Resize", "Pad", "Clip") else node.inputs
+    return node.inputs[:1] if moves_data(node) or node.op_type in ("Resize", "Pad", "Clip") else node.inputs
 
 
 def _is_float(graph: Graph, tensor: str) -> bool:
@@ -217,7 +195,7 @@ def _absorbed(graph: Graph, producer: Node | None, readers: list[Node]) -> bool:
     """A tensor that only the clamp behind it reads never exists on the device."""
     return (
         len(readers) == 1
-        and readers[0].op_type in ABSORBED
+        and readers[0].op_type in CLAMPS
         and all(name in graph.weights for name in readers[0].inputs[1:] if name)
         and producer is not None
         and producer.op_type in ABSORBING

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadline.graph import DOMAIN, Graph, Layer, Node
+from leadline.graph.operators import CURVED
 from leadline.graph.trace import Use, features, origin, trace
-from leadline.steps.equalize import INHOMOGENEOUS_COMMON
 
 Ids = NDArray[np.int64]
 
@@ -96,7 +96,7 @@ def find_attention(graph: Graph) -> tuple[list[Place], list[Product], list[tuple
 
 
 def _bent(writer: Node, producers: dict[str, Node]) -> str:
-    if writer.op_type in INHOMOGENEOUS_COMMON:
+    if writer.op_type in CURVED:
         return writer.op_type
     gate = any((before := producers.get(name)) and before.op_type == "Sigmoid" for name in writer.inputs)
     return "SiLU" if writer.op_type == "Mul" and gate else ""

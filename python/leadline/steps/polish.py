@@ -6,8 +6,8 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from leadline.graph import DOMAIN, Graph, Layer, Node, Value
-from leadline.graph.fold import new_name
+from leadline.graph import DOMAIN, Graph, Layer, Node
+from leadline.graph.edit import add_constant, add_value, insert
 from leadline.polishing import Choice, choose
 from leadline.recipe import Polish
 from leadline.steps.observe import histograms
@@ -55,17 +55,17 @@ def polish(step: Polish, state: State) -> None:
 
 def _insert(graph: Graph, tensor: str, layers: list[Layer], choice: Choice, axis: int | None) -> str:
     """The pair in front of these layers; returns the tensor between."""
-    polished, omega, unpolished = (new_name(graph, f"{tensor}.{part}") for part in ("polished", "omega", "unpolished"))
     shape = graph.shape(tensor)
     wide = () if axis is None else (-1, *[1] * (len(shape) - 1 - axis))
-    graph.weights[omega] = choice.omega.reshape(wide)
-    for name in (polished, unpolished):
-        graph.values[name] = Value(name, np.dtype(np.float32), shape)
-    places = [graph.nodes.index(layer.node) for layer in layers]
-    graph.nodes[min(places) : min(places)] = [
+    omega = add_constant(graph, f"{tensor}.omega", choice.omega.reshape(wide))
+    polished, unpolished = (add_value(graph, f"{tensor}.{part}", shape) for part in ("polished", "unpolished"))
+    readers = {id(layer.node) for layer in layers}
+    insert(
+        graph,
+        next(node for node in graph.nodes if id(node) in readers),
         Node("LogPolish", [tensor, omega], [polished], polished, {}, DOMAIN),
         Node("LogUnpolish", [polished, omega], [unpolished], unpolished, {}, DOMAIN),
-    ]
+    )
     for layer in layers:
         layer.node.inputs[0] = unpolished
     return polished

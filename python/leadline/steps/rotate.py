@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadline.data import Samples
-from leadline.graph import DOMAIN, Graph, Layer, Node, Session, Value
-from leadline.graph.fold import set_constant
+from leadline.graph import DOMAIN, Graph, Layer, Node, Session
+from leadline.graph.edit import add_constant, add_value, insert, set_constant
 from leadline.graph.stream import Stream, find_streams, strip_norms
 from leadline.hadamard import Rotation, layernorm_rotation, random_rotation
 from leadline.recipe import Rotate
@@ -103,11 +103,9 @@ def rotate_inputs(graph: Graph) -> list[Record]:
         if tensor not in turned:
             rows, size = graph.shape(tensor)
             rotation = random_rotation(size, seed=len(turned))
-            matrix, output = f"{tensor}.rotation", f"{tensor}.rotated"
-            graph.weights[matrix] = rotation.matrix().astype(np.float32)
-            graph.values[output] = Value(output, np.dtype(np.float32), (rows, size))
-            place = graph.nodes.index(layer.node)
-            graph.nodes.insert(place, Node("Rotate", [tensor, matrix], [output], output, {}, DOMAIN))
+            matrix = add_constant(graph, f"{tensor}.rotation", rotation.matrix().astype(np.float32))
+            output = add_value(graph, f"{tensor}.rotated", (rows, size))
+            insert(graph, layer.node, Node("Rotate", [tensor, matrix], [output], output, {}, DOMAIN))
             turned[tensor] = output, rotation
             products += rows * size * size
         output, rotation = turned[tensor]

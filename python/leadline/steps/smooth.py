@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadline.graph import Graph, Node, Session
-from leadline.graph.fold import set_constant
+from leadline.graph.edit import set_constant
 from leadline.recipe import CorrectBias, Smooth
 from leadline.smoothing import ALPHAS, Reader, Smoothing, reparameterize, search, search_product
 from leadline.steps.path import Moments, moments_of, update

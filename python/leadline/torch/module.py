@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from leadline.affine import accumulator_grid, dequantize, quantize
 from leadline.graph import DOMAIN, Graph, Node
-from leadline.graph.movement import MOVES_DATA
+from leadline.graph.operators import moves_data
 from leadline.torch.fake import FakeQuantize
 from leadline.torch.movement import Builder, Function, Site
 from leadline.torch.operators import OPERATORS, OWN
@@ -143,7 +143,7 @@ class SimulatedModule(GraphModule):
             output: node.inputs[0]
             for node in source.graph.nodes
             for output in node.outputs
-            if node.op_type in MOVES_DATA and output in self._keys
+            if moves_data(node) and output in self._keys
             and self._keys[output] == self._keys.get(node.inputs[0])
         }  # fmt: skip
 
@@ -262,7 +262,7 @@ def _shared(graph: Graph, grids: Mapping[str, Grid]) -> dict[str, str]:
         return name
 
     for node in graph.nodes:
-        joined = node.inputs if node.op_type == "Concat" else node.inputs[:1] if node.op_type in MOVES_DATA else []
+        joined = node.inputs if node.op_type == "Concat" else node.inputs[:1] if moves_data(node) else []
         for output in node.outputs:
             for name in joined:
                 if name in grids and name in graph.values and grids[name] == grids.get(output):

@@ -1,0 +1,99 @@
+"""The only place that makes names and adds constants, tensors and nodes to a Graph: nothing taken is overwritten."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadline.graph.ir import Array, Graph, Node, Value
+
+FLOAT = np.dtype(np.float32)
+
+
+def new_name(graph: Graph, wanted: str) -> str:
+    """`wanted`, or with a number behind it what no tensor and no node of the graph is called."""
+    return free_name(wanted, {*graph.weights, *graph.values, *(node.name for node in graph.nodes)})
+
+
+def free_name(wanted: str, taken: Collection[str]) -> str:
+    """`wanted`, or with a number behind it what is not among the names taken."""
+    name, number = wanted, 1
+    while name in taken:
+        name, number = f"{wanted}_{number}", number + 1
+    return name
+
+
+def derived(name: str, what: str) -> str:
+    """Name of a tensor that a loading pass makes out of `name`; `names` finds the file's own name before the bar."""
+    return f"{name}|{what}"
+
+
+def add_constant(graph: Graph, wanted: str, array: Array) -> str:
+    """A constant of the graph under a new name, which is returned."""
+    name = new_name(graph, wanted)
+    graph.weights[name] = array
+    return name
+
+
+def share_constant(graph: Graph, wanted: str, array: Array) -> str:
+    """The same, unless a constant of that name has these very values: then that one serves."""
+    name, number = wanted, 1
+    while name in graph.values or (name in graph.weights and not _same(graph.weights[name], array)):
+        name, number = f"{wanted}_{number}", number + 1
+    graph.weights.setdefault(name, array)
+    return name
+
+
+def _same(one: Array, other: Array) -> bool:
+    return one is other or (one.dtype == other.dtype and np.array_equal(one, other))
+
+
+def add_value(graph: Graph, wanted: str, shape: Sequence[int], dtype: np.dtype[Any] = FLOAT) -> str:
+    """Room for what a new node writes, under a new name, which is returned."""
+    name = new_name(graph, wanted)
+    graph.values[name] = Value(name, np.dtype(dtype), tuple(shape))
+    return name
+
+
+def insert(graph: Graph, place: Node, *nodes: Node, behind: bool = False) -> None:
+    """Put nodes before a node of the graph, or behind it."""
+    index = next(i for i, node in enumerate(graph.nodes) if node is place) + behind
+    graph.nodes[index:index] = nodes
+
+
+def set_constant(graph: Graph, node: Node, index: int, role: str, value: NDArray[Any]) -> str:
+    """Give a node another constant input, rounded to float32, in a tensor that only this node reads; its name. Without
+    that input so far, it is appended, called after the node and the role."""
+    name = own_constant(graph, node, index, role)
+    graph.weights[name] = np.ascontiguousarray(value, np.float32)
+    return name
+
+
+def own_constant(graph: Graph, node: Node, index: int, role: str) -> str:
+    """The name of a node's constant input, made one that nothing else reads: a copy where others do. Where there is no
+    such input yet, it is appended, without a value."""
+    current = node.inputs[index] if index < len(node.inputs) else ""
+    if current and not is_shared(graph, current):
+        return current
+    name = new_name(graph, f"{node.name}.{role}")
+    node.inputs[index:] = [name, *node.inputs[index + 1 :]]
+    if current:
+        graph.weights[name] = graph.weights[current]
+    return name
+
+
+def own_biases(graph: Graph) -> None:
+    """A bias that several nodes read gets a copy for each layer, so that each can be changed, and has a grid, alone."""
+    readers = graph.readers()
+    for layer in graph.layers():
+        if layer.bias is not None and len(readers[layer.bias]) > 1:
+            own_constant(graph, layer.node, 2, "bias")
+
+
+def is_shared(graph: Graph, constant: str) -> bool:
+    """Whether a constant is read more than once, or is an output of the network itself."""
+    reads = sum(node.inputs.count(constant) for node in graph.nodes)
+    return reads > 1 or any(value.name == constant for value in graph.outputs)

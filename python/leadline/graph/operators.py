@@ -1,0 +1,93 @@
+"""What is known of ONNX operators, in one place: which move data, clamp, keep positive factors, are bounded, and where
+a tensor's channels lie. Passes, steps and exporters ask here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadline.graph.ir import DOMAIN, Graph, Node
+
+RESHAPES = frozenset("Reshape Squeeze Unsqueeze Flatten Identity".split())
+"""Give all elements of their first input in their order."""
+
+REARRANGES = frozenset("Reshape Transpose Identity".split())
+"""Of the normal form: give each element of their input once."""
+
+PICKS = RESHAPES | frozenset("Transpose Slice Gather Split".split())
+"""Give elements of their first input, each from a place that constants tell."""
+
+MOVES_DATA = PICKS | frozenset("Expand Tile MaxPool DepthToSpace SpaceToDepth".split())
+"""Outputs hold only values of the first input. (MaxPool's indices are no data.)"""
+
+CLAMPS = frozenset("Relu Clip Min".split())
+"""Clamps (a Clip or Min with constant bounds) that a grid's own range may perform."""
+
+ABSORBING = frozenset("Conv ConvTranspose Gemm MatMul Add Relu".split())
+"""Kernels that clamp on their way out, so that what they write before a clamp exists nowhere."""
+
+ELEMENTWISE = frozenset("Add Sub Mul Div".split())
+"""Arithmetic of two operands, broadcast."""
+
+HOMOGENEOUS = frozenset("Relu LeakyRelu PRelu Min Clip MaxPool AveragePool GlobalAveragePool Identity".split())
+"""f(s x) = s f(x) for s > 0, channel by channel. A Clip or Min has its bound scaled along."""
+
+CURVED = frozenset("Gelu HardSwish Sigmoid Tanh HardSigmoid Elu Softmax".split())
+"""Common functions that are not homogeneous."""
+
+BOUNDED = frozenset("Sigmoid HardSigmoid Softmax".split())
+"""Give values from 0 to 1."""
+
+PER_CHANNEL = frozenset("Resize AveragePool GlobalAveragePool".split())
+"""Linear, each channel by itself and all alike, along the axes behind the channels."""
+
+_CHANNELS_SECOND = frozenset(
+    "Conv ConvTranspose BatchNormalization InstanceNormalization GroupNormalization MaxPool AveragePool LpPool "
+    "GlobalMaxPool GlobalAveragePool GlobalLpPool DepthToSpace SpaceToDepth LRN".split()
+)
+"""By definition: (batch, channels, ...)."""
+
+
+def moves_data(node: Node) -> bool:
+    """Whether its outputs hold only values of its first input."""
+    return node.op_type in MOVES_DATA and not node.domain
+
+
+def moved_from(graph: Graph) -> dict[str, str]:
+    """What each tensor that data movement writes is made of: the tensor in front of the whole run of such operators."""
+    sources: dict[str, str] = {}
+    for node in graph.nodes:  # in topological order: an input's source is known before its outputs ask for it
+        if moves_data(node) and node.inputs[0] in graph.values:
+            for output in filter(None, node.outputs):
+                if graph.values[output].dtype == graph.values[node.inputs[0]].dtype:
+                    sources[output] = sources.get(node.inputs[0], node.inputs[0])
+    return sources
+
+
+def channel_axes(graph: Graph) -> dict[str, int]:
+    """The axis of each activation's channels, counted from the front; 0 for a scalar.
+
+    It is 1 for what convolutions, pools and their like read and write, and what is computed from that in shape; else
+    the last one.
+    """
+    second: set[str] = set()
+    for nodes in (graph.nodes, graph.nodes[::-1]):  # once each way: from what they write, and from what they read
+        for node in nodes:
+            tensors = [name for name in (*node.inputs, *node.outputs) if name in graph.values]
+            shapes = [graph.shape(name) for name in tensors]
+            if node.op_type in _CHANNELS_SECOND or node.op_type == "Resize":
+                least = 4 if node.op_type == "Resize" else 3
+                second.update(name for name, shape in zip(tensors, shapes, strict=True) if len(shape) >= least)
+            elif node.op_type != "Transpose" and node.domain in ("", DOMAIN):
+                alike = len({len(shape) for shape in shapes}) == 1 == len({shape[1:2] for shape in shapes})
+                if alike and len(shapes[0]) >= 3 and not second.isdisjoint(tensors):
+                    second.update(tensors)
+    return {name: 1 if name in second else max(len(value.shape) - 1, 0) for name, value in graph.values.items()}
+
+
+def by_channel(array: NDArray[Any], axis: int) -> NDArray[Any]:
+    """A tensor as (channels, everything else), given the axis of its channels; of any rank, a scalar as (1, 1)."""
+    whole = np.atleast_1d(array)
+    return np.moveaxis(whole, axis, 0).reshape(whole.shape[axis], -1)
