@@ -10,6 +10,7 @@ import numpy as np
 
 from leadline.graph import constants, names, opset
 from leadline.graph.activations import activations
+from leadline.graph.contraction import contractions
 from leadline.graph.edit import derived
 from leadline.graph.ir import OPSET, Array, Graph, Sample, Value
 from leadline.graph.linear import linears
@@ -27,6 +28,8 @@ def normalise(source: Source, sample: Sample | None, watch: Watch = lambda how, 
     graph = _fixed(_turned(source), sample, watch)
     simplify(graph)
     watch("without effect, or merged with a neighbour", graph)
+    contractions(graph)
+    watch("sums of products in one form", graph)
     softmax_guards(graph)
     watch("guards around Softmax that nothing can trigger", graph)
     layer_norms(graph)
