@@ -56,10 +56,10 @@ __all__ = [
 ]
 
 Scope = Literal["all", "layers"]
-Kind = Literal["linear", "conv", "depthwise", "transpose", "first", "last", "unread"]
-"""What a layer is; and "first" where no other layer comes before it (or an activation is the network's input), "last"
-where none comes behind. "unread" is an activation that no layer reads: sums, attention, what stands in front of an
-activation function."""
+Kind = Literal["linear", "conv", "depthwise", "transpose", "recurrent", "embedding", "first", "last", "unread"]
+"""What a layer is; "recurrent" are the matrices of LSTM, GRU and RNN, "embedding" tables that Gather reads; and "first"
+where no other layer comes before it (or an activation is the network's input), "last" where none comes behind. "unread"
+is an activation that no layer reads: sums, attention, what stands in front of an activation function."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ import numpy as np
 from leadline.export.encodings_entries import Reader, write_0_6_1, write_1_0_0, write_2_0_0
 from leadline.export.qdq import scale_shape
 from leadline.files import replacing
+from leadline.graph.tables import tables
 from leadline.types import Grid, InputError, Scheme, refuse
 
 if TYPE_CHECKING:
@@ -143,7 +144,8 @@ class Encodings:
                 raise wrong(
                     name, "encodings must name tensors of the graph", f"a name that '{graph.name}' does not have"
                 )
-        axes = {layer.weight: layer.axis for layer in graph.layers()}
+        axes = {table.weight: table.axis for table in tables(graph)}
+        axes |= {layer.weight: layer.axis for layer in graph.layers()}
         grids = {
             name: _place(name, grid, graph.shape(name), axes.get(name), wrong) for name, grid in self.grids.items()
         }

@@ -11,11 +11,12 @@ import numpy as np
 from leadline.graph import constants, names, opset
 from leadline.graph.activations import activations
 from leadline.graph.contraction import contractions
-from leadline.graph.edit import derived
+from leadline.graph.edit import derived, free_name
 from leadline.graph.ir import OPSET, Array, Graph, Sample, Value
 from leadline.graph.linear import linears
 from leadline.graph.patterns import layer_norms, softmax_guards
 from leadline.graph.read import Dims, Source
+from leadline.graph.recurrent import batch_second
 from leadline.graph.simplify import simplify
 from leadline.types import refuse
 
@@ -28,6 +29,8 @@ def normalise(source: Source, sample: Sample | None, watch: Watch = lambda how, 
     graph = _fixed(_turned(source), sample, watch)
     simplify(graph)
     watch("without effect, or merged with a neighbour", graph)
+    batch_second(graph)
+    watch("recurrent operators with the sequence first", graph)
     contractions(graph)
     watch("sums of products in one form", graph)
     softmax_guards(graph)
@@ -72,6 +75,7 @@ def _fixed(source: Source, sample: Sample | None, watch: Watch) -> Graph:
     inputs = _inputs(source, dict(sample or {}))
     outputs = [Value(name, np.dtype(np.float32), ()) for name in source.outputs]  # real types come with the shapes
     _check_dtypes({value.name: value.dtype for value in inputs}, source.label)
+    _name_first_outputs(source)
     graph = Graph(source.nodes, dict(source.weights), inputs, outputs, {}, source.name, source.opset)
     constants.fold(graph, source.label)
     watch("constant, computed once", graph)
@@ -83,6 +87,15 @@ def _fixed(source: Source, sample: Sample | None, watch: Watch) -> Graph:
     _check_dtypes({name: value.dtype for name, value in graph.values.items()}, source.label)
     _check_finite(graph, source.label)
     return graph
+
+
+def _name_first_outputs(source: Source) -> None:
+    """A node is known by its first output, which therefore has a name even where nobody reads it (a GRU's)."""
+    taken = {name for node in source.nodes for name in (*node.inputs, *node.outputs)}
+    for node in source.nodes:
+        if node.outputs and not node.outputs[0]:
+            node.outputs[0] = free_name(f"{next(filter(None, node.outputs), node.op_type)}.unread", taken)
+            taken.add(node.outputs[0])
 
 
 def _inputs(source: Source, sample: dict[str, Any]) -> list[Value]:

@@ -43,6 +43,9 @@ BOUNDED = frozenset("Sigmoid HardSigmoid Softmax".split())
 PER_CHANNEL = frozenset("Resize AveragePool GlobalAveragePool".split())
 """Linear, each channel by itself and all alike, along the axes behind the channels."""
 
+RECURRENT = frozenset("LSTM GRU RNN".split())
+"""Carry a state along a sequence: (input, matrix of the input, matrix of the state, ...)."""
+
 _CHANNELS_SECOND = frozenset(
     "Conv ConvTranspose BatchNormalization InstanceNormalization GroupNormalization MaxPool AveragePool LpPool "
     "GlobalMaxPool GlobalAveragePool GlobalLpPool DepthToSpace SpaceToDepth LRN".split()

@@ -96,6 +96,7 @@ def _merge_neighbours(graph: Graph) -> None:
     """Reshape after Reshape, Transpose after Transpose, and Reshape - elementwise - Reshape."""
     writers, readers = graph.producers(), graph.readers()
     ends = {value.name for value in graph.outputs}
+    alone = {name for name, nodes in readers.items() if len(nodes) == 1} - ends
     for node in graph.nodes:
         before = writers.get((node.inputs or [""])[0])
         if before is None:
@@ -105,7 +106,7 @@ def _merge_neighbours(graph: Graph) -> None:
         elif node.op_type == before.op_type == "Transpose" and "perm" in node.attrs and "perm" in before.attrs:
             node.attrs["perm"] = [before.attrs["perm"][axis] for axis in node.attrs["perm"]]
             node.inputs[0] = before.inputs[0]
-        elif node.op_type == "Reshape" and before.outputs[0] not in ends and len(readers[before.outputs[0]]) == 1:
+        elif node.op_type == "Reshape" and before.outputs[0] in alone:
             first = writers.get((before.inputs or [""])[0])
             if first is not None and first.op_type == "Reshape" and _ignores_shape(graph, before, first):
                 before.inputs[0] = first.inputs[0]

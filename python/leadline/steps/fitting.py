@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from leadline.graph import Graph, Layer, Node
 from leadline.graph.edit import add_constant, add_value
 from leadline.graph.operators import CLAMPS, ELEMENTWISE, moves_data
+from leadline.graph.tables import tables
 from leadline.profiles import Profile, lost
 from leadline.steps.placement import Placement
 from leadline.steps.state import State
@@ -33,7 +34,12 @@ def fit(graph: Graph, placement: Placement, profile: Profile) -> Placement:
                 f"{layer.name}: {scheme.bits}-bit weights, since {profile.name} takes no narrower single scale"
             )
         layers.append((layer, scheme))
-    placement = replace(placement, layers=layers, notes=notes)
+    constants = dict(placement.constants)
+    if profile.integers_only:
+        for table in tables(graph):
+            if constants.pop(table.weight, None) is not None:
+                notes.append(f"{table.weight}: float, as {table.op_type} {table.name} is on {profile.name}")
+    placement = replace(placement, layers=layers, constants=constants, notes=notes)
     if profile.one_type:
         _requantise(graph, placement, profile)
     if profile.resize_keeps_grid:

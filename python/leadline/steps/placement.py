@@ -15,6 +15,7 @@ import numpy as np
 
 from leadline.graph import DOMAIN, Graph, Layer, Node
 from leadline.graph.operators import ABSORBING, CLAMPS, ELEMENTWISE, MOVES_DATA, channel_axes, moves_data
+from leadline.graph.tables import tables
 from leadline.recipe import Recipe
 from leadline.types import Scheme, refuse
 
@@ -33,8 +34,9 @@ QUANTISED = (
 @dataclass(frozen=True)
 class Placement:
     """`schemes`: the scheme of each activation that gets a grid. `root`: the tensor whose grid it shares (itself
-    where it shares none). `constants`: weights used as operands of elementwise operators and Concat, with their scheme.
-    `layers`: each layer to quantise, with the scheme of its weight along the layer's axis."""
+    where it shares none). `constants`: weights used as operands of elementwise operators and Concat, matrices of
+    recurrent operators and embeddings, with their scheme. `layers`: each layer to quantise, with the scheme of its
+    weight along the layer's axis."""
 
     schemes: dict[str, Scheme]
     root: dict[str, str]
@@ -60,7 +62,8 @@ def place(graph: Graph, recipe: Recipe) -> Placement:
         if name in graph.weights and graph.weights[name].dtype == np.float32
         if (scheme := _partner(graph, node, name, schemes)) is not None
     }
-    return Placement(schemes, root, constants, layers, notes)
+    own, more = _tables(graph, recipe)
+    return Placement(schemes, root, constants | own, layers, notes + more)
 
 
 def _kinds(graph: Graph) -> dict[str, tuple[str, ...]]:
@@ -94,6 +97,24 @@ def _layers(
         elif scheme.granularity == "axis":
             scheme = scheme.at(layer.axis)
         chosen.append((layer, scheme))
+    return chosen, notes
+
+
+def _tables(graph: Graph, recipe: Recipe) -> tuple[dict[str, Scheme], list[str]]:
+    """The schemes of matrices of recurrent operators and of embeddings: one scale per gate's row or per entry, and 8
+    bits at least unless an override says otherwise, since an error comes back with every turn of a sequence."""
+    chosen: dict[str, Scheme] = {}
+    notes = []
+    for table in tables(graph):
+        scheme = recipe.weight_scheme(table.name, table.kind)
+        if scheme is None:
+            continue
+        if scheme is recipe.weights and scheme.bits < 8:
+            scheme = replace(scheme, bits=8)
+            notes.append(f"{table.weight}: 8 bits, as the weights of {table.op_type} {table.name} ({table.kind})")
+        if scheme.granularity == "block":
+            scheme = replace(scheme, granularity="axis", block_size=None)
+        chosen[table.weight] = scheme.at(table.axis) if scheme.granularity == "axis" else scheme
     return chosen, notes
 
 
@@ -215,7 +236,7 @@ def _partner(graph: Graph, node: Node, constant: str, schemes: dict[str, Scheme]
 
 
 def _check_patterns(graph: Graph, recipe: Recipe, kinds: dict[str, tuple[str, ...]]) -> None:
-    layers = list(kinds.items())
+    layers = [*kinds.items(), *((table.name, (table.kind,)) for table in tables(graph))]
     tensors: list[tuple[str, tuple[str, ...]]] = [(name, ()) for name in graph.values]
     for override in recipe.overrides:
         if override.pattern == "*":
