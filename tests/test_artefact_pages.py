@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from jinja2 import UndefinedError
 
 from leadline import report
 from leadline.audit import Audit, Finding, Rewrite
@@ -15,7 +14,7 @@ from leadline.audit.findings import ordered
 from leadline.export import qdq
 from leadline.export.encodings import Encodings
 from leadline.inspector import compare, inspect
-from leadline.report.artefacts import write_page
+from leadline.report.artefacts import render, write_page
 from test_inspector import grids, network
 from test_report import Page
 from test_report_page import CHROMIUM
@@ -77,9 +76,16 @@ def test_nothing_is_wider_than_the_window(tmp_path: Path, width: int) -> None:
         assert int(found[1]) <= 0, page.name
 
 
-def test_pages_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    (tmp_path / "page.html").write_text("before")
-    with pytest.raises(UndefinedError):
-        write_page(tmp_path / "page.html", "audit.html", leadline="0", words={}, found={"file": "a", "target": "b"})
-    assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
-    assert (tmp_path / "page.html").read_text() == "before"
+def test_a_page_that_cannot_be_drawn_leaves_a_warning_and_its_traceback(tmp_path: Path) -> None:
+    """What a template does not get is an error, and no page of an earlier run stands for this one's."""
+    folder = tmp_path / "new"
+    incomplete = {"file": "a", "target": "b"}
+    for before in (False, True):
+        if before:
+            (folder / "page.html").write_text("before")
+        with pytest.warns(UserWarning, match=r"page.html' could not be drawn \(UndefinedError.*report-error.txt"):
+            assert not write_page(folder / "page.html", lambda: render("audit.html", words={}, found=incomplete))
+        assert [file.name for file in folder.iterdir()] == ["report-error.txt"]
+        assert "Traceback" in (folder / "report-error.txt").read_text("utf-8")
+    assert write_page(folder / "page.html", lambda: "whole")
+    assert [file.name for file in folder.iterdir()] == ["page.html"]

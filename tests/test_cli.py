@@ -244,6 +244,56 @@ def test_an_unreadable_picture_is_skipped_and_counted(quantize, out, tmp_path):
     assert not (tmp_path / "strict").exists()
 
 
+@pytest.mark.filterwarnings("default:.report.:UserWarning")
+def test_a_page_that_cannot_be_drawn_costs_no_artefact(leadline, quantize, data, out, tmp_path, monkeypatch):
+    """Nor does an old report stand beside the new artefacts."""
+    assert quantize("--recipe", "minmax-w8a8").code == 0
+    (out / "mine.txt").write_text("mine")
+    kept = sorted({*FILES, "mine.txt", "report-error.txt"} - {"report.html"})
+
+    def broken(*_):
+        raise ZeroDivisionError("a picture of nothing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("leadline.report._page", broken)
+        result = quantize("--recipe", "w8a8", "--json")
+        assert result.code == 0 and sorted(os.listdir(out)) == kept
+        assert "warning: [report]" in result.err and "ZeroDivisionError: a picture of nothing" in result.err
+        assert "Traceback" not in result.err and "Traceback" in (out / "report-error.txt").read_text()
+        assert result.json["recipe"]["name"] == "w8a8" and set(result.json["files"]) == {*FILES[:4]}
+        assert json.loads((out / "report.json").read_text()) == result.json
+        shown = quantize()
+        assert shown.code == 0 and "SQNR" in shown.out and "report.json" in shown.err
+        verified = leadline(
+            "verify", out / "model.fp32.onnx", out / "model.qdq.onnx", "--data", data, "--out", tmp_path / "v"
+        )
+        assert verified.code == 0 and sorted(os.listdir(tmp_path / "v")) == ["report-error.txt", "report.json"]
+    assert quantize().code == 0 and sorted(os.listdir(out)) == sorted({*FILES, "mine.txt"})
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_a_verification_that_fails_leaves_the_artefact_and_no_old_report(quantize, out, monkeypatch, error):
+    assert quantize("--recipe", "minmax-w8a8").code == 0
+    before = (out / "model.qdq.onnx").read_bytes()
+
+    def broken(*_, **__):
+        raise error
+
+    monkeypatch.setattr("leadline.pipeline.verify", broken)
+    if error is KeyboardInterrupt:
+        assert quantize().code == 130
+    else:
+        with pytest.raises(error):
+            quantize()
+    assert sorted(os.listdir(out)) == FILES[:4] and (out / "model.qdq.onnx").read_bytes() != before
+
+
+def test_a_simulation_leaves_no_encodings_of_an_earlier_run(quantize, out):
+    assert quantize("--recipe", "minmax-w8a8").code == 0
+    assert quantize("--recipe", "quartdepth-w4a8", "--json").json["limits"]
+    assert sorted(os.listdir(out)) == [name for name in FILES if "encodings" not in name]
+
+
 # -- What is refused --------------------------------------------------------------------------------------------------
 
 

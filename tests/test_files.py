@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 
+import numpy as np
 import pytest
 
 from data_samples import refused
-from leadline.files import filling, replacing
+from leadline.files import filling, replacing, to_json
 
 
 class Broken(Exception):
@@ -76,6 +78,25 @@ def test_filling_moves_all_files_on_success_and_keeps_strangers(tmp_path):
         assert (out / "a").read_text() == "old"
     assert listing(out) == ["a", "b", "stranger"]
     assert (out / "a").read_text() == "new" and (out / "stranger").read_text() == "mine"
+
+
+def test_filling_removes_what_is_outdated_by_the_new_files(tmp_path):
+    for name in ("a", "b", "stranger"):
+        (tmp_path / name).write_text("old")
+    (tmp_path / "c").mkdir()
+    with pytest.raises(Broken), filling(tmp_path, ("a", "b", "c", "d")):
+        raise Broken
+    assert listing(tmp_path) == ["a", "b", "c", "stranger"]
+    with filling(tmp_path, ("a", "b", "c", "d")) as folder:
+        (folder / "a").write_text("new")
+    assert listing(tmp_path) == ["a", "c", "stranger"] and (tmp_path / "a").read_text() == "new"
+
+
+def test_json_has_null_for_what_is_no_number():
+    document = {"a": [np.float64("nan"), 1.5, (-np.inf,)], "b": {"c": np.inf, "d": True, "e": None, "ü": "ü</script>"}}
+    told = json.loads(to_json(document), parse_constant=pytest.fail)
+    assert told == {"a": [None, 1.5, [None]], "b": {"c": None, "d": True, "e": None, "ü": "ü</script>"}}
+    assert "\n" not in to_json(document, indent=None)
 
 
 @pytest.mark.parametrize("error", [Broken, KeyboardInterrupt, SystemExit])

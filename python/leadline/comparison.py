@@ -13,6 +13,7 @@ from leadline.data import Preprocess
 from leadline.depth import Frame
 from leadline.display import table
 from leadline.evaluation import Footage, Judgement, feeds, judge, predict
+from leadline.files import REPORT, discard
 from leadline.graph import Graph
 from leadline.pipeline import Quantized
 from leadline.progress import Quiet
@@ -127,6 +128,7 @@ def compare(
         start = time.monotonic()
         quantized = pipeline.quantize(graph, plan, samples, threads=threads, progress=progress)
         folder = Path(out) / plan.name
+        discard(out, REPORT)  # of artefacts that are no more
         quantized.save(folder)
         seconds = time.monotonic() - start
         verification = quantized.verify(threads=threads, progress=progress)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from leadline.types import refuse
+
+REPORT = ("report.json", "report.html", "report-error.txt")
+"""What a run says of its artefacts. It goes when the artefacts are replaced."""
 
 
 @contextmanager
@@ -37,8 +43,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def filling(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder inside `folder`; its files are moved up together when the block succeeds.
+def filling(folder: str | os.PathLike[str], outdated: Iterable[str] = ()) -> Iterator[Path]:
+    """Yield a temporary folder inside `folder`; its files are moved up together when the block succeeds, and those of
+    an earlier run that are `outdated` by them go.
 
     An interrupt or an error inside the block leaves `folder` as it was. Raises InputError when it cannot be written.
     """
@@ -56,6 +63,7 @@ def filling(folder: str | os.PathLike[str]) -> Iterator[Path]:
             for file in files:
                 if (target / file.name).is_dir():
                     raise refuse("write", "no folder may be in the way of an output file", target / file.name)
+            discard(target, set(outdated) - {file.name for file in files})
             for file in files:
                 os.replace(file, target / file.name)
     except BaseException:
@@ -63,3 +71,24 @@ def filling(folder: str | os.PathLike[str]) -> Iterator[Path]:
             with suppress(OSError):  # somebody else may have put something there meanwhile
                 path.rmdir()
         raise
+
+
+def discard(folder: str | os.PathLike[str], names: Iterable[str]) -> None:
+    """Remove those of the files that are there. Folders of such names are somebody else's and stay."""
+    for name in names:
+        path = Path(folder) / name
+        if path.is_file() or path.is_symlink():
+            path.unlink()
+
+
+def to_json(document: Any, indent: int | None = 2) -> str:
+    """JSON. Numbers that it has no word for, NaN and infinities, are null."""
+    return json.dumps(_plain(document), indent=indent, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -39,6 +39,13 @@ if TYPE_CHECKING:
 
 HELD_OUT = 0.25
 
+FILES = tuple(
+    f"model.{name}"
+    for name in ("fp32.onnx", "fp32.onnx.data", "qdq.onnx", "qdq.onnx.data", "encodings", "encodings.onnx",
+                 "encodings.onnx.data")
+)  # fmt: skip
+"""What `Quantized.save` may write."""
+
 
 @dataclass(frozen=True)
 class Quantized:
@@ -197,7 +204,7 @@ class Quantized:
         be written.
         """
         deployable = not self.limits
-        with filling(folder) as out:
+        with filling(folder, FILES) as out:
             self.graph.save(out / "model.fp32.onnx")
             qdq.save(self.to_qdq(), out / "model.qdq.onnx")
             if deployable:
@@ -205,9 +212,6 @@ class Quantized:
                 encoded.save(out / "model.encodings.onnx")
                 said = encodings.Encodings.from_grids(encoded, self.grids)
                 accepted(encoded, said, encodings_version).write(out / "model.encodings", encodings_version)
-        if not deployable:
-            for name in ("model.encodings", "model.encodings.onnx", "model.encodings.onnx.data"):
-                (Path(folder) / name).unlink(missing_ok=True)
 
 
 def quantize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from io import TextIOWrapper
 
 import typer
 
@@ -34,8 +36,13 @@ app.add_typer(sweep.app, name="sweep")
 
 def main() -> None:
     """Exit codes: 0 done, 1 an audit found what its target refuses, 2 a user's mistake, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a name that the terminal cannot spell stops no run
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+            app()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -39,7 +38,7 @@ def quantize_executorch(
     Needs ExecuTorch, in an environment of its own.
     """
     from leadline import pipeline
-    from leadline.files import filling
+    from leadline.files import REPORT, filling, replacing, to_json
     from leadline.progress import Bars
     from leadline.recipe import Recipe
     from leadline.targets import executorch
@@ -53,19 +52,20 @@ def quantize_executorch(
     preprocess = pictures.over(wanted.data)
     given: dict[str, Any] = {"preprocess": preprocess, "samples": samples, "seed": seed, "strict": strict}
     progress = Bars()
-    with filling(out) as folder:
+    with filling(out, REPORT) as folder:
         done = pipeline.quantize(model, wanted, data, progress=progress, threads=threads, **given)
         run = done.graph, done.grids, done.codes
         with progress("write"):
             program = executorch.export_grids(*run, folder / "model.pte")
-        with progress("verify"):
-            held = (tuple(map(torch.from_numpy, feed.values())) for feed in done.held_out)
-            simulation = executorch.simulation(*run)
-            verified = executorch.verify(folder / "model.pte", to_module(done.graph), held, simulation=simulation)
-        names = [value.name for value in done.graph.outputs]
-        document = {"recipe": wanted.name, "outputs": names, "samples": len(done.held_out)}
-        document |= {"program": asdict(program), "verified": asdict(verified)}
-        (folder / "report.json").write_text(json.dumps(document, indent=2), "utf-8")
+    with progress("verify"):
+        held = (tuple(map(torch.from_numpy, feed.values())) for feed in done.held_out)
+        simulation = executorch.simulation(*run)
+        verified = executorch.verify(out / "model.pte", to_module(done.graph), held, simulation=simulation)
+    names = [value.name for value in done.graph.outputs]
+    document = {"recipe": wanted.name, "outputs": names, "samples": len(done.held_out)}
+    document |= {"program": asdict(program), "verified": asdict(verified)}
+    with replacing(out / "report.json") as temporary:
+        temporary.write_text(to_json(document), "utf-8")
     if as_json:
         flags.print_json(document)
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from rich.console import Console
 
+from leadline.files import to_json
 from leadline.types import refuse
 
 Data = Annotated[Path, typer.Option(help="Pictures, a video, .npy or .npz files: a file, or a folder of one kind.")]
@@ -121,4 +121,10 @@ def deliver(
 
 
 def print_json(document: Any) -> None:
-    print(json.dumps(document, indent=2))
+    print(to_json(document))
+
+
+def print_written(out: Path, drawn: bool) -> None:
+    """Where the report is."""
+    name = "report.html" if drawn else "report.json"
+    Console(stderr=True).print(f"wrote {out}/{name}", markup=False, highlight=False, soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,7 +42,7 @@ def quantize_tflite(
 ) -> None:
     """Quantise a network to TFLite and check it in LiteRT's interpreter, on samples that calibration did not see."""
     from leadline import tflite
-    from leadline.files import filling
+    from leadline.files import REPORT, filling, replacing, to_json
     from leadline.progress import Bars
     from leadline.recipe import Recipe
     from leadline.targets import litert
@@ -53,17 +52,16 @@ def quantize_tflite(
     preprocess = pictures.over(wanted.data)
     given = {"preprocess": preprocess, "samples": samples, "seed": seed, "strict": strict, "threads": threads}
     progress = Bars()
-    with filling(out) as folder:
+    with filling(out, REPORT) as folder:
         plan = _plan(model, wanted, data, given, progress)
         with progress("write"):
             tflite.save(plan, folder / "model.tflite", preset=chosen, io=kind)
-        with progress("verify"):
-            verification = litert.verify(
-                plan.content, folder / "model.tflite", plan.held_out, plan=plan, threads=threads
-            )
-        document: dict[str, Any] = {"recipe": wanted.name, "preset": chosen, "io": io, "notes": list(plan.notes)}
-        document |= verification.to_dict()
-        (folder / "report.json").write_text(json.dumps(document, indent=2), "utf-8")
+    with progress("verify"):
+        verification = litert.verify(plan.content, out / "model.tflite", plan.held_out, plan=plan, threads=threads)
+    document: dict[str, Any] = {"recipe": wanted.name, "preset": chosen, "io": io, "notes": list(plan.notes)}
+    document |= verification.to_dict()
+    with replacing(out / "report.json") as temporary:
+        temporary.write_text(to_json(document), "utf-8")
     if as_json:
         flags.print_json(document)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -28,18 +29,16 @@ def demo(
     """Quantise a small depth network on rendered scenes, and show what each recipe does to the depth. No download."""
     from leadline import demo as tour
     from leadline import report
-    from leadline.files import filling
     from leadline.progress import Bars
 
     comparison = tour.demo(out, network, recipe or tour.RECIPES, threads=threads, progress=Bars())
     document = report.compared(comparison)
-    with filling(out) as folder:
-        report.write_compared(document, comparison, folder)
+    drawn = report.write_compared(document, comparison, out)
     if as_json:
         flags.print_json(document)
     else:
         report.show_compared(document, Console())
-        Console(stderr=True).print(f"wrote {out}/report.html")
+        flags.print_written(out, drawn)
 
 
 @flags.with_pictures
@@ -63,7 +62,7 @@ def quantize(
     """Quantise a network, check the artefact against it, and write both with a report."""
     from leadline import pipeline, report
     from leadline.export.encodings import Version
-    from leadline.files import filling
+    from leadline.files import REPORT, filling
     from leadline.progress import Bars
 
     if target == "hexagon":
@@ -76,7 +75,7 @@ def quantize(
     plan = Recipe.load(recipe)
     preprocess = pictures.over(plan.data)
     progress = Bars()
-    with filling(out) as folder:
+    with filling(out, (*pipeline.FILES, *REPORT)) as folder:
         quantized = pipeline.quantize(
             model,
             plan,
@@ -93,15 +92,16 @@ def quantize(
         )
         with progress("write"):
             quantized.save(folder, encodings_version=encodings)
-        judged = quantized.held_out if target == "onnxruntime" else quantized.held_out.take(FRAMES)
-        verification = quantized.verify(judged, threads=threads, progress=progress)
-        document = report.document(model, quantized, verification, folder, time.monotonic() - start)
-        report.write(document, verification.pictures, folder, quantized)
+    # The artefact is in place: whatever becomes of what is said about it, the run is not lost.
+    judged = quantized.held_out if target == "onnxruntime" else quantized.held_out.take(FRAMES)
+    verification = quantized.verify(judged, threads=threads, progress=progress)
+    document = report.document(model, quantized, verification, out, time.monotonic() - start)
+    drawn = report.write(document, verification.pictures, out, quantized)
     if as_json:
         flags.print_json(document)
     else:
         report.show(document, Console())
-        Console(stderr=True).print(f"wrote {out}/report.html")
+        flags.print_written(out, drawn)
 
 
 @flags.with_pictures
@@ -128,7 +128,7 @@ def verify(
 ) -> None:
     """Compare an artefact with its float network on samples: SQNR, worst layers, fused kernels."""
     from leadline import pipeline, report
-    from leadline.files import filling
+    from leadline.files import REPORT, filling
     from leadline.progress import Bars
     from leadline.verification import verify as run
 
@@ -136,12 +136,12 @@ def verify(
     if target != "hexagon" and (context, soc, arch) != (None, None, None):
         raise refuse("verify", "--context, --soc and --arch are for --target hexagon", repr(target))
     preprocess = pictures.over({})
-    graph, feeds = pipeline.load_pair(fp32, data, preprocess, samples, seed, strict)
-    verification = run(graph, qdq, feeds, target=target, soc=soc, arch=arch, threads=threads, progress=Bars())
-    document = report.verified(fp32, graph, qdq, feeds, verification)
+    with filling(out, REPORT) if out is not None else nullcontext():
+        graph, feeds = pipeline.load_pair(fp32, data, preprocess, samples, seed, strict)
+        verification = run(graph, qdq, feeds, target=target, soc=soc, arch=arch, threads=threads, progress=Bars())
+        document = report.verified(fp32, graph, qdq, feeds, verification)
     if out is not None:
-        with filling(out) as folder:
-            report.write(document, verification.pictures, folder)
+        report.write(document, verification.pictures, out)
     if as_json:
         flags.print_json(document)
     else:

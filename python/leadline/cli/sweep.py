@@ -111,8 +111,9 @@ def compare(
     from leadline.sweep import versus
 
     found = _find(storage or str(folder), study)
-    versus.write(found, first, second, folder, cache=Cache(folder / "shared"), threads=threads, progress=Bars())
-    Console(stderr=True).print(f"wrote {folder}/compare-{first}-{second}.html", markup=False)
+    cache = Cache(folder / "shared")
+    if versus.write(found, first, second, folder, cache=cache, threads=threads, progress=Bars()):
+        Console(stderr=True).print(f"wrote {folder}/compare-{first}-{second}.html", markup=False)
 
 
 @app.command()
@@ -202,10 +203,9 @@ def _write(found: Any, out: Path) -> None:
     from leadline.sweep.outcome import write
 
     write(found, out)
-    page.write(found, out)
-    Console(stderr=True).print(
-        f"wrote {out}/report.html, tables.md, tables.tex, cells.csv, cells.parquet", markup=False
-    )
+    drawn = ["report.html"] if page.write(found, out) else []
+    names = [*drawn, "tables.md", "tables.tex", "cells.csv", "cells.parquet"]
+    Console(stderr=True).print(f"wrote {out}/{', '.join(names)}", markup=False)
 
 
 def _show(found: Any, as_json: bool) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +13,12 @@ from rich.filesize import decimal
 import leadline
 from leadline.export.encodings import read_with_version
 from leadline.export.encodings_gaps import gaps
+from leadline.files import replacing, to_json
 from leadline.inspector import inspect
+from leadline.pipeline import FILES
 from leadline.report import charts
 from leadline.report.artefacts import (
+    render,
     show_audit,
     show_difference,
     show_inspection,
@@ -72,7 +74,7 @@ def document(
         "network": _network(model, quantized.graph),
         "recipe": {"name": recipe.name, "description": recipe.description, "toml": recipe.to_toml()},
         "data": _data(quantized.held_out, quantized.skipped) | {"calibration": quantized.calibrated},
-        "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
+        "files": {name: (folder / name).stat().st_size for name in FILES if (folder / name).is_file()},
         "limits": quantized.limits,
         "encodings": _encodings(quantized.graph, folder / "model.encodings"),
         "coverage": inspect(folder / "model.qdq.onnx").to_dict(),
@@ -118,10 +120,16 @@ def verified(fp32: Path, graph: Graph, qdq: Path, samples: Samples, verification
         "leadline": leadline.__version__,
         "network": _network(fp32, graph),
         "data": _data(samples, samples.skipped),
-        "files": {file.name: file.stat().st_size for file in (fp32, qdq)},
+        "files": {name: file.stat().st_size for name, file in _told_apart(fp32, qdq)},
         "coverage": inspect(qdq).to_dict(),
         "verification": verification.to_dict(),
     }
+
+
+def _told_apart(*files: Path) -> list[tuple[str, Path]]:
+    """With their names, or those of their folders in front where they have the same."""
+    alike = len({file.name for file in files}) < len(files)
+    return [(f"{file.resolve().parent.name}/{file.name}" if alike else file.name, file) for file in files]
 
 
 def _network(file: str | os.PathLike[str], graph: Graph) -> dict[str, Any]:
@@ -140,20 +148,31 @@ def _data(held_out: Samples, skipped: Sequence[tuple[str, str]]) -> dict[str, An
 
 def write(
     document: dict[str, Any], pictures: Sequence[Dense], folder: Path, quantized: Quantized | None = None
-) -> None:
-    """``report.json`` and the self-contained ``report.html`` into `folder`; `quantized` adds the histograms."""
-    run = {"recipe": None, "steps": [], "ranges": [], "rounding": [], "limits": []} | document
-    _write(document, [run | _drawn(run, pictures, quantized)], [], folder)
+) -> bool:
+    """``report.json`` and the self-contained ``report.html`` into `folder`; `quantized` adds the histograms.
+
+    The page is drawn last. Where that fails there is a warning, and ``report-error.txt`` in its place; whether there is
+    a page is returned.
+    """
+
+    def draw() -> str:
+        run = {"recipe": None, "steps": [], "ranges": [], "rounding": [], "limits": []} | document
+        return _page(document, [run | _drawn(run, pictures, quantized)], [])
+
+    return _write(document, draw, folder)
 
 
-def write_compared(document: dict[str, Any], comparison: Comparison, folder: Path) -> None:
+def write_compared(document: dict[str, Any], comparison: Comparison, folder: Path) -> bool:
     """The same of a comparison."""
-    common = {key: document[key] for key in ("leadline", "network")}
-    runs = [
-        common | made | _drawn(made, run.verification.pictures, run.quantized)
-        for made, run in zip(document["runs"], comparison.runs, strict=True)
-    ]
-    _write(document, runs, footage_pictures(comparison), folder)
+
+    def draw() -> str:
+        runs = [
+            made | _drawn(made, run.verification.pictures, run.quantized)
+            for made, run in zip(document["runs"], comparison.runs, strict=True)
+        ]
+        return _page(document, runs, footage_pictures(comparison))
+
+    return _write(document, draw, folder)
 
 
 def _drawn(run: dict[str, Any], pictures: Sequence[Dense], quantized: Quantized | None) -> dict[str, Any]:
@@ -172,12 +191,15 @@ def _drawn(run: dict[str, Any], pictures: Sequence[Dense], quantized: Quantized 
     return drawn
 
 
-def _write(document: dict[str, Any], runs: list[dict[str, Any]], footage: list[dict[str, Any]], folder: Path) -> None:
-    (folder / "report.json").write_text(json.dumps(document, indent=2) + "\n", "utf-8")
-    write_page(
-        folder / "report.html",
+def _write(document: dict[str, Any], draw: Callable[[], str], folder: Path) -> bool:
+    with replacing(folder / "report.json") as temporary:
+        temporary.write_text(to_json(document) + "\n", "utf-8")
+    return write_page(folder / "report.html", draw)
+
+
+def _page(document: dict[str, Any], runs: list[dict[str, Any]], footage: list[dict[str, Any]]) -> str:
+    return render(
         "page.html",
-        leadline=document["leadline"],
         network=document["network"],
         depth=document.get("depth"),
         runs=runs,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import traceback
+import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 
 import leadline
-from leadline.files import replacing
+from leadline.files import REPORT, replacing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,12 +42,12 @@ def show_difference(difference: Difference, console: Console) -> None:
 
 def write_inspection(inspection: Inspection, path: str | os.PathLike[str]) -> None:
     """What a file holds, as a page that opens anywhere. Raises InputError when the folder cannot be written."""
-    write_page(path, "inspection.html", leadline=leadline.__version__, found=inspection.to_dict())
+    write_page(path, lambda: render("inspection.html", found=inspection.to_dict()))
 
 
 def write_difference(difference: Difference, path: str | os.PathLike[str]) -> None:
     """What differs between two files, likewise."""
-    write_page(path, "difference.html", leadline=leadline.__version__, found=difference.to_dict())
+    write_page(path, lambda: render("difference.html", found=difference.to_dict()))
 
 
 def show_audit(audit: Audit, console: Console) -> None:
@@ -65,7 +67,7 @@ def show_audit(audit: Audit, console: Console) -> None:
 
 def write_audit(audit: Audit, path: str | os.PathLike[str]) -> None:
     """The same as a page."""
-    write_page(path, "audit.html", leadline=leadline.__version__, found=audit.to_dict(), words=_WORDS)
+    write_page(path, lambda: render("audit.html", found=audit.to_dict(), words=_WORDS))
 
 
 def _show(rows: Iterable[tuple[str, str]], console: Console) -> None:
@@ -77,11 +79,32 @@ def _show(rows: Iterable[tuple[str, str]], console: Console) -> None:
     console.print(table, markup=False)
 
 
-def write_page(path: str | os.PathLike[str], template: str, **values: Any) -> None:
-    """Render one of the templates beside this file into a page that needs nothing else.
+def write_page(path: str | os.PathLike[str], draw: Callable[[], str]) -> bool:
+    """Write the page that `draw` gives, and whether that went well.
 
-    Raises InputError when the folder cannot be written.
+    The work is done when its page is drawn, so a page that cannot be drawn does not undo it: the traceback goes to
+    ``report-error.txt`` beside the page, an earlier page goes, and a warning says so. Raises InputError when the folder
+    cannot be written.
     """
+    page = Path(path)
+    failure = page.with_name(REPORT[-1])
+    try:
+        text = draw()
+    except Exception as error:
+        with replacing(failure) as temporary:
+            temporary.write_text(traceback.format_exc(), "utf-8", "replace")
+        page.unlink(missing_ok=True)
+        what = f"{type(error).__name__}: {error}"
+        warnings.warn(f"[report] '{page}' could not be drawn ({what}); the traceback is in '{failure}'", stacklevel=3)
+        return False
+    with replacing(page) as temporary:
+        temporary.write_text(text, "utf-8", "replace")  # names of files may hold bytes that are no UTF-8
+    failure.unlink(missing_ok=True)
+    return True
+
+
+def render(template: str, **values: Any) -> str:
+    """One of the templates beside this file as a page that needs nothing else."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -92,6 +115,4 @@ def write_page(path: str | os.PathLike[str], template: str, **values: Any) -> No
         lstrip_blocks=True,
     )
     environment.filters["size"] = decimal
-    page = environment.get_template(template).render(**values)
-    with replacing(Path(path)) as temporary:
-        temporary.write_text(page, "utf-8")
+    return environment.get_template(template).render(leadline=leadline.__version__, **values)

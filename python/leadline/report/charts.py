@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
+from leadline.files import to_json
 from leadline.types import refuse
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def _short(value: float) -> float:
 def spec(chart: altair.TopLevelMixin, height: int) -> str:
     """JSON that may stand inside a script element."""
     spec = chart.properties(width="container", height=height).configure(font="system-ui, sans-serif").to_dict()
-    return json.dumps(spec, separators=(",", ":")).replace("</", "<\\/")
+    return to_json(spec, indent=None).replace("<", "\\u003c")
 
 
 def load_altair() -> Any:

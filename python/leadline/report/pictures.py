@@ -24,24 +24,33 @@ SIDE = 360
 ERROR = 0.25
 """Relative depth error at which error maps are brightest: beyond it a pixel no longer counts for delta1."""
 
+GREY = 210
+"""Where nothing is known."""
+
 Pixels = NDArray[np.uint8]
 
 
 def coloured(plane: NDArray[Any], lo: float, hi: float, anchors: tuple[str, ...] = VIRIDIS) -> Pixels:
-    """A (height, width) array as (height, width, 3) RGB; lo and below is the first anchor, hi and above the last."""
+    """A (height, width) array as (height, width, 3) RGB; lo and below is the first anchor, hi and above the last, and
+    NaN is grey."""
     table = np.array([[int(a[i : i + 2], 16) for i in (0, 2, 4)] for a in anchors], np.float64)
-    position = np.clip((plane.astype(np.float64) - lo) / ((hi - lo) or 1.0), 0, 1) * (len(anchors) - 1)
+    unknown = np.isnan(plane)
+    plane = np.where(unknown, lo, plane.astype(np.float64))
+    position = np.clip((plane - lo) / ((hi - lo) or 1.0), 0, 1) * (len(anchors) - 1)
     low = np.minimum(position.astype(int), len(anchors) - 2)
     weight = (position - low)[..., None]
     pixels: Pixels = np.rint(table[low] * (1 - weight) + table[low + 1] * weight).astype(np.uint8)
+    pixels[unknown] = GREY
     return pixels
 
 
 def triptych(dense: Dense) -> dict[str, Any]:
-    """Data URIs of the three pictures, and the ranges that their colours span."""
-    lo, hi = float(dense.reference.min()), float(dense.reference.max())
-    difference = dense.artefact - dense.reference
-    bound = float(np.abs(difference).max()) or 1.0
+    """Data URIs of the three pictures, and the ranges that their colours span: of what is finite."""
+    known = dense.reference[np.isfinite(dense.reference)]
+    lo, hi = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
+    with np.errstate(invalid="ignore"):  # what is infinite in both has no difference
+        difference = dense.artefact.astype(np.float64) - dense.reference
+    bound = float(np.abs(difference[np.isfinite(difference)]).max(initial=0)) or 1.0
     return {
         "output": dense.output,
         "sample": dense.sample.replace("\\", "/").rsplit("/", 1)[-1],
@@ -73,7 +82,7 @@ def error_map(depth: NDArray[Any], truth: NDArray[Any], far: float) -> Pixels:
     known = valid(truth, far=far)
     safe = np.where(known, truth, 1.0)
     pixels = coloured(np.where(known, np.abs(depth - safe) / safe, 0), 0, ERROR, INFERNO)
-    pixels[~known] = 210
+    pixels[~known] = GREY
     return pixels
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
-import leadline
-from leadline.files import filling
-from leadline.report.artefacts import write_page
+from leadline.files import replacing, to_json
+from leadline.report.artefacts import render, write_page
 from leadline.report.charts import available, script, spec
 from leadline.sweep import charts
 from leadline.sweep.outcome import Results, Table, tables
@@ -24,30 +22,38 @@ PAIRS = 3
 HEIGHT = 260
 
 
-def write(results: Results, folder: Path) -> None:
-    """``report.html``, and each of its charts as ``<name>.png``; no charts without the report extra."""
-    drawn = _charts(results) if available() else {}
-    pages = [(title, table) for title, table in tables(results)]
-    with filling(folder) as out:
-        if drawn:
-            import vl_convert
+def write(results: Results, folder: Path) -> bool:
+    """``report.html``, and each of its charts as ``<name>.png``; no charts without the report extra.
 
-            for name, chart in drawn.items():
-                content = chart.properties(width=640, height=HEIGHT).to_dict()
-                (out / f"{name}.png").write_bytes(vl_convert.vegalite_to_png(json.dumps(content), scale=2))
-        render(
-            out / "report.html",
+    Where one cannot be drawn there is a warning, and ``report-error.txt`` in place of the page; whether there is a page
+    is returned.
+    """
+
+    def draw() -> str:
+        drawn = _charts(results) if available() else {}
+        for name, chart in drawn.items():
+            _save(chart, folder / f"{name}.png")
+        return page(
             title=results.about["name"],
             description=results.about["description"],
             counts={state: count for state, count in results.count().items() if count},
-            tables=pages,
+            tables=tables(results),
             drawn=drawn,
             failed=[(row.number, dict(row.values), row.error) for row in results.failed],
         )
 
+    return write_page(folder / "report.html", draw)
 
-def render(
-    path: Path,
+
+def _save(chart: Any, path: Path) -> None:
+    import vl_convert
+
+    content = to_json(chart.properties(width=640, height=HEIGHT).to_dict())
+    with replacing(path) as temporary:
+        temporary.write_bytes(vl_convert.vegalite_to_png(content, scale=2))
+
+
+def page(
     *,
     title: str,
     description: str,
@@ -55,12 +61,10 @@ def render(
     tables: list[tuple[str, Table]],
     drawn: dict[str, Any],
     failed: list[tuple[int, dict[str, Any], str]],
-) -> None:
+) -> str:
     """The page itself."""
-    write_page(
-        path,
+    return render(
         "sweep.html",
-        leadline=leadline.__version__,
         title=title,
         description=description,
         counts=counts,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from leadline.cache import Cache
-from leadline.files import filling
+from leadline.report.artefacts import write_page
 from leadline.report.charts import available
 from leadline.steps import Progress
 from leadline.sweep import charts, page
@@ -29,10 +29,11 @@ def write(
     cache: Cache | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> None:
+) -> bool:
     """``compare-<first>-<second>.html``: settings, figures, and each tensor's SQNR and bits in both cells.
 
     Both are computed again (what they share with the sweep comes from the cache) and verified on the held-out samples.
+    Returns whether the page could be drawn; where not there is a warning.
 
     Raises InputError for a number that no finished cell has.
     """
@@ -41,10 +42,9 @@ def write(
     names = tuple(dict.fromkeys([*layers[0], *layers[1]]))
     table = [{"name": name, "order": i} | _sides(layers, name) for i, name in enumerate(names)]
     labels = (f"cell {first}", f"cell {second}")
-    drawn = {"layers": charts.bars(table, labels)} if available() else {}
-    with filling(folder) as out:
-        page.render(
-            out / f"compare-{first}-{second}.html",
+
+    def draw() -> str:
+        return page.page(
             title=f"{results.about['name']}: {labels[0]} and {labels[1]}",
             description="SQNR on the held-out samples, beside the float network.",
             counts={},
@@ -53,9 +53,11 @@ def write(
                 ("figures", _figures(rows, labels)),
                 _tensors(table, labels),
             ],
-            drawn=drawn,
+            drawn={"layers": charts.bars(table, labels)} if available() else {},
             failed=[],
         )
+
+    return write_page(folder / f"compare-{first}-{second}.html", draw)
 
 
 def _row(results: Results, number: int) -> Row:
