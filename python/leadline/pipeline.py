@@ -27,6 +27,7 @@ from leadline.graph import Graph, Session
 from leadline.graph.features import network_features
 from leadline.graph.ir import Sample
 from leadline.observers import Histogram
+from leadline.original import SAMPLES, Original, Proof
 from leadline.profiles import profile_of
 from leadline.progress import Quiet
 from leadline.recipe import Recipe
@@ -65,6 +66,8 @@ class Quantized:
         What calibration saw.
     target : str
         What the artefact was made for: "onnxruntime" or "hexagon".
+    original : Original or None
+        The user's file, or the Graph that was given in its place: what artefacts are judged by.
     """
 
     graph: Graph
@@ -77,6 +80,7 @@ class Quantized:
     calibrated: int = 0
     target: str = "onnxruntime"
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    original: Original | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         parts = f"{len(self.codes)} parameters, {len(self.grids) - len(self.codes)} activations"
@@ -118,7 +122,7 @@ class Quantized:
         """
         graph = network if isinstance(network, Graph) else Graph.load(network, sample, verbatim=True)
         grids = completed(graph, encodings.read(path, graph))
-        return cls._found(graph, grids, {}, path)
+        return cls._found(graph, grids, {}, path, Original(network))
 
     @classmethod
     def from_qdq(
@@ -138,7 +142,7 @@ class Quantized:
                 rule = f"'{path}' must hold codes of '{name}' in the shape {graph.shape(name)}"
                 raise refuse("Quantized.from_qdq", rule, own.shape)
             codes[name] = own.reshape(graph.shape(name))
-        return cls._found(graph, known.grids, codes, path)
+        return cls._found(graph, known.grids, codes, path, Original(network))
 
     @classmethod
     def _found(
@@ -147,6 +151,7 @@ class Quantized:
         grids: dict[str, Grid],
         codes: dict[str, NDArray[np.integer[Any]]],
         path: str | os.PathLike[str],
+        original: Original,
     ) -> Quantized:
         if not grids:
             raise refuse("Quantized", f"'{path}' must hold a grid", "a file that holds no grids")
@@ -156,7 +161,7 @@ class Quantized:
             if name in graph.weights and name not in codes
         }
         recipe = Recipe(Path(path).name, (), "grids that were read from a file")
-        return cls(graph, grids, codes | nearest, recipe, [], Samples([]))
+        return cls(graph, grids, codes | nearest, recipe, [], Samples([]), original=original)
 
     def to_qdq(self) -> onnx.ModelProto:
         """The artefact as ONNX with QuantizeLinear and DequantizeLinear."""
@@ -185,7 +190,15 @@ class Quantized:
         samples = self.held_out if data is None else data
         if isinstance(samples, Samples) and not len(samples):
             raise refuse("Quantized.verify", "data must be given: grids from a file bring no samples", "none")
-        return verify(self.graph, self.to_qdq(), samples, target=self.target, threads=threads, progress=progress)
+        return verify(
+            self.graph,
+            self.to_qdq(),
+            samples,
+            original=self.original,
+            target=self.target,
+            threads=threads,
+            progress=progress,
+        )
 
     @property
     def limits(self) -> list[str]:
@@ -288,9 +301,16 @@ def quantize(
         cache=cache,
         target=target,
     )
+    original = Original(graph)
+    proof = Proof(original, state.graph, state.held_out, threads)
+    proof.hold(state.graph, "loading")
+    if proof.note:
+        state.log.append(Record("load", state.graph.name, proof.note, kept=False))
     for step in state.recipe.steps:
         apply(step, state)
+        proof.hold(state.graph, f"step {step.step}")
     recentre(state)
+    proof.hold(state.graph, "all steps", SAMPLES)
     if not state.grids:
         received = f"recipe {state.recipe.name}, no grids"
         raise refuse("quantize", "a recipe must calibrate and have a layer to quantise", received)
@@ -305,6 +325,7 @@ def quantize(
         calibrated=len(state.calibration),
         target=state.profile.name,
         skipped=given.skipped,
+        original=original,
     )
 
 

@@ -19,6 +19,7 @@ from leadline.export.qdq_read import open_model
 from leadline.export.unrounded import unrounded
 from leadline.graph import Graph, Session
 from leadline.graph.operators import moves_data
+from leadline.original import Original, OriginalSession
 from leadline.profiles import HEXAGON, profile_of
 from leadline.progress import Quiet
 from leadline.sqnr import Sqnr
@@ -27,7 +28,7 @@ from leadline.targets import hexagon
 from leadline.targets.hexagon import Build
 from leadline.targets.hexagon_expected import expected
 from leadline.targets.onnxruntime import Agreement, kernels_saturate
-from leadline.types import Grid, refuse
+from leadline.types import Grid, InputError, refuse
 
 if TYPE_CHECKING:
     import onnx
@@ -82,7 +83,8 @@ class Verification:
     """What was measured. `tensors` are sorted worst first. `origin` is the first tensor, in the order of computation,
     of the broken ones (below 10 dB) that lead to a broken output; None where all outputs are whole. `moved` are
     tensors that hold something else than the float network's, as a rotation leaves them, so that nothing can be said
-    of their errors. `build` says what the target hexagon made of the artefact; None for onnxruntime."""
+    of their errors. `build` says what the target hexagon made of the artefact; None for onnxruntime. `judged_by` names
+    the network, run as it came, that outputs are compared with."""
 
     samples: int
     outputs: list[OutputScore]
@@ -92,6 +94,7 @@ class Verification:
     moved: list[str] = field(default_factory=list)
     target: str = "onnxruntime"
     build: Build | None = None
+    judged_by: str = ""
     pictures: list[Dense] = field(default_factory=list, repr=False)
 
     def _repr_html_(self) -> str:
@@ -110,6 +113,7 @@ class Verification:
             "origin": self.origin,
             "moved": self.moved,
             "target": self.target,
+            "judged_by": self.judged_by,
             "build": self.build and vars(self.build) | {"accepted": self.build.accepted, "text": str(self.build)},
         }
 
@@ -119,6 +123,7 @@ def verify(
     artefact: onnx.ModelProto | str | os.PathLike[str],
     data: Any,
     *,
+    original: Original | None = None,
     target: str = "onnxruntime",
     soc: int | None = None,
     arch: int | None = None,
@@ -140,6 +145,8 @@ def verify(
         A QDQ model with the same input and output names.
     data : Samples or anything that ``leadline.data.load`` takes
         The emulation takes seconds a sample, for a ViT-S half a minute: a few will do.
+    original : Original, optional
+        What outputs are judged by, run as it came. Default: `reference`, so that a path is judged by the file itself.
     target : {"onnxruntime", "hexagon"}
     soc, arch : int, optional
         For hexagon: the chip; see `targets.hexagon.Emulator`.
@@ -154,6 +161,8 @@ def verify(
     """
     progress, profile = progress or Quiet(), profile_of(target, "verify")
     graph = reference if isinstance(reference, Graph) else _reference(reference, data)
+    if original is None and not isinstance(reference, Graph):
+        original = Original(reference)
     samples = data if isinstance(data, Samples) else load(data, graph.inputs)
     written = qdq.read(artefact if not isinstance(artefact, os.PathLike) else Path(artefact))
     model = artefact if not isinstance(artefact, os.PathLike) else Path(artefact)
@@ -168,10 +177,14 @@ def verify(
         _check_ends(graph, device.inputs, device.outputs)
         stack.enter_context(device)
         exact = stack.enter_context(Session(graph, outputs=wanted + inner, threads=threads))
+        judge, judged_by = _judge(original, wanted, threads)
+        if judge is not None:
+            stack.enter_context(judge)
         simulated = stack.enter_context(Session(device.simulation, outputs=theirs, optimize=False, threads=threads))
         for label, feed in zip(samples.labels, progress.over(samples, "verify", len(samples)), strict=True):
             got = dict(zip(wanted + inner, simulated.run(feed).values(), strict=True))
-            run.update(label, exact.run(feed), got, device.run(feed), written.grids)
+            exactly = exact.run(feed) | (judge.run(feed) if judge is not None else {})
+            run.update(label, exactly, got, device.run(feed), written.grids)
         build = device.build
         scores = run.tensor_scores()
         suspects = [score.name for score in scores if score.sqnr < BROKEN and score.name not in wanted]
@@ -179,7 +192,20 @@ def verify(
     scores = [score for score in scores if score.name not in moved]
     origin = _origin(graph, {score.name: score.sqnr for score in scores})
     saturates = kernels_saturate() and build is None
-    return Verification(len(samples), run.scores(), scores, saturates, origin, moved, target, build, run.pictures)
+    return Verification(
+        len(samples), run.scores(), scores, saturates, origin, moved, target, build, judged_by, run.pictures
+    )
+
+
+def _judge(original: Original | None, outputs: list[str], threads: int | None) -> tuple[OriginalSession | None, str]:
+    """What runs the network as it came, and how reports call it; the Graph alone where there is nothing else, or where
+    onnxruntime does not run it."""
+    if original is None:
+        return None, "the Graph given"
+    try:
+        return original.session(outputs, threads), str(original)
+    except InputError as error:
+        return None, f"the Graph made of {original}, which onnxruntime does not run: {error}"
 
 
 class _Fused:

@@ -129,6 +129,7 @@ def verify(
     """Compare an artefact with its float network on samples: SQNR, worst layers, fused kernels."""
     from leadline import pipeline, report
     from leadline.files import REPORT, filling
+    from leadline.original import Original
     from leadline.progress import Bars
     from leadline.verification import verify as run
 
@@ -138,7 +139,10 @@ def verify(
     preprocess = pictures.over({})
     with filling(out, REPORT) if out is not None else nullcontext():
         graph, feeds = pipeline.load_pair(fp32, data, preprocess, samples, seed, strict)
-        verification = run(graph, qdq, feeds, target=target, soc=soc, arch=arch, threads=threads, progress=Bars())
+        original = Original(fp32)
+        verification = run(
+            graph, qdq, feeds, original=original, target=target, soc=soc, arch=arch, threads=threads, progress=Bars()
+        )
         document = report.verified(fp32, graph, qdq, feeds, verification)
     if out is not None:
         report.write(document, verification.pictures, out)
