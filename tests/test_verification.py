@@ -174,7 +174,8 @@ def test_paths_are_taken_and_missing_ones_refused(tmp_path):
     own = q.verify(threads=1).to_dict()
     for kind in (str, lambda path: path):
         data = load(np.concatenate([feed["x"] for feed in q.held_out]), q.graph.inputs)
-        assert verify(kind(fp32), kind(artefact), data, threads=1).to_dict() == own
+        by_file = verify(kind(fp32), kind(artefact), data, threads=1)
+        assert by_file.judged_by == "'model.fp32.onnx'" and by_file.to_dict() | {"judged_by": own["judged_by"]} == own
     with refused("missing.onnx"):
         verify(fp32, tmp_path / "missing.onnx", samples(1))
     with refused("missing.onnx"):

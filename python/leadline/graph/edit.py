@@ -40,9 +40,8 @@ def add_constant(graph: Graph, wanted: str, array: Array) -> str:
 
 def share_constant(graph: Graph, wanted: str, array: Array) -> str:
     """The same, unless a constant of that name has these very values: then that one serves."""
-    name, number = wanted, 1
-    while name in graph.values or (name in graph.weights and not _same(graph.weights[name], array)):
-        name, number = f"{wanted}_{number}", number + 1
+    same = {name for name, constant in graph.weights.items() if _same(constant, array)}
+    name = free_name(wanted, {*graph.weights, *graph.values} - same)
     graph.weights.setdefault(name, array)
     return name
 
