@@ -48,6 +48,12 @@ CONVOLUTIONS = [
     ((2, 24, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, (1, 24, 40, 40)),
     ((1, 1, 2, 2), (1, 1), (1, 0, 0, 1), (3, 3), 1, (1, 1, 4, 4)),
     ((1, 1, 1, 1), (5, 5), (3, 3, 3, 3), (1, 1), 1, (1, 1, 1, 1)),
+    ((8, 3, 5), (1,), (2, 2), (1,), 1, (2, 3, 17)),
+    ((6, 2, 3), (2,), (0, 3), (2,), 3, (3, 6, 11)),
+    ((7, 1, 3), (1,), (1, 1), (1,), 7, (2, 7, 8)),
+    ((8, 3, 3, 3, 3), (1, 1, 1), (1, 1, 1, 1, 1, 1), (1, 1, 1), 1, (2, 3, 5, 6, 7)),
+    ((6, 2, 2, 1, 3), (2, 1, 3), (1, 0, 2, 0, 1, 1), (2, 1, 1), 3, (2, 6, 7, 4, 9)),
+    ((7, 1, 3, 3, 3), (1, 2, 1), (2, 1, 1, 1, 1, 1), (1, 1, 2), 7, (1, 7, 4, 6, 5)),
 ]
 
 
@@ -104,6 +110,7 @@ def test_a_refused_batch_changes_nothing(native):
     for gram, good in (
         (Gram(3, "fc1"), np.ones((4, 3), "f4")),
         (ConvGram((1, 1, 2, 2), name="fc1"), np.ones((1, 1, 3, 3), "f4")),
+        (ConvGram((1, 1, 2, 2, 2), name="fc1"), np.ones((1, 1, 3, 3, 3), "f4")),
     ):
         gram.update(good)
         before = gram.matrix().tobytes()
@@ -140,7 +147,11 @@ REFUSALS = [
     (lambda: Gram(3).update(np.ones(3, "f4")), r"Received \(3,\)"),
     (lambda: Gram(3).merge(Gram(4)), "other must be a Gram of 3 features. Received a Gram of 4 features"),
     (lambda: Gram(3).merge(CONV), "Received a ConvGram"),
-    (lambda: ConvGram((4, 2, 3)), r"\[ConvGram\] weight_shape must be 4 integers of at least 1. Received \(4, 2, 3\)"),
+    (lambda: ConvGram((4, 2)), r"\[ConvGram\] weight_shape must hold 3 to 5 integers. Received \(4, 2\)"),
+    (lambda: ConvGram((4, 0, 3)), r"\[ConvGram\] weight_shape must be 3 integers of at least 1. Received \(4, 0, 3\)"),
+    (lambda: ConvGram((4, 2, 3), pads=(0, 0, 0, 0)), "pads must be 2 integers"),
+    (lambda: ConvGram((4, 2, 3)).update(np.ones((1, 2, 5, 5), "f4")), r"x must have shape \(N, 2, W\)"),
+    (lambda: ConvGram((4, 2, 1, 3, 3)).update(np.ones((1, 2, 5, 5), "f4")), r"x must have shape \(N, 2, D, H, W\)"),
     (lambda: ConvGram((4, 2, 3, 3), strides=(0, 1)), "strides must be 2 integers of at least 1"),
     (lambda: ConvGram((4, 2, 3, 3), pads=(-1, 0, 0, 0)), "pads must be 4 integers of at least 0"),
     (lambda: ConvGram((4, 2, 3, 3), dilations=(1, 1.5)), "dilations must be 2 integers"),

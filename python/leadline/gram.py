@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -124,65 +125,93 @@ def _integers(values: Sequence[int], length: int, least: int, argument: str) -> 
 
 
 class ConvGram(_Moments):
-    """The Gram matrix of the patches that a 2-D convolution sees, per group, zero padding included: exactly the one of
-    the im2col matrix, without forming it.
+    """The Gram matrix of the patches that a convolution over one to three axes sees, per group, zero padding included:
+    exactly the one of the im2col matrix, without forming it.
 
     Parameters (those of ONNX Conv)
     ----------
-    weight_shape : (out channels, input channels of a group, kernel height, kernel width)
-    strides, dilations : (vertical, horizontal), default (1, 1)
-    pads : (top, left, bottom, right), default zeros
+    weight_shape : (out channels, input channels of a group, kernel sizes: one for each spatial axis)
+    strides, dilations : one for each spatial axis, default ones
+    pads : in front of each spatial axis, then behind each (top, left, bottom, right), default zeros
     groups : int
         As many as there are input channels for a depthwise convolution.
     name : str or None
         The tensor's name, for messages.
 
-    A row is one output pixel; its features run as in the weight: channel, kernel row, kernel column, so that
+    A row is one output pixel; its features run as in the weight: channel, then kernel position, so that
     `weight.reshape(out channels, -1)` multiplies them.
     """
 
     def __init__(
         self,
         weight_shape: Sequence[int],
-        strides: Sequence[int] = (1, 1),
-        pads: Sequence[int] = (0, 0, 0, 0),
-        dilations: Sequence[int] = (1, 1),
+        strides: Sequence[int] = (),
+        pads: Sequence[int] = (),
+        dilations: Sequence[int] = (),
         groups: int = 1,
         name: str | None = None,
     ) -> None:
-        shape = _integers(weight_shape, 4, 1, "weight_shape")
-        self.strides = _integers(strides, 2, 1, "strides")
-        self.pads = _integers(pads, 4, 0, "pads")
-        self.dilations = _integers(dilations, 2, 1, "dilations")
+        if not 3 <= len(weight_shape) <= 5:
+            raise refuse("ConvGram", "weight_shape must hold 3 to 5 integers", tuple(weight_shape))
+        axes = len(weight_shape) - 2
+        shape = _integers(weight_shape, axes + 2, 1, "weight_shape")
+        self.strides = _integers(strides or (1,) * axes, axes, 1, "strides")
+        self.pads = _integers(pads or (0,) * 2 * axes, 2 * axes, 0, "pads")
+        self.dilations = _integers(dilations or (1,) * axes, axes, 1, "dilations")
         self.groups = _integers((groups,), 1, 1, "groups")[0]
         self.channels, self.kernel = shape[1], shape[2:]
-        self.features = shape[1] * shape[2] * shape[3]
+        self.features = math.prod(shape[1:])
         super().__init__(self.groups, self.features, name)
 
     def update(self, x: Any, sample: object = None, threads: int | None = None) -> Self:
-        """Takes in inputs of the convolution: float32 (N, groups * channels, H, W). Nothing has changed if it raises.
+        """Takes in inputs of the convolution: float32 (N, groups * channels, spatial axes). Nothing has changed if it
+        raises.
 
         InputError, naming tensor and `sample`, for another shape and for NaN or infinity.
         """
-        array = as_float32(x, "x", "ConvGram.update")
-        if array.ndim != 4 or array.shape[1] != self.groups * self.channels:
-            rule = f"x must have shape (N, {self.groups * self.channels}, H, W)"
+        array, axes = as_float32(x, "x", "ConvGram.update"), len(self.kernel)
+        if array.ndim != axes + 2 or array.shape[1] != self.groups * self.channels:
+            rule = f"x must have shape (N, {self.groups * self.channels}, {', '.join('DHW'[-axes:])})"
             raise refuse("ConvGram.update", rule, array.shape)
-        top, left, bottom, right = self.pads
-        padded = (array.shape[2] + top + bottom, array.shape[3] + left + right)
+        padded = tuple(n + a + b for n, a, b in zip(array.shape[2:], self.pads[:axes], self.pads[axes:], strict=True))
         reach = [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True)]
         if any(p < r for p, r in zip(padded, reach, strict=True)):
-            raise refuse("ConvGram.update", f"x must hold a patch of {reach[0]}x{reach[1]}", f"{padded} with padding")
-        shape = (array.shape[0], self.channels, array.shape[2], array.shape[3])
-        count = thread_count(threads, "ConvGram.update")
-        if not core.conv_gram_update(
-            array, shape, self.groups, self.kernel, self.strides, self.dilations, self.pads,
-            self._sum, self._second, count,
-        ):  # fmt: skip
-            raise self._not_finite(array, sample)
+            patch = "x".join(map(str, reach))
+            raise refuse("ConvGram.update", f"x must hold a patch of {patch}", f"{padded} with padding")
         steps = [(p - r) // s + 1 for p, r, s in zip(padded, reach, self.strides, strict=True)]
-        self.count += array.shape[0] * steps[0] * steps[1]
+        count = thread_count(threads, "ConvGram.update")
+        if axes > 2 and not np.isfinite(array).all():  # several updates of the sums would stop in the middle
+            raise self._not_finite(array, sample)
+        kernel, strides, dilations = ((1, *own)[-2:] for own in (self.kernel, self.strides, self.dilations))
+        pads = [0, *self.pads[:axes]][-2:] + [0, *self.pads[axes:]][-2:]
+        for picture in self._pictures(array, steps[:-2]):
+            n, channels, *size = picture.shape
+            if not core.conv_gram_update(
+                picture, (n, channels // self.groups, *size), self.groups, kernel, strides, dilations, pads,
+                self._sum, self._second, count,
+            ):  # fmt: skip
+                raise self._not_finite(array, sample)
+        self.count += array.shape[0] * math.prod(steps)
         return self
+
+    def _pictures(self, x: FloatArray, steps: Sequence[int]) -> Iterator[FloatArray]:
+        """What the core sees, who knows pictures of two axes: a single axis gets another of one pixel; where there are
+        more, the taps along the first of them are channels, for each of the outputs' `steps` along these."""
+        lead = len(steps)
+        if x.ndim < 5:
+            yield x.reshape(*x.shape[:2], *(1, *x.shape[2:])[-2:])
+            return
+        n, c = x.shape[:2]
+        for place in np.ndindex(*steps):
+            columns = np.zeros((n, c, *self.kernel[:lead], *x.shape[2 + lead :]), np.float32)
+            for tap in np.ndindex(*self.kernel[:lead]):
+                at = [
+                    o * s + t * d - before
+                    for o, s, t, d, before in zip(place, self.strides, tap, self.dilations, self.pads, strict=False)
+                ]
+                if all(0 <= i < size for i, size in zip(at, x.shape[2:], strict=False)):
+                    columns[:, :, *tap] = x[:, :, *at]
+            yield columns.reshape(n, -1, *x.shape[2 + lead :])
 
     def merge(self, other: ConvGram) -> Self:
         """Takes in what `other` has seen."""

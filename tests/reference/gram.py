@@ -14,15 +14,23 @@ def gram(rows: np.ndarray, centered: bool = False) -> np.ndarray:
 
 
 def im2col(x: np.ndarray, kernel, strides, pads, dilations, groups: int) -> np.ndarray:
-    """(groups, output pixels of all samples, channels of a group * kernel area), features in the weight's order."""
-    (kh, kw), (sh, sw), (dh, dw), (top, left, bottom, right) = kernel, strides, dilations, pads
-    x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
-    n, c, h, w = x.shape
-    out_h, out_w = (h - (kh - 1) * dh - 1) // sh + 1, (w - (kw - 1) * dw - 1) // sw + 1
-    columns = [
-        x[:, :, i * dh : i * dh + (out_h - 1) * sh + 1 : sh, j * dw : j * dw + (out_w - 1) * sw + 1 : sw]
-        for i in range(kh)
-        for j in range(kw)
+    """(groups, output pixels of all samples, channels of a group * kernel size), features in the weight's order."""
+    axes = len(kernel)
+    x = np.pad(x, [(0, 0), (0, 0), *zip(pads[:axes], pads[axes:], strict=True)])
+    n, c = x.shape[:2]
+    out = [
+        (size - (k - 1) * d - 1) // s + 1 for size, k, d, s in zip(x.shape[2:], kernel, dilations, strides, strict=True)
     ]
-    patches = np.stack(columns, 2).reshape(n, groups, c // groups * kh * kw, out_h * out_w)
-    return patches.transpose(1, 0, 3, 2).reshape(groups, n * out_h * out_w, -1)
+    columns = [
+        x[
+            :,
+            :,
+            *(
+                slice(t * d, t * d + (o - 1) * s + 1, s)
+                for t, d, o, s in zip(tap, dilations, out, strides, strict=True)
+            ),
+        ]
+        for tap in np.ndindex(*kernel)
+    ]
+    patches = np.stack(columns, 2).reshape(n, groups, -1, np.prod(out))
+    return patches.transpose(1, 0, 3, 2).reshape(groups, n * np.prod(out), -1)
