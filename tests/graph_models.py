@@ -53,9 +53,12 @@ def random(*shape: int, spread: float = 1.0) -> np.ndarray:
 
 
 def distance(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> float:
-    """Largest difference, relative to each output's standard deviation."""
+    """Largest difference, relative to each output's standard deviation; of a single number, to itself."""
     assert list(before) == list(after)
-    return max(float(np.abs(before[name] - after[name]).max() / before[name].std()) for name in before)
+    return max(
+        float(np.abs(before[name] - after[name]).max() / (before[name].std() or np.abs(before[name]).max()))
+        for name in before
+    )
 
 
 def load_same(proto: onnx.ModelProto, shape: Sequence[int] | None = None, fold: bool = False) -> Graph:

@@ -257,10 +257,59 @@ def test_every_gemm_takes_one_form(attrs):
     assert graph.weights[layer.weight].shape == (6, 8)
 
 
-def test_gemm_with_a_matrix_to_add_stays():
-    graph = load_same(model([node("Gemm", "x w b", "y")], (7, 8), w=random(8, 6), b=random(7, 6)))
-    assert ops(graph) == ["Gemm"]
-    assert graph.layers()[0].bias is not None
+@pytest.mark.parametrize(
+    "attrs", [{}, {"alpha": 2.0, "beta": 0.5}, {"transA": 1, "beta": -1.0}, {"beta": 0.0}], ids=str
+)
+@pytest.mark.parametrize("shape", [(), (1,), (6,), (1, 6), (7, 1), (1, 1), (7, 6)], ids=str)
+def test_what_a_gemm_adds_is_a_vector_or_an_add(shape, attrs):
+    x = (8, 7) if attrs.get("transA") else (7, 8)
+    graph = load_same(model([node("Gemm", "x w c", "y", **attrs)], x, w=random(8, 6), c=random(*shape)))
+    (layer,) = graph.layers()
+    added = ops(graph).count("Add")
+    assert len(layer.node.inputs) == 2 + (attrs.get("beta") != 0 and not added)
+    assert added == (attrs.get("beta") != 0 and shape in [(7, 1), (7, 6)])
+    if layer.bias is not None:
+        assert graph.weights[layer.bias].shape == (6,)
+
+
+@pytest.mark.parametrize("shape", [(6,), (7, 1), (7, 6)], ids=str)
+def test_what_a_gemm_adds_may_be_computed(shape):
+    nodes = [
+        node("ReduceMean", "x", "mean", keepdims=0),
+        node("Mul", "mean c", "d"),
+        node("Gemm", "x w d", "y", beta=3.0),
+    ]
+    graph = load_same(model(nodes, (7, 8), w=random(8, 6), c=random(*shape)))
+    (layer,) = graph.layers()
+    assert len(layer.node.inputs) == 2 and ops(graph)[-2:] == ["Gemm", "Add"]
+
+
+@pytest.mark.parametrize("addend", [None, (), (1,), (5,)], ids=str)
+@pytest.mark.parametrize("rank", range(1, 6))
+def test_a_product_with_a_vector_is_a_gemm(rank, addend):
+    shape = (2, 1, 2, 5, 8)[5 - rank :]
+    weights = {"w": random(8)} | ({} if addend is None else {"c": random(*addend)})
+    nodes = [node("MatMul", "x w", "y" if addend is None else "m")] + [node("Add", "m c", "y")] * (addend is not None)
+    graph = load_same(model(nodes, shape, **weights))
+    (layer,) = graph.layers()
+    assert graph.weights[layer.weight].shape == (1, 8)
+    assert ("Add" in ops(graph)) == (addend == (5,) or (rank == 1 and addend == (1,)))
+
+
+@pytest.mark.parametrize("ones", range(3))
+@pytest.mark.parametrize("rank", range(1, 6))
+def test_axes_of_one_in_front_of_a_matrix_do_not_matter(rank, ones):
+    graph = load_same(model([node("MatMul", "x w", "y")], (2, 1, 2, 5, 8)[5 - rank :], w=random(*[1] * ones, 8, 6)))
+    (layer,) = graph.layers()
+    assert layer.groups == 1 and graph.weights[layer.weight].shape == (6, 8)
+
+
+@pytest.mark.parametrize("weight", [(3, 8, 6), (1, 3, 8, 6), (2, 1, 8, 6), (2, 3, 8, 6)], ids=str)
+@pytest.mark.parametrize("shape", [(8,), (5, 8), (3, 5, 8), (1, 1, 5, 8), (2, 3, 5, 8)], ids=str)
+def test_a_batch_of_matrices_is_a_layer_of_groups(shape, weight):
+    graph = load_same(model([node("MatMul", "x w", "y")], shape, w=random(*weight)))
+    (layer,) = graph.layers()
+    assert (layer.kind, layer.axis, layer.groups) == ("linear", len(weight) - 1, int(np.prod(weight[:-2])))
 
 
 def test_layers_that_read_one_tensor_share_its_reshape():

@@ -18,7 +18,7 @@ from leadline.export import qdq
 from leadline.export.qdq_read import open_model
 from leadline.export.unrounded import unrounded
 from leadline.graph import Graph, Session
-from leadline.graph.operators import moves_data
+from leadline.graph.operators import by_channel, channel_axes, moves_data
 from leadline.original import Original, OriginalSession
 from leadline.profiles import HEXAGON, profile_of
 from leadline.progress import Quiet
@@ -187,8 +187,8 @@ def verify(
             run.update(label, exactly, got, device.run(feed), written.grids)
         build = device.build
         scores = run.tensor_scores()
-        suspects = [score.name for score in scores if score.sqnr < BROKEN and score.name not in wanted]
-        moved = _moved(exact, model, next(iter(samples)), {name: tensors[name] for name in suspects}, wanted)
+        suspects = {s.name: tensors[s.name] for s in scores if s.sqnr < BROKEN and s.name not in wanted}
+        moved = _moved(exact, model, next(iter(samples)), suspects, wanted, run.axes)
     scores = [score for score in scores if score.name not in moved]
     origin = _origin(graph, {score.name: score.sqnr for score in scores})
     saturates = kernels_saturate() and build is None
@@ -283,6 +283,7 @@ def _moved(
     feed: Mapping[str, NDArray[Any]],
     suspects: Mapping[str, str],
     outputs: list[str],
+    axes: Mapping[str, int],
 ) -> list[str]:
     """Of the broken tensors, with what holds them in the artefact: those that are strangers to the float network even
     where no activation is rounded, while its outputs are whole."""
@@ -293,7 +294,8 @@ def _moved(
         got = dict(zip([*outputs, *suspects], session.run(feed).values(), strict=True))
     if any(Sqnr().update(wanted[name], got[name]).db < BROKEN for name in outputs):
         return []
-    return [name for name in suspects if _tensor_score(name, "", _channel_sums(wanted[name], got[name])).sqnr < BROKEN]
+    sums = {name: _channel_sums(wanted[name], got[name], axes[name]) for name in suspects}
+    return [name for name in suspects if _tensor_score(name, "", sums[name]).sqnr < BROKEN]
 
 
 def _origin(graph: Graph, sqnr: dict[str, float]) -> str | None:
@@ -337,7 +339,7 @@ class _Run:
         self._ops = {name: node.op_type for node in graph.nodes for name in node.outputs}
         self._order = {name: position for position, name in enumerate(self._ops)}
         self._sums: dict[str, NDArray[np.float64]] = {}
-        self._inner = inner
+        self._inner, self.axes = inner, channel_axes(graph)
         self._simulated = {name: Sqnr() for name in outputs}
         self._fused = {name: Sqnr() for name in outputs}
         self._worst = dict.fromkeys(outputs, np.inf)
@@ -370,7 +372,7 @@ class _Run:
                 self.pictures.append(Dense(name, label, *planes))
         for name in self._inner:
             if name in wanted:
-                sums = _channel_sums(wanted[name], got[name])
+                sums = _channel_sums(wanted[name], got[name], self.axes[name])
                 self._sums[name] = self._sums.get(name, 0) + sums
         self._seen += 1
 
@@ -396,10 +398,9 @@ class _Run:
         return sorted(numbered, key=lambda score: (score.sqnr, score.name))
 
 
-def _channel_sums(x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
-    """Rows: sum of x*x, of x*y, of y*y and of (x-y)^2; columns: channels."""
-    axis = 1 if x.ndim > 3 else x.ndim - 1
-    a, b = (np.moveaxis(v, axis, 0).reshape(v.shape[axis] if v.ndim else 1, -1).astype(np.float64) for v in (x, y))
+def _channel_sums(x: NDArray[Any], y: NDArray[Any], axis: int) -> NDArray[np.float64]:
+    """Rows: sum of x*x, of x*y, of y*y and of (x-y)^2; columns: channels, which lie along the axis."""
+    a, b = (by_channel(v, axis).astype(np.float64) for v in (x, y))
     return np.stack([(a * a).sum(1), (a * b).sum(1), (b * b).sum(1), np.square(a - b).sum(1)])
 
 

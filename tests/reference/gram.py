@@ -17,7 +17,7 @@ def im2col(x: np.ndarray, kernel, strides, pads, dilations, groups: int) -> np.n
     """(groups, output pixels of all samples, channels of a group * kernel size), features in the weight's order."""
     axes = len(kernel)
     x = np.pad(x, [(0, 0), (0, 0), *zip(pads[:axes], pads[axes:], strict=True)])
-    n, c = x.shape[:2]
+    n = len(x)
     out = [
         (size - (k - 1) * d - 1) // s + 1 for size, k, d, s in zip(x.shape[2:], kernel, dilations, strides, strict=True)
     ]

@@ -100,7 +100,7 @@ def _following(graph: Graph, layer: Node) -> tuple[Node, Doubles, Doubles] | Non
         node = readers[0]
         if node.op_type in ("Reshape", "Transpose"):
             tensor = node.outputs[0]
-            if node.op_type == "Transpose" or axis != -1 or graph.shape(tensor)[-1] != channels:
+            if node.op_type == "Transpose" or axis != -1 or graph.shape(tensor)[-1:] != (channels,):
                 axis = None
             continue
         if graph.shape(node.outputs[0]) != graph.shape(tensor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,11 +60,12 @@ class Layer:
     weight : str
         Name in ``Graph.weights``.
     bias : str or None
-        Name in ``Graph.weights``; None when there is none or it is not constant.
+        Name in ``Graph.weights``; None when there is none or it is no constant vector.
     axis : int
         Output-channel axis of the weight: 0 for Conv and Gemm, 1 for ConvTranspose, the last for MatMul.
     groups : int
-        Convolution groups, 1 for a linear layer. A ConvTranspose with groups holds ``shape[1] * groups`` channels.
+        Convolution groups. A ConvTranspose with groups holds ``shape[1] * groups`` channels. Of a MatMul the matrices,
+        one for each entry of a batch; 1 for any other linear layer.
     kind : {"linear", "conv", "depthwise", "transpose"}
     """
 
@@ -83,8 +85,9 @@ class Graph:
     """A network in normal form, ready to be rewritten.
 
     Nodes are in topological order. Every activation has a fixed shape; constants are folded into ``weights``.
-    Linear layers are Gemm(transB=1, alpha=beta=1) on a 2-D input with a Reshape on either side where the tensor has
-    more axes; LayerNormalization and Gelu are single nodes. Input and output names are the file's own.
+    Linear layers are Gemm(transB=1, alpha=beta=1) on a 2-D input, without addend or with a constant vector, and with a
+    Reshape on either side where the tensor has another rank (a constant batch of matrices stays a MatMul);
+    LayerNormalization and Gelu are single nodes. Input and output names are the file's own.
 
     Attributes
     ----------
@@ -220,8 +223,10 @@ class Graph:
         if node.op_type not in axes or node.inputs[1] not in self.weights or node.inputs[0] in self.weights:
             return None
         weight = self.weights[node.inputs[1]]
-        bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2] in self.weights else None
-        groups = int(node.attrs.get("group", 1))
+        if weight.ndim < 2:
+            return None  # a vector has no output channels; normal form writes it as a matrix
+        bias = next((name for name in node.inputs[2:] if name in self.weights and self.weights[name].ndim == 1), None)
+        groups = math.prod(weight.shape[:-2]) if node.op_type == "MatMul" else int(node.attrs.get("group", 1))
         kind: Literal["linear", "conv", "depthwise", "transpose"] = "linear"
         if node.op_type == "ConvTranspose":
             kind = "transpose"

@@ -1,4 +1,4 @@
-"""Linear layers in one form: Gemm(transB=1) on a 2-D input, between Reshapes where the tensor has more axes."""
+"""Linear layers in one form: Gemm(transB=1) on a 2-D input, between Reshapes where the tensor has another rank."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ def linears(graph: Graph) -> None:
 
 
 def _matmul(wiring: Wiring, node: Node, done: Done) -> None:
+    """One constant matrix, or vector, is a Gemm; a MatMul of several, one for each entry of a batch, stays."""
     graph = wiring.graph
     x, name = node.inputs
     weight = graph.weights.get(name)
-    if weight is None or x not in graph.values or weight.ndim < 2 or weight.dtype != np.float32:
+    if weight is None or x not in graph.values or weight.dtype != np.float32 or math.prod(weight.shape[:-2]) != 1:
         return
     shape, out = graph.shape(x), graph.shape(node.outputs[0])
-    if len(shape) < weight.ndim or math.prod(weight.shape[:-2]) != 1:
-        return
+    width = weight.shape[-1] if weight.ndim > 1 else 1
     inputs, last = [_weight(graph, name, 1.0, True, done)], node
     following = wiring.only_reader(node, "Add")
     if following is not None and graph.shape(following.outputs[0]) == out:
-        bias = fitted(graph, wiring.operand(following, node.outputs[0]), out[-1:])
+        bias = fitted(graph, wiring.operand(following, node.outputs[0]), (width,))
         if bias is not None:
             inputs.append(bias)
             last = following
     target = last.outputs[0]
-    if len(shape) == 2:
+    rows, dtype = math.prod(shape[:-1]), graph.values[x].dtype
+    if len(shape) == 2 and out == (rows, width):
         wiring.replace(last, Node("Gemm", [x, *inputs], [target], node.name, {"transB": 1}))
         return
-    rows, dtype = math.prod(shape[:-1]), graph.values[x].dtype
     flat = add_value(graph, derived(node.outputs[0], "flat"), (rows, shape[-1]), dtype)
-    product = add_value(graph, derived(node.outputs[0], "product"), (rows, out[-1]), dtype)
+    product = add_value(graph, derived(node.outputs[0], "product"), (rows, width), dtype)
     before, after = Node("Reshape", [x], [flat]), Node("Reshape", [product], [target])
     reshape(graph, before, (rows, shape[-1]))
     reshape(graph, after, out)
@@ -56,26 +56,35 @@ def _matmul(wiring: Wiring, node: Node, done: Done) -> None:
 
 
 def _gemm(wiring: Wiring, node: Node, done: Done) -> None:
+    """What a Gemm adds is its bias where all rows get the same; else an Add of its own, behind it."""
     graph = wiring.graph
     x, name, addend = (*node.inputs, "")[:3]
-    if name not in graph.weights or x not in graph.values:
+    if name not in graph.weights or x not in graph.values or graph.weights[name].dtype != np.float32:
         return
-    bias = None
-    if addend:
-        bias = fitted(graph, addend, graph.shape(node.outputs[0])[-1:]) if addend in graph.weights else None
-        if bias is None:
-            return  # the sum with an activation or a whole matrix: onnxruntime runs it as it is
-        beta = node.attrs.get("beta", 1.0)
+    dtype, beta, target = graph.values[x].dtype, node.attrs.get("beta", 1.0), node.outputs[0]
+    nodes, behind = [], []
+    if addend and beta == 0:
+        addend = ""
+    if addend and addend in graph.weights:
+        addend = fitted(graph, addend, graph.shape(target)[-1:]) or addend
         if beta != 1:
-            bias = share_constant(graph, derived(bias, f"x{beta}"), graph.weights[bias] * np.float32(beta))
-    nodes = []
+            addend = share_constant(graph, derived(addend, f"x{beta}"), graph.weights[addend] * np.float32(beta))
+    elif addend and beta != 1:
+        scaled = add_value(graph, derived(addend, f"x{beta}"), graph.shape(addend), dtype)
+        factor = share_constant(graph, derived("", f"beta.{beta}"), np.array(beta, np.float32))
+        nodes.append(Node("Mul", [addend, factor], [scaled]))
+        addend = scaled
+    if addend and (addend not in graph.weights or graph.shape(addend) != graph.shape(target)[-1:]):
+        product = add_value(graph, derived(target, "product"), graph.shape(target), dtype)
+        behind.append(Node("Add", [product, addend], [target]))
+        target, addend = product, ""
     if node.attrs.get("transA", 0):
-        turned = add_value(graph, derived(node.outputs[0], "turned"), graph.shape(x)[::-1], graph.values[x].dtype)
+        turned = add_value(graph, derived(target, "turned"), graph.shape(x)[::-1], dtype)
         nodes.append(Node("Transpose", [x], [turned], attrs={"perm": [1, 0]}))
         x = turned
     weight = _weight(graph, name, node.attrs.get("alpha", 1.0), not node.attrs.get("transB", 0), done)
-    inputs = [x, weight] if bias is None else [x, weight, bias]
-    wiring.replace(node, *nodes, Node("Gemm", inputs, node.outputs, node.name, {"transB": 1}))
+    inputs = [x, weight, addend] if addend else [x, weight]
+    wiring.replace(node, *nodes, Node("Gemm", inputs, [target], node.name, {"transB": 1}), *behind)
 
 
 def _weight(graph: Graph, name: str, alpha: float, transpose: bool, done: Done) -> str:
@@ -84,7 +93,7 @@ def _weight(graph: Graph, name: str, alpha: float, transpose: bool, done: Done) 
         return name
     if (name, alpha, transpose) not in done:
         array = graph.weights[name]
-        matrix = array.reshape(array.shape[-2:])
+        matrix = array.reshape(array.shape[-2:] if array.ndim > 1 else (-1, 1))
         matrix = matrix.T if transpose else matrix
         factor = np.ascontiguousarray(matrix if alpha == 1 else matrix * np.float32(alpha))
         wanted = derived(name, f"{'T' if transpose else ''}x{alpha}")

@@ -99,7 +99,7 @@ def find_chains(graph: Graph) -> tuple[list[Chain], list[tuple[str, str]]]:
     outputs = {value.name for value in graph.outputs}
     chains, refused = [], []
     for first in layers.values():
-        if is_shared(graph, first.weight) or (first.kind == "transpose" and first.groups > 1):
+        if is_shared(graph, first.weight) or (first.kind in ("transpose", "linear") and first.groups > 1):
             continue
         if first.bias is None and len(first.node.inputs) > 2:
             continue
@@ -124,7 +124,7 @@ def find_chains(graph: Graph) -> tuple[list[Chain], list[tuple[str, str]]]:
 def _commutes(graph: Graph, node: Node, tensor: str) -> bool:
     if node.op_type == "Reshape":
         source, target = graph.shape(tensor), graph.shape(node.outputs[0])
-        return 2 in (len(source), len(target)) and source[-1] == target[-1]
+        return 2 in (len(source), len(target)) and source[-1:] == target[-1:]
     if node.op_type == "Resize":
         return node.attrs.get("mode", "nearest") in ("nearest", "linear")
     if node.op_type == "Clip":

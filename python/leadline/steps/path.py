@@ -4,7 +4,7 @@ without running the network from the start for each."""
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,10 @@ from numpy.typing import NDArray
 
 from leadline.affine import fake_quantize
 from leadline.data import Samples
-from leadline.gram import ConvGram, Gram
 from leadline.graph import Layer
 from leadline.graph.segments import Segment, segments
+from leadline.steps.rows import Inputs, Moments
 from leadline.steps.state import State
-
-Tensors = dict[str, NDArray[Any]]
-Moments = Gram | ConvGram
 
 
 @dataclass(frozen=True)
@@ -111,64 +108,22 @@ class _Store:
 
     def moments(self, layers: Sequence[Layer], state: State) -> dict[str, Moments]:
         """Of each layer's input on its grid; layers that read one tensor alike share theirs."""
-        shared: dict[tuple[Any, ...], Moments] = {}
+        shared: dict[tuple[str, Hashable], Moments] = {}
         found: dict[str, Moments] = {}
-        readers: dict[str, list[tuple[Moments, int]]] = {}
+        readers: dict[str, list[tuple[Moments, Inputs]]] = {}
         for layer in layers:
-            key = (layer.input, *_geometry(layer, state))
+            inputs = Inputs(state.graph, layer)
+            key = (layer.input, inputs.key)
             if key not in shared:
-                shape = state.graph.weights[layer.weight].shape
-                shared[key] = moments_of(layer, shape, len(self._paths))
-                readers.setdefault(layer.input, []).append((shared[key], layer.groups))
+                shared[key] = inputs.moments(len(self._paths))
+                readers.setdefault(layer.input, []).append((shared[key], inputs))
             found[layer.name] = shared[key]
         for i in range(self._count):
-            for name, moments in readers.items():
+            for name, each in readers.items():
                 x = np.ascontiguousarray(self._read("quantised", i, name), np.float32)
                 if name in state.grids:
                     x = fake_quantize(x, state.grids[name], threads=state.threads)
-                exact = self._read("float", i, name) if "float" in self._paths else None
-                for one, groups in moments:
-                    update(one, x if exact is None else _joined(exact, x, one, groups), state.threads)
+                paths = [self._read("float", i, name), x] if "float" in self._paths else [x]
+                for moments, inputs in each:
+                    inputs.update(moments, paths, state.threads)
         return found
-
-
-def _geometry(layer: Layer, state: State) -> tuple[Any, ...]:
-    if layer.kind in ("linear", "transpose"):
-        return ("rows",)
-    attrs = layer.node.attrs
-    shape = state.graph.weights[layer.weight].shape
-    axes = ("strides", "pads", "dilations")
-    return (shape[1:], layer.groups, *(tuple(attrs.get(name, ())) for name in axes))
-
-
-def moments_of(layer: Layer, shape: tuple[int, ...], paths: int = 1) -> Moments:
-    """Empty moments for the inputs of a layer whose weight has this shape; of `paths` inputs side by side."""
-    if layer.kind == "linear":
-        return Gram(paths * shape[1 - layer.axis], layer.input)
-    if layer.kind == "transpose":
-        return Gram(paths * shape[0], layer.input)
-    attrs = layer.node.attrs
-    return ConvGram(
-        (shape[0], paths * shape[1], *shape[2:]),
-        attrs.get("strides", (1, 1)),
-        attrs.get("pads", (0, 0, 0, 0)),
-        attrs.get("dilations", (1, 1)),
-        layer.groups,
-        layer.input,
-    )
-
-
-def _joined(exact: NDArray[Any], x: NDArray[Any], moments: Moments, groups: int) -> NDArray[np.float32]:
-    """Both side by side along the channels, within each group."""
-    if isinstance(moments, Gram) and x.ndim != 4:
-        return np.concatenate([exact, x], -1)
-    shape = (x.shape[0], groups, -1, *x.shape[2:])
-    both = np.concatenate([exact.reshape(shape), x.reshape(shape)], 2)
-    return both.reshape(x.shape[0], -1, *x.shape[2:])
-
-
-def update(moments: Moments, x: NDArray[np.float32], threads: int | None) -> None:
-    """Add a layer's input, as the layer reads it."""
-    if isinstance(moments, Gram) and x.ndim == 4:  # a transposed convolution reads its input pixel by pixel
-        x = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
-    moments.update(x.reshape(-1, x.shape[-1]) if isinstance(moments, Gram) else x, threads=threads)

@@ -120,14 +120,15 @@ def _tables(graph: Graph, recipe: Recipe) -> tuple[dict[str, Scheme], list[str]]
 
 def _blocks(graph: Graph, layer: Layer, scheme: Scheme) -> tuple[Scheme, list[str]]:
     """Blocks run along the input features of a linear layer; the block is halved until it divides them."""
-    features = graph.weights[layer.weight].shape[1 - layer.axis]
+    inputs = layer.axis - 1 if layer.node.op_type == "MatMul" else 1 - layer.axis
+    features = graph.shape(layer.weight)[inputs]
     size = scheme.block_size or 0
     if layer.kind == "linear":
         while size >= 16 and features % size:
             size //= 2
         if size >= 16:
             note = [] if size == scheme.block_size else [f"{layer.name}: {features} features, blocks of {size}"]
-            return replace(scheme, axis=1 - layer.axis, block_size=size), note
+            return replace(scheme, axis=inputs, block_size=size), note
     per_axis = replace(scheme, granularity="axis", axis=layer.axis, block_size=None)
     return per_axis, [f"{layer.name}: {layer.kind} of {features} features takes no blocks, one scale per channel"]
 

@@ -15,7 +15,8 @@ from leadline.fisher import output_factor
 from leadline.graph import Layer
 from leadline.recipe import Round
 from leadline.steps.gate import LUCK, output_error
-from leadline.steps.path import Moments, Stage, stages
+from leadline.steps.path import Stage, stages
+from leadline.steps.rows import Moments, Rows
 from leadline.steps.state import Record, State
 
 Doubles = NDArray[np.float64]
@@ -56,22 +57,24 @@ def _unfit(state: State, layer: Layer, readers: int) -> str:
         return f"{readers} layers share its weight"
     if layer.kind == "transpose":
         attrs = layer.node.attrs
-        weight = state.graph.weights[layer.weight]
-        if layer.groups > 1 or tuple(attrs.get("strides", (1, 1))) != weight.shape[2:] or any(attrs.get("pads", ())):
+        taps = state.graph.shape(layer.weight)[2:]
+        apart = tuple(attrs.get("strides", ())) == taps and set(attrs.get("dilations", ())) <= {1}
+        if not apart or any(attrs.get("pads", ())):
             return "a transposed convolution whose taps overlap"
     return ""
 
 
 class _Task:
-    """One layer: its weight, and what its inputs were like, seen and held out.
+    """One layer, as rows against features: its weight, and what its inputs were like, seen and held out.
 
     Errors are (w x - q y)^2, x read in float and y on the quantised path, where moments are joint; else (w y - q y)^2.
     """
 
     def __init__(self, step: Round, state: State, stage: Stage, layer: Layer) -> None:
         self.layer, self.threads, self.joint = layer, state.threads, step.compensate
-        self.weight, self.grid = state.graph.weights[layer.weight], state.grids[layer.weight]
-        self.transposed = layer.kind == "transpose" or (layer.kind == "linear" and layer.axis == 1)
+        self.rows = Rows(state.graph, layer)
+        self.weight = self.rows(state.graph.weights[layer.weight])
+        self.grid = self.rows.grid(state.grids[layer.weight])
         # A bias takes the mean of the error away, so that only what varies about it counts.
         self.centred = layer.bias is not None and layer.bias in state.grids
         self.bias = state.codes[layer.bias] if self.centred and layer.bias is not None else np.zeros(0)
@@ -92,36 +95,34 @@ class _Task:
         """E[y y^T]."""
         return np.ascontiguousarray(moments[:, self.half :, self.half :])
 
-    def rows(self, values: NDArray[Any]) -> Doubles:
-        """A weight as (groups, rows of a group, features)."""
-        flat = np.moveaxis(values, 0, -1).reshape(-1, values.shape[0]) if self.transposed else values
-        return flat.reshape(len(self.seen), -1, self.seen.shape[1] - self.half).astype(np.float64)
+    def _grouped(self, values: NDArray[Any]) -> Doubles:
+        """Rows as (groups, rows of a group, features)."""
+        return values.reshape(len(self.seen), -1, values.shape[1]).astype(np.float64)
 
     def error(self, values: NDArray[Any]) -> float:
-        """Of a weight in float (or dequantised), on held-out samples."""
-        before, after = self.rows(self.weight), self.rows(values)
+        """Of rows in float (or dequantised), on held-out samples."""
+        before, after = self._grouped(self.weight), self._grouped(values)
         difference = np.concatenate([before, -after], 2) if self.joint else before - after
         return float(np.sum((difference @ self.held_out) * difference))
 
     def mean_error(self, values: NDArray[Any]) -> NDArray[np.float64]:
         """For each output channel: what the bias has to give back."""
         mean = self._mean[:, :, None]
-        after = self.rows(values) @ mean[:, self.half :]
-        before = self.rows(self.weight) @ (mean[:, : self.half] if self.joint else mean)
-        shift: NDArray[np.float64] = (after - before).ravel()
-        if self.layer.kind == "transpose":  # each output pixel meets one of the taps
-            shift = shift.reshape(self.weight.shape[1], -1).mean(1)
+        after = self._grouped(values) @ mean[:, self.half :]
+        before = self._grouped(self.weight) @ (mean[:, : self.half] if self.joint else mean)
+        # of a transposed convolution, each output pixel meets one of the taps
+        shift: NDArray[np.float64] = (after - before).reshape(self.bias.size, -1).mean(1)
         return shift
 
 
 def _round(step: Round, state: State, task: _Task) -> None:
     layer, grid = task.layer, task.grid
     target, note = task.weight, ""
-    if task.joint and not task.transposed:
+    if task.joint:
         target, note = _compensated(step, task)
     codes, how = _chosen(step, task, target)
-    rounded = dequantize(codes, grid)
-    before, after = task.error(dequantize(state.codes[layer.weight], grid)), task.error(rounded)
+    before = task.error(dequantize(task.rows(state.codes[layer.weight]), grid))
+    after = task.error(dequantize(codes, grid))
     state.log.append(Record("round", layer.name, f"{note}{how}, held-out squared error", before, after, after < before))
     if after < before:
         state.codes |= _with_bias(state, task, codes)
@@ -131,14 +132,15 @@ def _round(step: Round, state: State, task: _Task) -> None:
 
 
 def _with_bias(state: State, task: _Task, codes: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """The weight's new codes, and those of a bias that takes away the mean of the error that they leave."""
+    """The weight's new codes, given as rows, and those of a bias that takes the mean of the error that they leave."""
     layer = task.layer
+    weight = {layer.weight: task.rows.back(codes)}
     if not task.centred:
-        return {layer.weight: codes}
+        return weight
     assert layer.bias is not None
     own = state.grids[layer.bias]
     moved = task.bias - np.rint(task.mean_error(dequantize(codes, task.grid)) / own.scale)
-    return {layer.weight: codes, layer.bias: np.clip(moved, own.scheme.qmin, own.scheme.qmax).astype(np.int32)}
+    return weight | {layer.bias: np.clip(moved, own.scheme.qmin, own.scheme.qmax).astype(np.int32)}
 
 
 def _couple(step: Round, state: State, task: _Task, target: NDArray[np.float32]) -> None:
@@ -150,8 +152,8 @@ def _couple(step: Round, state: State, task: _Task, target: NDArray[np.float32])
     few = state.calibration.take(PROBED)
     with state.progress(f"probe {layer.name}"):
         fisher = output_factor(state.graph, layer, few, threads=state.threads)
-    given: dict[str, Any] = {"neighbours": step.method == "adaround", "transposed": task.transposed}
-    codes = rounding.descend(target, task.gram(task.seen), task.grid, state.codes[layer.weight], fisher=fisher, **given)
+    start, beside = task.rows(state.codes[layer.weight]), step.method == "adaround"
+    codes = rounding.descend(target, task.gram(task.seen), task.grid, start, neighbours=beside, fisher=fisher)
     changed = state.codes | _with_bias(state, task, codes)
     before, after = output_error(state), output_error(replace(state, codes=changed))
     kept = after < before / LUCK
@@ -162,19 +164,18 @@ def _couple(step: Round, state: State, task: _Task, target: NDArray[np.float32])
 
 def _chosen(step: Round, task: _Task, target: NDArray[np.float32]) -> tuple[NDArray[Any], str]:
     """Codes by the recipe's method, and what they came from."""
-    given: dict[str, Any] = {"transposed": task.transposed, "threads": task.threads}
-    gram = task.gram(task.seen)
+    gram, threads = task.gram(task.seen), task.threads
     match step.method:
         case "best":
-            return rounding.round_best(target, gram, task.grid, held_out=task.gram(task.held_out), **given)
+            return rounding.round_best(target, gram, task.grid, held_out=task.gram(task.held_out), threads=threads)
         case "adaround":
-            return rounding.adaround(target, gram, task.grid, iterations=step.iterations, **given), step.method
+            return rounding.adaround(target, gram, task.grid, iterations=step.iterations, threads=threads), step.method
         case "nearest":
             return quantize(target, task.grid, threads=task.threads), step.method
         case "gptq":
-            return rounding.gptq(target, gram, task.grid, **given), step.method
+            return rounding.gptq(target, gram, task.grid, threads=threads), step.method
         case _:
-            return rounding.descend(target, gram, task.grid, **given), step.method
+            return rounding.descend(target, gram, task.grid, threads=threads), step.method
 
 
 def _compensated(step: Round, task: _Task) -> tuple[NDArray[np.float32], str]:

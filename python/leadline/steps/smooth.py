@@ -11,9 +11,9 @@ from leadline.graph import Graph, Node, Session
 from leadline.graph.edit import set_constant
 from leadline.recipe import CorrectBias, Smooth
 from leadline.smoothing import ALPHAS, Reader, Smoothing, reparameterize, search, search_product
-from leadline.steps.path import Moments, moments_of, update
 from leadline.steps.placement import Placement, place
 from leadline.steps.places import Place, Product, find_attention, find_norms
+from leadline.steps.rows import Inputs, Moments
 from leadline.steps.state import Record, State
 from leadline.steps.trial import FLOAT, can_try, trial_error
 
@@ -97,13 +97,14 @@ def _observe(state: State, parts: list[_Part]) -> _Statistics:
     layers = {layer.name: layer for part in parts for one in part.places for layer, _ in one.readers}
     uses = {use.tensor: use for part in parts for product in part.products for use in product.uses}
     found = _Statistics(samples=len(state.calibration))
-    by_tensor: dict[str, list[Moments]] = {}
+    by_tensor: dict[str, list[tuple[Moments, Inputs]]] = {}
     shared: dict[str, Moments] = {}
     for layer in layers.values():
         key = layer.input if layer.kind == "linear" else layer.name
         if key not in shared:
-            shared[key] = moments_of(layer, state.graph.weights[layer.weight].shape)
-            by_tensor.setdefault(layer.input, []).append(shared[key])
+            inputs = Inputs(state.graph, layer)
+            shared[key] = inputs.moments()
+            by_tensor.setdefault(layer.input, []).append((shared[key], inputs))
         found.moments[layer.name] = shared[key]
     names = sorted(by_tensor.keys() | uses.keys())
     axes = {layer.input: -1 if layer.kind == "linear" else 1 for layer in layers.values()}
@@ -116,8 +117,8 @@ def _observe(state: State, parts: list[_Part]) -> _Statistics:
                     _add(found, name, array.ravel()[orders[name]].reshape(count, -1))
                 else:
                     _add(found, name, np.moveaxis(array, axes[name], 0).reshape(array.shape[axes[name]], -1))
-                    for moments in by_tensor[name]:
-                        update(moments, array, state.threads)
+                    for moments, inputs in by_tensor[name]:
+                        inputs.update(moments, [array], state.threads)
     return found
 
 

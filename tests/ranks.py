@@ -1,0 +1,566 @@
+"""Small networks over every rank: each kind of layer, and each operator between two layers, on tensors of 0 to 5 axes,
+and nodes of several outputs of which the first is not read.
+
+`NETWORKS` holds a maker for each name; every network has one float input x and computes in a millisecond.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import NodeProto
+
+from graph_models import model, node
+
+SPACE = {1: (9,), 2: (6, 5), 3: (4, 5, 4)}
+"""Sizes of the spatial axes of pictures of so many of them."""
+
+Build = Callable[[], onnx.ModelProto]
+NETWORKS: dict[str, Build] = {}
+
+
+class Weights:
+    """Random constants by name, the same on every call."""
+
+    def __init__(self, name: str) -> None:
+        self._rng = np.random.default_rng(sum(map(ord, name)))
+        self.arrays: dict[str, np.ndarray] = {}
+
+    def __call__(self, name: str, *shape: int, fan: int = 0, around: float = 0.0) -> str:
+        spread = (fan or int(np.prod(shape[1:])) or 1) ** -0.5
+        self.arrays[name] = (around + self._rng.standard_normal(shape) * spread).astype(np.float32)
+        return name
+
+    def integers(self, name: str, *values: int) -> str:
+        self.arrays[name] = np.array(values, np.int64)
+        return name
+
+    def scalar(self, name: str, value: float) -> str:
+        self.arrays[name] = np.float32(value)
+        return name
+
+
+Parts = tuple[list[NodeProto], tuple[int, ...]]
+"""Nodes, and the shape of x."""
+
+
+def network(name: str, build: Callable[[Weights], Parts]) -> None:
+    def make() -> onnx.ModelProto:
+        weights = Weights(name)
+        nodes, shape = build(weights)
+        return model(nodes, shape, opset=17, **weights.arrays)
+
+    assert name not in NETWORKS
+    NETWORKS[name] = make
+
+
+# Each layer, between two others.
+
+
+def convolution(axes: int, op_type: str, **attrs: Any) -> Callable[[Weights], Parts]:
+    """Conv, Relu, the convolution in question, Relu, Conv, each over so many spatial axes."""
+
+    def build(w: Weights) -> Parts:
+        groups, kernel = attrs.get("group", 1), (3,) * axes
+        w("w1", 6, 3, *kernel), w("b1", 6, fan=9)
+        width = 6 if op_type == "Conv" else 6 // groups
+        w("w2", 6, 6 // groups if op_type == "Conv" else width, *kernel, fan=6 * 3**axes), w("b2", 6, fan=9)
+        w("w3", 4, 6, *[1] * axes), w("b3", 4, fan=9)
+        nodes = [
+            node("Conv", "x w1 b1", "a", name="first", pads=[1] * 2 * axes),
+            node("Relu", "a", "b"),
+            node(op_type, "b w2 b2", "c", name="middle", **attrs),
+            node("Relu", "c", "d"),
+            node("Conv", "d w3 b3", "y", name="last"),
+        ]
+        return nodes, (1, 3, *SPACE[axes])
+
+    return build
+
+
+for axes, op_type in itertools.product(SPACE, ("Conv", "ConvTranspose")):
+    uneven = [*range(axes), *[1] * axes]  # in front of and behind each axis
+    for kind, attrs in {
+        "plain": {},
+        "grouped": {"group": 2},
+        "depthwise": {"group": 6, "pads": [1] * 2 * axes},
+        "strided": {"strides": [2, 1, 2][:axes], "pads": uneven},
+        "dilated": {"dilations": [1, 2, 1][-axes:], "pads": [1] * 2 * axes},
+        "same": {"auto_pad": "SAME_UPPER", "strides": [2] * axes},
+    }.items():
+        network(f"{op_type}{axes}d-{kind}", convolution(axes, op_type, **attrs))
+    if op_type == "ConvTranspose":
+        kind = f"{op_type}{axes}d-padded-output"
+        network(kind, convolution(axes, op_type, strides=[2] * axes, output_padding=[1] * axes))
+
+
+def side_by_side(axes: int) -> Callable[[Weights], Parts]:
+    """A transposed convolution whose taps do not meet: its rounding works from moments."""
+
+    def build(w: Weights) -> Parts:
+        nodes, shape = convolution(axes, "ConvTranspose", strides=[2] * axes)(w)
+        w("w2", 6, 6, *[2] * axes, fan=6)
+        return nodes, shape
+
+    return build
+
+
+for axes in SPACE:
+    network(f"ConvTranspose{axes}d-apart", side_by_side(axes))
+
+
+def product(
+    shape: Sequence[int], *weights: Sequence[int], bias: Sequence[int] | None = None
+) -> Callable[[Weights], Parts]:
+    """x times each of the weights, with a Relu behind each but the last, and an Add behind the first."""
+
+    def build(w: Weights) -> Parts:
+        nodes, tensor = [], "x"
+        for i, weight in enumerate(weights):
+            w(f"w{i}", *weight, fan=weight[0] if len(weight) == 1 else weight[-2])
+            last = i + 1 == len(weights)
+            nodes.append(node("MatMul", f"{tensor} w{i}", "y" if last else f"h{i}", name=f"product{i}"))
+            tensor = f"h{i}"
+            if i == 0 and bias is not None:
+                w("bias", *bias, fan=9)
+                nodes.append(node("Add", f"{tensor} bias", "sum"))
+                tensor = "sum"
+            if not last:
+                nodes.append(node("Relu", tensor, f"r{i}"))
+                tensor = f"r{i}"
+        return nodes, tuple(shape)
+
+    return build
+
+
+for shape in ((8,), (3, 8), (2, 3, 8), (1, 2, 3, 8), (1, 2, 2, 3, 8)):
+    rank = len(shape)
+    network(f"MatMul-of-rank-{rank}", product(shape, (8, 6), (6, 6), (6, 4), bias=(6,)))
+    network(f"MatMul-with-a-vector-rank-{rank}", product(shape, (8, 6), (6,)))
+for name, shape, weights, bias in (
+    ("each", (2, 3, 8), ((2, 8, 6), (2, 6, 6), (2, 6, 4)), (6,)),
+    ("heads", (1, 2, 3, 8), ((2, 8, 6), (2, 6, 6), (2, 6, 4)), (2, 1, 6)),
+    ("whole", (1, 2, 3, 8), ((1, 1, 8, 6), (1, 2, 6, 4), (4, 5)), (6,)),
+    ("spread", (3, 8), ((2, 8, 6), (6, 4)), (6,)),
+    ("one-of-several", (1, 3, 8), ((2, 8, 6), (6, 4)), (2, 3, 6)),
+    ("twice", (2, 1, 3, 8), ((3, 8, 6), (2, 3, 6, 4), (4, 5)), (2, 3, 1, 6)),
+    ("vector", (8,), ((2, 8, 6), (6, 4)), (6,)),
+    ("ones", (3, 8), ((1, 8, 6), (6, 4)), (1, 3, 6)),
+    ("single", (3, 1), ((2, 1, 6), (6, 1), (1, 4)), (6,)),
+    ("rank5", (1, 2, 2, 3, 8), ((2, 2, 8, 6), (1, 2, 2, 6, 4)), (1, 2, 1, 1, 6)),
+):
+    network(f"MatMul-batched-{name}", product(shape, *weights, bias=bias))
+
+
+def gemm(
+    c: Sequence[int] | None, alpha: float, beta: float, turned_a: int, turned_b: int
+) -> Callable[[Weights], Parts]:
+    def build(w: Weights) -> Parts:
+        w("w1", 3, 8) if turned_a else w("w1", 7, 8)  # what the middle one reads, turned or not
+        x, read = (6, 8), ((7, 6) if turned_a else (6, 7))
+        w("w1", 7, 8)
+        w("w2", *((5, 7) if turned_b else (7, 5)), fan=7)
+        w("w3", 4, 5), w("b3", 4, fan=9)
+        first = [node("Gemm", "x w1", "a", name="first", transB=1), node("Relu", "a", "r")]
+        if read == (7, 6):
+            first.append(node("Transpose", "r", "b", perm=[1, 0]))
+        given = "b" if read == (7, 6) else "r"
+        if c is not None:
+            w("c", *c, fan=2)
+        attrs = {"alpha": alpha, "beta": beta, "transA": turned_a, "transB": turned_b}
+        nodes = [
+            *first,
+            node("Gemm", f"{given} w2" + (" c" if c is not None else ""), "d", name="middle", **attrs),
+            node("Relu", "d", "e"),
+            node("Gemm", "e w3 b3", "y", name="last", transB=1),
+        ]
+        return nodes, x
+
+    return build
+
+
+for c in (None, (), (1,), (5,), (1, 5), (6, 1), (1, 1), (6, 5)):
+    for alpha, beta, a, b in (
+        (1.0, 1.0, 0, 1),
+        (0.5, 2.0, 1, 0),
+        (1.0, 0.0, 0, 0),
+        (2.0, 1.0, 1, 1),
+        (1.0, -1.0, 0, 1),
+    ):
+        size = "none" if c is None else "x".join(map(str, c)) or "scalar"
+        network(f"Gemm-c-{size}-{alpha:g}-{beta:g}-{a}{b}", gemm(c, alpha, beta, a, b))
+
+
+def computed_addend(w: Weights) -> Parts:
+    """A Gemm whose C the network computes."""
+    w("w1", 5, 8), w("w2", 5, 8), w("w3", 4, 5)
+    nodes = [
+        node("Gemm", "x w1", "a", name="side", transB=1),
+        node("Gemm", "x w2 a", "b", name="middle", transB=1, beta=0.5),
+        node("Relu", "b", "c"),
+        node("Gemm", "c w3", "y", name="last", transB=1),
+    ]
+    return nodes, (6, 8)
+
+
+network("Gemm-c-computed", computed_addend)
+
+
+# Each operator between two layers: `a` to `b`, both of the same channels.
+
+CHANNELS = 6
+SHAPES = {1: (6,), 2: (3, 6), 3: (1, 6, 8), 4: (1, 6, 6, 5), 5: (1, 6, 4, 5, 4)}
+
+
+def between(
+    rank: int, first: bool, nodes: Callable[[Weights, tuple[int, ...], int], list[NodeProto]]
+) -> Callable[[Weights], Parts]:
+    """The nodes between convolutions (channels first) or linear layers (channels last); b may have another shape, but
+    keeps its channels."""
+
+    def build(w: Weights) -> Parts:
+        spatial = rank - 2
+        shape = SHAPES[rank] if first or rank < 3 else (*SHAPES[rank][:1], *SHAPES[rank][2:], CHANNELS)
+        inner = nodes(w, shape, 1 if first else rank - 1)
+        if first:
+            w("w1", CHANNELS, CHANNELS, *[3] * spatial), w("b1", CHANNELS, fan=9), w("w2", 4, CHANNELS, *[1] * spatial)
+            ends = (
+                node("Conv", "x w1 b1", "a", name="first", pads=[1] * 2 * spatial),
+                node("Conv", "b w2", "y", name="last"),
+            )
+        else:
+            w("w1", CHANNELS, CHANNELS), w("w2", CHANNELS, 4, fan=CHANNELS)
+            ends = (node("MatMul", "x w1", "a", name="first"), node("MatMul", "b w2", "y", name="last"))
+        return [ends[0], *inner, ends[1]], shape
+
+    return build
+
+
+def another(shape: tuple[int, ...], axis: int) -> int:
+    """An axis that does not hold the channels, the longest of them."""
+    return max((i for i in range(len(shape)) if i != axis), key=lambda i: shape[i])
+
+
+def per_channel(w: Weights, name: str, shape: tuple[int, ...], axis: int, around: float = 0.0) -> str:
+    return w(name, CHANNELS, *[1] * (len(shape) - axis - 1), fan=9, around=around)
+
+
+def whole_gate(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    """A tensor of no axes, and what it multiplies."""
+    return [node("ReduceMean", "a", "mean", keepdims=0), node("Sigmoid", "mean", "gate"), node("Mul", "a gate", "b")]
+
+
+def channel_gate(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    others = [i for i in range(len(shape)) if i != axis]
+    nodes = [node("ReduceMean", "a", "mean", axes=others, keepdims=1)] if others else [node("Identity", "a", "mean")]
+    return [*nodes, node("HardSigmoid", "mean", "gate"), node("Mul", "a gate", "b")]
+
+
+def two_scalars(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    """Tensors of no axes on both sides of operators."""
+    return [
+        node("ReduceMax", "a", "most", keepdims=0),
+        node("ReduceMin", "a", "least", keepdims=0),
+        node("Sub", "most least", "width"),
+        node("Add", f"width {w.scalar('one', 1.0)}", "more"),
+        node("Div", "a more", "b"),
+    ]
+
+
+def inner_split(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    """Split, whose first part is not read."""
+    return [
+        node("Concat", "a a", "both", axis=axis),
+        node("Split", f"both {w.integers('parts', CHANNELS, CHANNELS)}", "unread b", axis=axis),
+    ]
+
+
+def chosen(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    """TopK, whose values are not read, and what its indices choose."""
+    at = another(shape, axis)
+    return [
+        node("TopK", f"a {w.integers('k', max(1, shape[at] - 1))}", "most places", axis=at),
+        node("GatherElements", "a places", "b", axis=at),
+    ]
+
+
+def turned(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    perm = list(range(len(shape)))[::-1]
+    return [
+        node("Transpose", "a", "t", perm=perm),
+        node("LeakyRelu", "t", "u"),
+        node("Transpose", "u", "b", perm=perm),
+    ]
+
+
+def flat(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    return [
+        node("Reshape", f"a {w.integers('flat', -1)}", "f"),
+        node("Tanh", "f", "g"),
+        node("Reshape", f"g {w.integers('back', *shape)}", "b"),
+    ]
+
+
+def gathered(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    """One entry taken out, and its axis put back."""
+    at = another(shape, axis)
+    return [
+        node("Gather", f"a {w.integers('order', *range(shape[axis])[::-1])}", "g", axis=axis),
+        node("Gather", f"g {w.integers('one', 1 % shape[at])}", "b", axis=at),
+    ]
+
+
+def resized(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    w.arrays["scales"] = np.array([1.0 if i == axis or i == 0 else 2.0 for i in range(len(shape))], np.float32)
+    return [node("Resize", "a - scales", "b", mode="nearest")]
+
+
+def padded(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    pads = [0 if i == axis or i == 0 else 1 for i in range(len(shape))]
+    return [node("Pad", f"a {w.integers('pads', *pads, *pads)}", "b")]
+
+
+def normed(op_type: str) -> Callable[[Weights, tuple[int, ...], int], list[NodeProto]]:
+    def nodes(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+        w("gain", CHANNELS, fan=9, around=1.0), w("offset", CHANNELS, fan=9)
+        if op_type == "BatchNormalization":
+            w("mean", CHANNELS, fan=9), w("variance", CHANNELS, fan=100, around=1.0)
+            return [node(op_type, "a gain offset mean variance", "n"), node("Relu", "n", "b")]
+        return [node(op_type, "a gain offset", "n"), node("Relu", "n", "b")]
+
+    return nodes
+
+
+def last_normed(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    w("gain", shape[-1], fan=9, around=1.0), w("offset", shape[-1], fan=9)
+    return [node("LayerNormalization", "a gain offset", "b", axis=-1)]
+
+
+def plain(*steps: tuple[str, dict[str, Any]]) -> Callable[[Weights, tuple[int, ...], int], list[NodeProto]]:
+    def nodes(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+        names = ["a", *(f"s{i}" for i in range(len(steps) - 1)), "b"]
+        return [node(op, names[i], names[i + 1], **attrs) for i, (op, attrs) in enumerate(steps)]
+
+    return nodes
+
+
+def clipped(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    return [node("Clip", f"a {w.scalar('low', 0.0)} {w.scalar('high', 1.0)}", "b")]
+
+
+def sloped(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    return [node("PRelu", f"a {per_channel(w, 'slope', shape, axis, 0.2)}", "b")]
+
+
+def affine(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    factor, shift = per_channel(w, "factor", shape, axis, 1.5), per_channel(w, "shift", shape, axis)
+    return [node("Mul", f"a {factor}", "m"), node("Add", f"m {shift}", "s"), node("Relu", "s", "b")]
+
+
+def late_affine(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    factor, shift = per_channel(w, "factor", shape, axis, 1.5), per_channel(w, "shift", shape, axis)
+    return [node("Relu", "a", "r"), node("Mul", f"r {factor}", "m"), node("Add", f"m {shift}", "b")]
+
+
+def residual(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    return [node("Sigmoid", "a", "s"), node("Mul", "a s", "m"), node("Add", "m a", "b")]
+
+
+def table(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    """A constant of the whole shape, as positions are."""
+    return [node("Add", f"a {w('table', *shape, fan=4)}", "s"), node("Softmax", "s", "b", axis=axis)]
+
+
+def joined(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    """A constant put in front along another axis, where there is one."""
+    at = another(shape, axis)
+    token = [1 if i == at else size for i, size in enumerate(shape)]
+    return [node("Concat", f"{w('token', *token, fan=4)} a", "b", axis=at)]
+
+
+def tiled(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    return [
+        node("Unsqueeze", f"a {w.integers('front', 0)}", "u"),
+        node("Tile", f"u {w.integers('times', 2, *[1] * len(shape))}", "t"),
+        node("ReduceMean", "t", "b", axes=[0], keepdims=0),
+    ]
+
+
+def masked(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    return [node("Greater", f"a {w.scalar('zero', 0.0)}", "which"), node("Where", "which a zero", "b")]
+
+
+def dropped(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    return [node("Dropout", "a", "kept mask"), node("Where", f"mask kept {w.scalar('zero', 0.0)}", "b")]
+
+
+def mask_alone(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    """Dropout, whose mask alone is read."""
+    return [node("Dropout", "a", "unread mask"), node("Where", f"mask a {w.scalar('zero', 0.0)}", "b")]
+
+
+def pooled(op_type: str, **attrs: Any) -> Callable[[Weights, tuple[int, ...], int], list[NodeProto]]:
+    def nodes(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+        spatial = len(shape) - 2
+        given = {"kernel_shape": [2] * spatial, "strides": [2] * spatial} if not op_type.startswith("Global") else {}
+        return [node("Relu", "a", "r"), node(op_type, "r", "b", **given | attrs)]
+
+    return nodes
+
+
+def pool_places(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    """MaxPool, whose indices alone are read."""
+    spatial = len(shape) - 2
+    w.scalar("unit", 0.1)
+    return [
+        node("MaxPool", "a", "unread places", kernel_shape=[2] * spatial, strides=[2] * spatial),
+        node("Cast", "places", "real", to=1),
+        node("Mul", "real unit", "b"),
+    ]
+
+
+MIDDLES: dict[str, tuple[str, Callable[[Weights, tuple[int, ...], int], list[NodeProto]]]] = {
+    # where: "c" between convolutions, "l" between linear layers
+    "Relu": ("cl", plain(("Relu", {}))),
+    "Clip": ("cl", clipped),
+    "PRelu": ("cl", sloped),
+    "curves": ("cl", plain(("Tanh", {}), ("Elu", {}), ("HardSwish", {}), ("Softplus", {}))),
+    "affine": ("cl", affine),
+    "late-affine": ("cl", late_affine),
+    "residual": ("cl", residual),
+    "whole-gate": ("cl", whole_gate),
+    "channel-gate": ("cl", channel_gate),
+    "scalars": ("cl", two_scalars),
+    "split": ("cl", inner_split),
+    "TopK": ("cl", chosen),
+    "turned": ("cl", turned),
+    "flat": ("cl", flat),
+    "gathered": ("cl", gathered),
+    "table": ("cl", table),
+    "joined": ("cl", joined),
+    "tiled": ("cl", tiled),
+    "masked": ("cl", masked),
+    "Dropout": ("cl", dropped),
+    "Dropout-mask": ("cl", mask_alone),
+    "LayerNormalization": ("cl", last_normed),
+    "BatchNormalization": ("c", normed("BatchNormalization")),
+    "InstanceNormalization": ("c", normed("InstanceNormalization")),
+    "MaxPool": ("c", pooled("MaxPool")),
+    "MaxPool-places": ("c", pool_places),
+    "AveragePool": ("c", pooled("AveragePool", count_include_pad=1)),
+    "GlobalAveragePool": ("c", pooled("GlobalAveragePool")),
+    "Resize": ("c", resized),
+    "Pad": ("c", padded),
+}
+for name, (where, nodes) in MIDDLES.items():
+    for rank in SHAPES:
+        if "c" in where and rank > 2:
+            network(f"{name}-between-convolutions-rank-{rank}", between(rank, True, nodes))
+        if "l" in where and not (rank == 1 and name in ("joined", "gathered", "TopK")):
+            network(f"{name}-between-linears-rank-{rank}", between(rank, False, nodes))
+
+
+def flattened(axes: int) -> Callable[[Weights], Parts]:
+    """Convolutions, a pool and a classifier; for one axis, the tokens of a sequence."""
+
+    def build(w: Weights) -> Parts:
+        w("w1", 6, 3, *[3] * axes), w("b1", 6, fan=9)
+        size = int(np.prod([n - 2 for n in SPACE[axes]])) * 6
+        w("w2", 5, size), w("b2", 5, fan=9)
+        nodes = [
+            node("Conv", "x w1 b1", "a", name="first"),
+            node("Relu", "a", "b"),
+            node("Flatten", "b", "c"),
+            node("Gemm", "c w2 b2", "y", name="last", transB=1),
+        ]
+        return nodes, (1, 3, *SPACE[axes])
+
+    return build
+
+
+def tokens(axes: int) -> Callable[[Weights], Parts]:
+    """A patch embedding, tokens, LayerNormalization, two linear layers with a residual sum."""
+
+    def build(w: Weights) -> Parts:
+        w("w1", 6, 3, *[2] * axes), w("b1", 6, fan=9)
+        (
+            w("gain", 6, fan=9, around=1),
+            w("offset", 6, fan=9),
+            w("w2", 6, 12, fan=6),
+            w("w3", 12, 6, fan=12),
+            w("w4", 6, 4, fan=6),
+        )
+        nodes = [
+            node("Conv", "x w1 b1", "a", name="patches", strides=[2] * axes),
+            node("Reshape", f"a {w.integers('rows', 1, 6, -1)}", "r"),
+            node("Transpose", "r", "t", perm=[0, 2, 1]),
+            node("LayerNormalization", "t gain offset", "n", axis=-1),
+            node("MatMul", "n w2", "h", name="up"),
+            node("Relu", "h", "g"),
+            node("MatMul", "g w3", "d", name="down"),
+            node("Add", "t d", "s"),
+            node("LayerNormalization", "s gain offset", "m", axis=-1),
+            node("MatMul", "m w4", "y", name="head"),
+        ]
+        return nodes, (1, 3, *SPACE[axes])
+
+    return build
+
+
+for axes in SPACE:
+    network(f"flattened-{axes}d", flattened(axes))
+    network(f"tokens-{axes}d", tokens(axes))
+
+
+# Nodes whose first output nobody reads.
+
+
+def recurrent(op_type: str, gates: int, outputs: str, directions: int = 1) -> Callable[[Weights], Parts]:
+    def build(w: Weights) -> Parts:
+        hidden, sides = 4, directions
+        w("in", 5, 6), w("w", sides, gates * hidden, 6, fan=6), w("r", sides, gates * hidden, hidden, fan=4)
+        w("b", sides, 2 * gates * hidden, fan=9), w("out", sides * hidden, 3, fan=hidden)
+        direction = "bidirectional" if sides == 2 else "forward"
+        kept = [name for name in outputs.split() if name != "-"][-1]
+        made = node("MatMul", "x in", "i", name="first"), onnx.helper.make_node(
+            op_type, ["i", "w", "r", "b"], [n.replace("-", "") for n in outputs.split()],
+            name="recurrent", hidden_size=hidden, direction=direction,
+        )  # fmt: skip
+        turn = [0, 2, 1, 3] if kept == "seq" else [1, 0, 2]
+        shape = (4, 1, sides * hidden) if kept == "seq" else (1, sides * hidden)
+        nodes = [
+            *made,
+            node("Transpose", kept, "t", perm=turn),
+            node("Reshape", f"t {w.integers('flat', *shape)}", "f"),
+            node("MatMul", "f out", "y", name="last"),
+        ]
+        return nodes, (4, 1, 5)
+
+    return build
+
+
+for op_type, gates in (("LSTM", 4), ("GRU", 3), ("RNN", 1)):
+    for kind, outputs in {"sequence": "seq", "last": "- last", "unread-sequence": "unread last"}.items():
+        for sides in (1, 2):
+            network(f"{op_type}-{kind}-{sides}", recurrent(op_type, gates, outputs, sides))
+network("LSTM-cell", recurrent("LSTM", 4, "- - cell"))
+
+
+def left_out(w: Weights) -> Parts:
+    """A Split and a TopK with outputs that are left out or unread, the first among them."""
+    w("w1", 5, 8), w("w2", 4, 3, fan=4)
+    nodes = [
+        node("MatMul", "x w1", "a", name="first"),
+        node("Split", f"a {w.integers('parts', 4, 4)}", "left right", axis=-1),
+        node("TopK", f"right {w.integers('k', 2)}", "values places", axis=0),
+        node("GatherElements", "right places", "b", axis=0),
+        node("MatMul", "b w2", "y", name="last"),
+    ]
+    return nodes, (3, 5)
+
+
+network("Split-then-TopK", left_out)
