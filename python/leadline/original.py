@@ -6,12 +6,14 @@ No pass of leadline has touched it, so what a pass gets wrong shows. `Original` 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
+from onnx.external_data_helper import load_external_data_for_model
 
 from leadline.data import Samples
 from leadline.graph import Graph, Session
@@ -38,6 +40,9 @@ PART_LEFT = 20.0
 NOISE = 1e-10
 """An index with less than this share of an output's power is noise itself."""
 
+FEW = 3
+"""Values of a channel: fewer fit any factor."""
+
 TIES = 0.02
 """Share of an output of integers (classes, places) that may differ: ties fall either way."""
 
@@ -57,14 +62,44 @@ class Original:
     def __str__(self) -> str:
         return f"'{self.source.name}'"
 
-    def session(self, outputs: Sequence[str], threads: int | None = None) -> OriginalSession:
-        """Load it, to give those of these tensors that it has. Raises InputError where onnxruntime does not run it."""
+    def session(self, graph: Graph, threads: int | None = None, inner: bool = False) -> OriginalSession:
+        """Load it, to give those outputs of a Graph made of it that it has, too, on inputs of that Graph's shapes; or,
+        `inner`, all that its own nodes write.
+
+        Raises InputError where onnxruntime does not run it.
+        """
+        names = [value.name for value in graph.outputs]
         if isinstance(self.source, Graph):
-            known = {*self.source.values, *(value.name for value in self.source.outputs)}
-        else:
-            network = parse(self.source, "Original").graph
-            known = {name for node in network.node for name in node.output} | {value.name for value in network.output}
-        return OriginalSession(self.source, [name for name in outputs if name in known], threads=threads)
+            known = [name for node in self.source.nodes for name in node.outputs if name]
+            wanted = known if inner else [name for name in names if name in self.source.values]
+            return OriginalSession(self.source, wanted, threads=threads)
+        model = parse(self.source, "Original")
+        known = [name for node in model.graph.node for name in node.output if name]
+        ends = {value.name for value in model.graph.output}
+        wanted = known if inner else [name for name in names if name in ends.union(known)]
+        if _frees(model, graph):
+            load_external_data_for_model(model, str(self.source.resolve().parent))
+            return OriginalSession(model, wanted, threads=threads)
+        return OriginalSession(self.source, wanted, threads=threads)
+
+
+def _frees(model: onnx.ModelProto, graph: Graph) -> bool:
+    """Whether shapes that the file declares had to be taken out, since they are not those that it is used with: some
+    exporters declare a dummy's."""
+    shapes = {value.name: value.shape for value in graph.inputs}
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        used = shapes.get(value.name, ())
+        if len(dims) == len(used) and any(d.dim_value not in (0, size) for d, size in zip(dims, used, strict=True)):
+            break
+    else:
+        return False
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name in shapes or value in model.graph.output:
+            for dim in value.type.tensor_type.shape.dim:
+                dim.Clear()
+    del model.graph.value_info[:]
+    return True
 
 
 class OriginalSession(Session):
@@ -103,19 +138,21 @@ class Proof:
 
     def __init__(self, original: Original, loaded: Graph, samples: Samples, threads: int | None = None) -> None:
         self.original, self.note, self._threads = original, "", threads
-        self._last = loaded.copy()
+        self._last: Graph | None = None
         self._feeds = list(samples.take(SAMPLES))
         self._labels = samples.take(SAMPLES).labels
-        outputs = [value.name for value in loaded.outputs]
         try:
-            session = original.session(outputs, threads)
+            session = original.session(loaded, threads)
         except ValueError as error:
             self.note = (
                 f"{original} does not run in onnxruntime as it is, so the Graph made of it is the judge: {error}"
             )
-            session = Original(loaded).session(outputs, threads)
+            session = Original(loaded).session(loaded, threads)
         with session:
             self._wanted = [session.run(feed) for feed in self._feeds]
+            self._power = {
+                name: float(np.mean([_power(wanted[name]) for wanted in self._wanted])) for name in session.outputs
+            }
             rounded = _rounded(self._feeds[0], max(session.epsilon, 2.0**-21))
             self._response = {
                 name: _noise(self._wanted[0][name], array) for name, array in session.run(rounded).items()
@@ -130,7 +167,7 @@ class Proof:
                 got = session.run(feed)
                 for name in names:
                     if reason := self._departure(name, wanted[name], got[name]):
-                        tensor = self._first(graph, feed, name)
+                        tensor = self._first(graph, name)
                         rule = (
                             f"after {after} the network must still compute {self.original}, but its output '{name}' "
                             f"{reason} on {label}, from tensor '{tensor}' on; this is a fault of leadline, not of the "
@@ -150,35 +187,25 @@ class Proof:
         if not np.isfinite(got[known]).all():
             return "holds infinities or NaN"
         x, y = np.where(known, wanted, 0), np.where(known, got, 0)
-        db = Sqnr().update(x, y).db
+        error = float(np.square(x.astype(np.float64) - y).sum())
+        db = Sqnr(max(_power(wanted), self._power[name]), error).db
         if db < min(LEFT, self._response[name] - MARGIN):
             return f"is {db:.1f} dB from it"
         if self._response[name] > LEFT:
             for axis in range(x.ndim):
-                power, error = (np.square(by_channel(v, axis), dtype=np.float64).sum(1) for v in (x, x - y))
-                lost = (power > NOISE * power.sum()) & (error > 10 ** (-PART_LEFT / 10) * power)
+                power, lacking = (np.square(by_channel(v, axis), dtype=np.float64).sum(1) for v in (x, x - y))
+                lost = (power > NOISE * power.sum()) & (lacking > 10 ** (-PART_LEFT / 10) * power)
                 if lost.any():
                     return f"has lost index {int(np.argmax(lost))} of axis {axis}"
         return ""
 
-    def _first(self, graph: Graph, feed: Feed, output: str) -> str:
+    def _first(self, graph: Graph, output: str) -> str:
         """Upstream from an output that left, through what differs from the network before: what is computed first."""
-        shared = [
-            name
-            for name, value in graph.values.items()
-            if name in self._last.values and self._last.shape(name) == value.shape and value.dtype.kind == "f"
-        ]
         inputs = {value.name for value in graph.inputs}
-        watched = [name for name in shared if name not in inputs]
-        if not watched:
-            return output
-        axes = channel_axes(graph)
-        with (
-            Session(self._last, outputs=watched, threads=self._threads) as before,
-            Session(graph, outputs=watched, threads=self._threads) as now,
-        ):
-            wanted, got = before.run(feed), now.run(feed)
-        same = {name for name in watched if _alike(wanted[name], got[name], axes[name])} | inputs
+        floats = [name for name in graph.activations() if name not in inputs]
+        with Session(graph, outputs=floats, threads=self._threads) as session:
+            got = self._stacked(session)
+        same = inputs | (self._kept(graph, got) if self._last is not None else self._met(graph, got))
         sources = {name: node.inputs for node in graph.nodes for name in node.outputs}
         left, pending = {output}, [output]
         while pending:
@@ -187,6 +214,36 @@ class Proof:
                     left.add(name)
                     pending.append(name)
         return next(name for node in graph.nodes for name in node.outputs if name in left)
+
+    def _stacked(self, session: Session) -> Arrays:
+        """What all the samples make of each tensor, sample by sample along a new first axis."""
+        runs = [session.run(feed) for feed in self._feeds]
+        return {name: np.stack([run[name] for run in runs]) for name in runs[0]}
+
+    def _kept(self, graph: Graph, got: Arrays) -> set[str]:
+        """What holds the same as in the Graph before, under its name."""
+        assert self._last is not None
+        shared = [name for name in got if name in self._last.values and self._last.shape(name) == graph.shape(name)]
+        shared = [name for name in shared if any(name in node.outputs for node in self._last.nodes)]
+        if not shared:
+            return set()
+        axes = channel_axes(graph)
+        with Session(self._last, outputs=shared, threads=self._threads) as session:
+            return {name for name, array in self._stacked(session).items() if _alike(array, got[name], axes[name] + 1)}
+
+    def _met(self, graph: Graph, got: Arrays) -> set[str]:
+        """What holds the same as some tensor of the original; loading gives them other names."""
+        with self.original.session(graph, self._threads, inner=True) as session:
+            values = [array.ravel() for array in self._stacked(session).values() if array.dtype.kind == "f"]
+        return {
+            name
+            for name, array in got.items()
+            if any(each.size == array.size and _equal(each, array.ravel()) for each in values)
+        }
+
+
+def _power(array: NDArray[Any]) -> float:
+    return float(np.square(np.where(np.isfinite(array), array, 0), dtype=np.float64).sum())
 
 
 def _rounded(feed: Feed, epsilon: float) -> Arrays:
@@ -210,9 +267,17 @@ def _noise(wanted: NDArray[Any], got: NDArray[Any]) -> float:
     return Sqnr().update(np.where(known, wanted, 0), np.where(known, got, 0)).db
 
 
+def _equal(x: NDArray[Any], y: NDArray[Any]) -> bool:
+    """But for float noise."""
+    a, b = (np.nan_to_num(v).astype(np.float64) for v in (x, y))
+    return bool(np.square(a - b).sum() <= 10 ** (-LEFT / 10) * np.square(a).sum())
+
+
 def _alike(x: NDArray[Any], y: NDArray[Any], axis: int) -> bool:
-    """Equal but for float noise and a factor for each channel, which folding and equalising may leave."""
+    """Equal, but perhaps for a factor for each channel that folding or equalising left; too few values cannot tell."""
     a, b = (by_channel(np.nan_to_num(v), axis).astype(np.float64) for v in (x, y))
+    if _equal(a, b) or a.shape[1] < FEW:
+        return _equal(a, b)
     products, squares = (a * b).sum(1), (b * b).sum(1)
     factors = np.divide(products, squares, out=np.ones_like(products), where=squares > 0)
-    return bool(np.square(a - factors[:, None] * b).sum() <= 10 ** (-LEFT / 10) * np.square(a).sum())
+    return _equal(a, factors[:, None] * b)

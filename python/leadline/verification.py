@@ -177,7 +177,7 @@ def verify(
         _check_ends(graph, device.inputs, device.outputs)
         stack.enter_context(device)
         exact = stack.enter_context(Session(graph, outputs=wanted + inner, threads=threads))
-        judge, judged_by = _judge(original, wanted, threads)
+        judge, judged_by = _judge(original, graph, threads)
         if judge is not None:
             stack.enter_context(judge)
         simulated = stack.enter_context(Session(device.simulation, outputs=theirs, optimize=False, threads=threads))
@@ -197,13 +197,13 @@ def verify(
     )
 
 
-def _judge(original: Original | None, outputs: list[str], threads: int | None) -> tuple[OriginalSession | None, str]:
+def _judge(original: Original | None, graph: Graph, threads: int | None) -> tuple[OriginalSession | None, str]:
     """What runs the network as it came, and how reports call it; the Graph alone where there is nothing else, or where
     onnxruntime does not run it."""
     if original is None:
         return None, "the Graph given"
     try:
-        return original.session(outputs, threads), str(original)
+        return original.session(graph, threads), str(original)
     except InputError as error:
         return None, f"the Graph made of {original}, which onnxruntime does not run: {error}"
 

@@ -1,0 +1,144 @@
+"""The user's file judges: whatever a pass does to the network's function is found, and float noise is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from graph_models import model, node
+from leadline import pipeline, steps
+from leadline.data import load
+from leadline.graph import Graph, Layer, Session
+from leadline.original import Original, Proof
+from leadline.recipe import Equalize, Fold
+from leadline.types import InputError
+from leadline.verification import verify
+from small_networks import SHAPE, conv_relu_conv, draw, residual, samples
+from small_transformer import transformer
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    onnx.save(residual(), tmp_path / "net.onnx")
+    return tmp_path / "net.onnx"
+
+
+def layer(graph: Graph, name: str) -> Layer:
+    return next(layer for layer in graph.layers() if layer.name == name)
+
+
+def scaled_bias(graph: Graph, by: float = 1.02) -> None:
+    bias = layer(graph, "branch").bias
+    assert bias is not None
+    graph.weights[bias] = graph.weights[bias] * np.float32(by)
+
+
+def one_channel(graph: Graph) -> None:
+    name = layer(graph, "head").weight
+    weight = graph.weights[name].copy()
+    weight[3] = 0
+    graph.weights[name] = weight
+
+
+def other_operator(graph: Graph) -> None:
+    next(n for n in graph.nodes if n.op_type == "Relu").op_type = "LeakyRelu"
+
+
+def infinite(graph: Graph) -> None:
+    bias = layer(graph, "fc").bias
+    assert bias is not None
+    graph.weights[bias] = np.full_like(graph.weights[bias], np.inf)
+
+
+FAULTS: list[tuple[Callable[[Graph], None], str]] = [
+    (scaled_bias, "branch"),
+    (one_channel, "y"),
+    (other_operator, "stem_relu"),
+    (infinite, "fc"),
+]
+
+
+@pytest.mark.parametrize(("fault", "tensor"), FAULTS)
+@pytest.mark.parametrize("kind", [Fold, Equalize])
+def test_a_fault_in_a_step_is_refused_by_name(
+    kind: Any, fault: Callable[[Graph], None], tensor: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = steps.HANDLERS[kind]
+
+    def faulty(step: Any, state: Any) -> None:
+        real(step, state)
+        fault(state.graph)
+
+    monkeypatch.setitem(steps.HANDLERS, kind, faulty)
+    with pytest.raises(
+        InputError, match=rf"after step {kind.step} .*'net.onnx'.*output 'y'.*from tensor '{tensor}' on"
+    ):
+        pipeline.quantize(file, "w8a8", samples(), threads=1)
+
+
+def test_a_fault_in_loading_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Graph.load
+
+    def faulty(*given: Any, **named: Any) -> Graph:
+        graph = real(*given, **named)
+        scaled_bias(graph)
+        return graph
+
+    monkeypatch.setattr(Graph, "load", faulty)
+    with pytest.raises(InputError, match=r"after loading .*'net.onnx'.*output 'y'.*from tensor 'branch' on"):
+        pipeline.quantize(file, "minmax-w8a8", samples(), threads=1)
+
+
+@pytest.mark.parametrize("recipe", ["w8a8", "quartdepth-w4a8", "quantvggt-w4a4"])
+def test_what_steps_do_is_no_fault(recipe: str) -> None:
+    graph = transformer(fold=False)
+    data = samples(6, graph.inputs[0].shape)
+    quantised = pipeline.quantize(graph, recipe, data, threads=1)
+    assert not any(record.step == "load" for record in quantised.log)
+
+
+def test_a_network_that_amplifies_noise_is_allowed_its_noise() -> None:
+    nodes = [node("Sub", "x shift", "a"), node("Mul", "a gain", "b"), node("Conv", "b w", "y", pads=[1, 1, 1, 1])]
+    shift, gain = np.float32(1e4), np.float32(1e4)
+    amplifier = Graph.from_model(model(nodes, SHAPE, shift=shift, gain=gain, w=draw(1, 4, 3, 3, 3)))
+    data = load(samples(4) + np.float32(1e4), amplifier.inputs)
+    proof = Proof(Original(amplifier), amplifier, data)
+    folded = amplifier.copy()
+    folded.fold()
+    proof.hold(folded, "step fold", 4)
+
+
+def test_shapes_that_a_file_only_pretends_are_taken_out(tmp_path: Path) -> None:
+    proto = conv_relu_conv()
+    for dim, size in zip(proto.graph.input[0].type.tensor_type.shape.dim, (7, 3, 5, 5), strict=True):
+        dim.dim_value = size
+    onnx.save(proto, tmp_path / "dummy.onnx", save_as_external_data=True, size_threshold=0, location="dummy.data")
+    loaded, data = Graph.load(tmp_path / "dummy.onnx", {"x": SHAPE}), samples(3)
+    with Original(tmp_path / "dummy.onnx").session(loaded) as original, Session(loaded) as session:
+        feed = {"x": data[:1]}
+        np.testing.assert_allclose(original.run(feed)["y"], session.run(feed)["y"], atol=1e-5)
+
+
+def test_where_the_original_does_not_run_its_graph_is_the_judge(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise InputError("[Session] model must load in onnxruntime. Received no kernel.")
+
+    monkeypatch.setattr("leadline.original.parse", broken)
+    quantised = pipeline.quantize(file, "minmax-w8a8", samples(), threads=1)
+    (said,) = [record.note for record in quantised.log if record.step == "load"]
+    assert "'net.onnx' does not run in onnxruntime" in said and "no kernel" in said
+    assert "does not run" in quantised.verify(threads=1).judged_by
+
+
+def test_verification_judges_by_the_file_and_not_by_our_graph(file: Path) -> None:
+    quantised = pipeline.quantize(file, "minmax-w8a8", samples(), threads=1)
+    scaled_bias(quantised.graph, 5)  # both the Graph and the artefact that is made of it are wrong alike
+    quantised.codes.pop(layer(quantised.graph, "branch").bias or "")
+    wrong, alone = quantised.verify(threads=1), verify(quantised.graph, quantised.to_qdq(), quantised.held_out)
+    assert wrong.judged_by == "'net.onnx'" and alone.judged_by == "the Graph given"
+    assert wrong.outputs[0].sqnr < alone.outputs[0].sqnr - 10
