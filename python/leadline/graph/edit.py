@@ -92,6 +92,14 @@ def own_biases(graph: Graph) -> None:
             own_constant(graph, layer.node, 2, "bias")
 
 
+def own_branches(graph: Graph) -> None:
+    """A constant that several Where select from gets a copy for each, so that it can have the grid of its output."""
+    for node in graph.nodes:
+        for index, name in enumerate(node.inputs[1:] if node.op_type == "Where" else (), start=1):
+            if name in graph.weights:
+                own_constant(graph, node, index, "branch")
+
+
 def is_shared(graph: Graph, constant: str) -> bool:
     """Whether a constant is read more than once, or is an output of the network itself."""
     reads = sum(node.inputs.count(constant) for node in graph.nodes)

@@ -12,9 +12,11 @@ from leadline.graph import constants, names, opset
 from leadline.graph.activations import activations
 from leadline.graph.contraction import contractions
 from leadline.graph.edit import derived, free_name
+from leadline.graph.guards import softmax_guards
 from leadline.graph.ir import OPSET, Array, Graph, Sample, Value
 from leadline.graph.linear import linears
-from leadline.graph.patterns import layer_norms, softmax_guards
+from leadline.graph.operators import MOVES_DATA
+from leadline.graph.patterns import layer_norms
 from leadline.graph.read import Dims, Source
 from leadline.graph.recurrent import batch_second
 from leadline.graph.simplify import simplify
@@ -34,7 +36,7 @@ def normalise(source: Source, sample: Sample | None, watch: Watch = lambda how, 
     contractions(graph)
     watch("sums of products in one form", graph)
     softmax_guards(graph)
-    watch("guards around Softmax that nothing can trigger", graph)
+    watch("guards around Softmax that masks answer", graph)
     layer_norms(graph)
     watch("LayerNormalization recognised in its pieces", graph)
     activations(graph)
@@ -141,7 +143,7 @@ def _check_dtypes(dtypes: dict[str, np.dtype[Any]], label: str) -> None:
 
 
 # Infinity is a legitimate constant where it masks or bounds; NaN never is.
-_MASKS = {"Add", "Clip", "Max", "Min", "Pad", "Where"}
+_MASKS = {"Add", "Clip", "Concat", "Max", "Min", "Pad", "Sub", "Where"} | MOVES_DATA
 
 
 def _check_finite(graph: Graph, label: str) -> None:

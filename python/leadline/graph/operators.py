@@ -40,6 +40,16 @@ CURVED = frozenset("Gelu HardSwish Sigmoid Tanh HardSigmoid Elu Softmax".split()
 BOUNDED = frozenset("Sigmoid HardSigmoid Softmax".split())
 """Give values from 0 to 1."""
 
+LARGEST = frozenset("Softmax ReduceMax ReduceLogSumExp ArgMax TopK MaxPool GlobalMaxPool".split())
+"""What lies far enough below the largest values of their input, or of a row of it, counts for nothing. (A TopK may ask
+for the smallest.)"""
+
+SMALLEST = frozenset("ReduceMin ArgMin".split())
+"""The same of what lies above the smallest."""
+
+SATURATES = frozenset("Sigmoid Tanh HardSigmoid".split())
+"""Hardly change any more a dozen away from zero."""
+
 PER_CHANNEL = frozenset("Resize AveragePool GlobalAveragePool".split())
 """Linear, each channel by itself and all alike, along the axes behind the channels."""
 

@@ -1,4 +1,4 @@
-"""Recognising LayerNormalization and guarded Softmax however an exporter took them apart."""
+"""Recognising LayerNormalization however an exporter took it apart."""
 
 from __future__ import annotations
 
@@ -47,24 +47,6 @@ class Wiring:
         graph = self.graph
         graph.nodes = [new for node in graph.nodes for new in self.replaced.get(node.outputs[0], [node])]
         graph.prune()
-
-
-def softmax_guards(graph: Graph) -> None:
-    """Where(IsNaN(softmax), 0, softmax) is softmax unless a whole row is masked, which takes an infinite constant."""
-    wiring = Wiring(graph)
-    endless = any(np.issubdtype(a.dtype, np.floating) and np.isinf(a).any() for a in graph.weights.values())
-    for node in graph.nodes:
-        test = wiring.writer(node.inputs[0], "IsNaN") if node.op_type == "Where" else None
-        if (
-            test is None
-            or endless
-            or test.inputs[0] != node.inputs[2]
-            or wiring.writer(node.inputs[2], "Softmax") is None
-        ):
-            continue
-        if graph.shape(node.outputs[0]) == graph.shape(node.inputs[2]):
-            wiring.replace(node, Node("Identity", [node.inputs[2]], node.outputs, node.name))
-    wiring.finish()
 
 
 def layer_norms(graph: Graph) -> None:

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from leadline.affine import accumulator_grid, choose_grid, range_of
 from leadline.graph import Graph, Layer
-from leadline.graph.edit import own_biases
+from leadline.graph.edit import own_biases, own_branches
 from leadline.observers import Histogram, MovingAverage, search_range
 from leadline.recipe import Calibrate, Observer
 from leadline.steps.fitting import fit, output_grid, suit_multipliers
 from leadline.steps.gate import LUCK, output_error
-from leadline.steps.observe import histograms, observe
+from leadline.steps.observe import histograms, masks_of, observe
 from leadline.steps.placement import Placement, place
 from leadline.steps.state import Record, State
 from leadline.types import Grid, Scheme
@@ -48,12 +48,14 @@ def calibrate(step: Calibrate, state: State) -> None:
     """Fill ``state.grids`` for activations, weights, constants and biases; one pass over the calibration samples, and
     another for moving averages."""
     own_biases(state.graph)
+    own_branches(state.graph)
     state.placement = placement = fit(state.graph, place(state.graph, state.recipe), state.profile)
     state.log += [Record.of("calibrate", note) for note in placement.notes]
-    ranges = _observe(step, state, placement)
+    ranges, masks = _observe(step, state, placement)
     weights: dict[str, Grid] = {}
     for name, scheme in placement.constants.items():
-        weights[name] = choose_grid(*range_of(state.graph.weights[name], scheme), scheme)
+        lo, hi = masks[name] if name in masks else range_of(state.graph.weights[name], scheme)
+        weights[name] = choose_grid(lo, hi, scheme)
     for layer, scheme in placement.layers:
         if layer.weight not in weights:
             weights[layer.weight] = _weight_grid(step, state.graph, layer, scheme)
@@ -165,20 +167,24 @@ def _decided(state: State, found: Ranges) -> Ranges:
     return {name: decided for name, decided in state.ranges.items() if name in found}
 
 
-def _observe(step: Calibrate, state: State, placement: Placement) -> Ranges:
-    """Fill ``state.histograms``; what comes back are moving averages, if they are asked for."""
-    schemes = placement.schemes
+def _observe(step: Calibrate, state: State, placement: Placement) -> tuple[Ranges, Ranges]:
+    """Fill ``state.histograms``; what comes back are moving averages, if they are asked for, and of constant masks how
+    far they have to reach."""
+    schemes, bounded = placement.schemes | placement.constants, masks_of(state).bounded
     roots = sorted(name for name in set(placement.root.values()) if schemes[name].granularity != "token")
-    axes = {name: schemes[name].axis if schemes[name].granularity == "axis" else None for name in roots}
-    state.histograms = histograms(state, axes, "calibrate")
+    constants = [name for name in placement.constants if name in bounded]
+    axes = {name: schemes[name].axis if schemes[name].granularity == "axis" else None for name in (*roots, *constants)}
+    seen = histograms(state, axes, "calibrate")
+    masks: Ranges = {name: (seen[name].lo, seen[name].hi) for name in constants}
+    state.histograms = {name: seen[name] for name in roots}
     if step.activations != "moving-average" or not roots:
-        return {}
+        return {}, masks
     averages = {name: MovingAverage(step.momentum, axes[name]) for name in roots}
-    for label, seen in observe(state, roots, "moving averages"):
+    for label, values in observe(state, roots, "moving averages"):
         for name in roots:
-            averages[name].update(seen[name], sample=label)
+            averages[name].update(values[name], sample=label)
     found: Ranges = {name: (average.lo, average.hi) for name, average in averages.items()}
-    return found | _decided(state, found)
+    return found | _decided(state, found), masks
 
 
 def _search(histogram: Histogram, scheme: Scheme, observer: str, option: float) -> tuple[Any, Any]:

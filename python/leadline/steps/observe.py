@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from leadline.cache import digest
 from leadline.graph import Session
+from leadline.graph.masks import Masks
 from leadline.observers import Histogram
 from leadline.steps.state import State
 
@@ -16,13 +17,22 @@ T = TypeVar("T")
 
 
 def observe(state: State, tensors: Sequence[str], what: str) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
-    """Of each sample: its label, and what the tensors hold, the network's inputs among them."""
+    """Of each sample: its label, and what the tensors hold, the network's inputs among them. Masks lie at the bounds
+    beyond which their readers see no difference; of constants, as far as this sample needs them (`graph.masks`)."""
     inputs = {value.name for value in state.graph.inputs}
-    watched = [name for name in tensors if name not in inputs]
+    masks = masks_of(state)
+    needed = [] if masks.bounded.isdisjoint(tensors) else masks.needed
+    watched = [name for name in dict.fromkeys((*tensors, *needed)) if name in state.graph.values.keys() - inputs]
     with Session(state.graph, outputs=watched or None, threads=state.threads) as session:
         samples = zip(state.calibration.labels, state.calibration, strict=True)
         for label, feed in state.progress.over(samples, what, len(state.calibration)):
-            yield label, session.run(feed) | feed
+            yield label, masks.clipped(session.run(feed) | feed, tensors)
+
+
+def masks_of(state: State) -> Masks:
+    """What of the network's tensors are masks, and how far down its activations tell values apart."""
+    activations = state.recipe.activations
+    return Masks(state.graph, 8 if activations is None else activations.bits)
 
 
 def observed(state: State, what: str, asked: object, compute: Callable[[], T]) -> T:
@@ -42,4 +52,5 @@ def histograms(state: State, axes: Mapping[str, int | None], what: str) -> dict[
                 histogram.update(seen[name], sample=label, threads=state.threads)
         return found
 
-    return observed(state, "histograms", axes, compute)
+    bits = None if state.recipe.activations is None else state.recipe.activations.bits
+    return observed(state, "histograms", (axes, bits), compute)

@@ -2,9 +2,9 @@
 
 An activation is quantised once, right behind its producer, for all its consumers. Three rules shape the rest:
 an activation function that the kernel before it can absorb takes the place of that kernel's output; data movement
-(Reshape, Transpose, ...) shares its input's grid, so that moving data never requantises; and the constant operand
-of an elementwise operator or a Concat (a class token) is quantised like an activation, since no NPU mixes float
-constants with integer data.
+(Reshape, Transpose, ...) shares its input's grid, so that moving data never requantises, and what a Where selects from
+shares its output's; and the constant operand of an elementwise operator or a Concat (a class token) is quantised like
+an activation, since no NPU mixes float constants with integer data.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from leadline.graph import DOMAIN, Graph, Layer, Node
+from leadline.graph.masks import Masks
 from leadline.graph.operators import ABSORBING, CLAMPS, ELEMENTWISE, MOVES_DATA, channel_axes, moves_data
 from leadline.graph.tables import tables
 from leadline.recipe import Recipe
@@ -23,7 +24,7 @@ QUANTISED = (
     frozenset(
         "Conv ConvTranspose Gemm MatMul Softmax Sigmoid HardSigmoid HardSwish Gelu Relu Clip LeakyRelu PRelu Tanh Elu "
         "LayerNormalization InstanceNormalization GroupNormalization GlobalAveragePool AveragePool ReduceMean Resize "
-        "Concat Pad Sqrt Pow Max Min".split()
+        "Concat Pad Sqrt Pow Max Min Where".split()
     )
     | ELEMENTWISE
     | MOVES_DATA
@@ -34,9 +35,9 @@ QUANTISED = (
 @dataclass(frozen=True)
 class Placement:
     """`schemes`: the scheme of each activation that gets a grid. `root`: the tensor whose grid it shares (itself
-    where it shares none). `constants`: weights used as operands of elementwise operators and Concat, matrices of
-    recurrent operators and embeddings, with their scheme. `layers`: each layer to quantise, with the scheme of its
-    weight along the layer's axis."""
+    where it shares none); constants among them are what a Where selects. `constants`: weights used as operands of
+    elementwise operators and Concat, matrices of recurrent operators and embeddings, with their scheme. `layers`: each
+    layer to quantise, with the scheme of its weight along the layer's axis."""
 
     schemes: dict[str, Scheme]
     root: dict[str, str]
@@ -53,13 +54,17 @@ def place(graph: Graph, recipe: Recipe) -> Placement:
     kinds = _kinds(graph)
     _check_patterns(graph, recipe, kinds)
     layers, notes = _layers(graph, recipe, kinds)
-    schemes, root = _activations(graph, recipe, kinds, {layer.input for layer, _ in layers})
+    extreme = Masks(graph).extreme
+    schemes, root = _activations(graph, recipe, kinds, {layer.input for layer, _ in layers}, extreme)
+    if schemes:
+        notes += [f"{name}: float, since masks reach its readers" for name in graph.values if name in extreme]
     constants = {
         name: scheme
         for node in graph.nodes
         if node.op_type in ELEMENTWISE or node.op_type == "Concat"
         for name in node.inputs
         if name in graph.weights and graph.weights[name].dtype == np.float32
+        if name not in extreme or node.outputs[0] in schemes
         if (scheme := _partner(graph, node, name, schemes)) is not None
     }
     own, more = _tables(graph, recipe)
@@ -134,7 +139,7 @@ def _blocks(graph: Graph, layer: Layer, scheme: Scheme) -> tuple[Scheme, list[st
 
 
 def _activations(
-    graph: Graph, recipe: Recipe, kinds: dict[str, tuple[str, ...]], read: set[str]
+    graph: Graph, recipe: Recipe, kinds: dict[str, tuple[str, ...]], read: set[str], extreme: set[str]
 ) -> tuple[dict[str, Scheme], dict[str, str]]:
     wanted: dict[str, Scheme] = {}
     root: dict[str, str] = {}
@@ -147,6 +152,8 @@ def _activations(
         for tensor in (*_data_inputs(node), *node.outputs):
             producer = producers.get(tensor)
             if tensor in wanted or not _is_float(graph, tensor) or _stays_float(tensor, producer, readers):
+                continue
+            if tensor in extreme:
                 continue
             if recipe.scope == "layers" and tensor not in read and not _is_polished(producer):
                 continue
@@ -169,7 +176,24 @@ def _activations(
                 if output in wanted:
                     wanted[output] = wanted[source]
                     root[output] = root[source]
+    for node in graph.nodes:
+        if node.op_type == "Where" and node.outputs[0] in wanted:
+            _share_branches(graph, node, wanted, root, readers)
     return wanted, root
+
+
+def _share_branches(
+    graph: Graph, select: Node, wanted: dict[str, Scheme], root: dict[str, str], readers: dict[str, list[Node]]
+) -> None:
+    """What a Where selects from takes the grid of its output: constants, and tensors that nobody else reads."""
+    output = select.outputs[0]
+    if wanted[output].granularity != "tensor":
+        return
+    for name in select.inputs[1:]:
+        if name in graph.weights:
+            wanted[name], root[name] = wanted[output], root[output]
+        elif wanted.get(name) == wanted[output] and readers[name] == [select] and root[name] == name:
+            root[name] = root[output]
 
 
 def _known_as(
@@ -201,6 +225,8 @@ def _stays_float(tensor: str, producer: Node | None, readers: dict[str, list[Nod
     """A tensor around a polished one, which is quantised in its place; or one that an own operator alone reads."""
     unpolished = producer is not None and producer.op_type == "LogUnpolish" and producer.domain == DOMAIN
     reads = readers.get(tensor, [])
+    if any(node.op_type in ("IsInf", "IsNaN") for node in reads):  # which no code is
+        return True
     return unpolished or (bool(reads) and all(node.domain == DOMAIN for node in reads) and not _is_polished(producer))
 
 
