@@ -36,7 +36,7 @@ def normalise(source: Source, sample: Sample | None, watch: Watch = lambda how, 
     contractions(graph)
     watch("sums of products in one form", graph)
     softmax_guards(graph)
-    watch("guards around Softmax that masks answer", graph)
+    watch("guards around Softmax that nothing can trigger", graph)
     layer_norms(graph)
     watch("LayerNormalization recognised in its pieces", graph)
     activations(graph)
