@@ -249,12 +249,13 @@ def _power(array: NDArray[Any]) -> float:
 def _rounded(feed: Feed, epsilon: float) -> Arrays:
     """The inputs as another rounding could have left them."""
     generator = np.random.default_rng(0)
-    return {
-        name: (array * (1 + epsilon * generator.uniform(-1, 1, array.shape))).astype(array.dtype)
-        if array.dtype.kind == "f"
-        else array
-        for name, array in feed.items()
-    }
+    with np.errstate(over="ignore"):  # of masks as low as the type goes
+        return {
+            name: (array * (1 + epsilon * generator.uniform(-1, 1, array.shape))).astype(array.dtype)
+            if array.dtype.kind == "f"
+            else array
+            for name, array in feed.items()
+        }
 
 
 def _noise(wanted: NDArray[Any], got: NDArray[Any]) -> float:
