@@ -463,11 +463,6 @@ def test_a_recipe_that_never_rounds_is_still_an_artefact():
     outputs(q.to_qdq(), samples(1))
 
 
-def test_correcting_before_rounding_is_refused():
-    with refused("round before it corrects", "test"):
-        quantized(conv_relu_conv(), steps(Calibrate("minmax", "minmax"), CorrectBias(), Round()))
-
-
 def test_a_network_without_layers_is_refused_or_quantised():
     proto = model([node("Relu", "x", "y")], SHAPE)
     q = quantized(proto, "minmax-w8a8")

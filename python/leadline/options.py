@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from leadline.types import refuse
 
@@ -12,53 +13,108 @@ WeightObserver = Literal["minmax", "percentile", "entropy", "mse", "sqnr", "octa
 Rounding = Literal["nearest", "descent", "gptq", "adaround", "best"]
 
 
-def _within(step: str, key: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise refuse("Recipe", f"{step}: {key} must lie from {low:g} to {high:g}", repr(value))
+class Within(NamedTuple):
+    """The bounds of a number, both included."""
+
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
-class Fold:
+class Options:
+    """What steps have in common: values of the types and within the bounds that the fields declare, however a step is
+    made; and their place among the others (`leadline.recipe.check_order`)."""
+
+    step: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Steps that have to come before: what this one works on."""
+    spoils: ClassVar[tuple[str, ...]] = ()
+    """Steps that must not come before: this one would undo their work, or change what they looked at. Its own name:
+    to do it twice makes no sense."""
+
+    def __post_init__(self) -> None:
+        check_options(type(self), {field.name: getattr(self, field.name) for field in fields(self)}, self.step)
+
+
+def check_options(cls: type[Options], values: Mapping[str, Any], where: str) -> None:
+    """InputError, saying where, for a value that is not of its field's type, or out of bounds."""
+    hints = _hints(cls)
+    for key, value in values.items():
+        hint, bounds = hints[key]
+        check_type(value, hint, f"{where}: {key}")
+        if bounds and not bounds.low <= value <= bounds.high:
+            rule = f"{where}: {key} must lie from {bounds.low:g} to {bounds.high:g}"
+            raise refuse("Recipe", rule, repr(value))
+
+
+def check_type(value: object, wanted: Any, what: str) -> None:
+    """InputError where a value is not of a plain type, or none of the choices of a Literal."""
+    if get_origin(wanted) is Literal:
+        choices = get_args(wanted)
+        if not isinstance(value, str) or value not in choices:
+            raise refuse("Recipe", f"{what} must be one of {', '.join(choices)}", repr(value))
+        return
+    fits = isinstance(value, (int, float) if wanted is float else wanted)
+    if not fits or (isinstance(value, bool) and wanted is not bool):
+        raise refuse("Recipe", f"{what} must be of type {wanted.__name__}", repr(value))
+
+
+def _hints(cls: type[Options]) -> dict[str, tuple[Any, Within | None]]:
+    """Of each field: its type, and the bounds of a number."""
+    found = get_type_hints(cls, include_extras=True)
+    return {
+        name: get_args(hint) if get_origin(hint) is Annotated else (hint, None)
+        for name, hint in found.items()
+        if get_origin(hint) is not ClassVar
+    }
+
+
+_FLOAT_NETWORK = ("calibrate", "round", "correct-bias")
+"""What a step that changes the float network spoils: grids and codes belong to the network that they were found on."""
+
+
+@dataclass(frozen=True)
+class Fold(Options):
     """Fold BatchNorm, LayerScale and constant per-channel factors into the neighbouring layer. Exact."""
 
     step: ClassVar[str] = "fold"
+    spoils: ClassVar[tuple[str, ...]] = ("fold", "heads", "polish", *_FLOAT_NETWORK)
 
 
 @dataclass(frozen=True)
-class Heads:
+class Heads(Options):
     """Detection heads: part what is only joined to be split again, and compute boxes at more bits than features. Exact.
 
     On one 8-bit grid for boxes in pixels and scores of 0 to 1, as exports of YOLOv8 ask for, all scores become 0.
     """
 
     step: ClassVar[str] = "heads"
+    spoils: ClassVar[tuple[str, ...]] = ("heads", "polish", *_FLOAT_NETWORK)
     separate: bool = False
     """Give boxes and scores an output each; else they stay in one, of `bits` bits."""
-    bits: int = 16
+    bits: Annotated[int, Within(8, 16)] = 16
     """Of the activations that boxes are decoded in, from the softmax of their logits on."""
-
-    def __post_init__(self) -> None:
-        _within("heads", "bits", self.bits, 8, 16)
 
 
 @dataclass(frozen=True)
-class Equalize:
+class Equalize(Options):
     """Cross-layer equalisation of chains joined by ReLU-like activations, and absorption of high biases.
 
     Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, 2019, eq. 8-15.
     """
 
     step: ClassVar[str] = "equalize"
-    iterations: int = 20
+    spoils: ClassVar[tuple[str, ...]] = ("equalize", "polish", *_FLOAT_NETWORK)
+    iterations: Annotated[int, Within(1, 10_000)] = 20
     """Sweeps over all chains at most; stops early once no scale moves by more than 1 %."""
-    max_scale: float = 32.0
+    max_scale: Annotated[float, Within(2, 1e6)] = 32.0
     """Scales are clamped to [1/max_scale, max_scale], so that a pruned channel cannot blow up its neighbour."""
     absorb_bias: bool = True
     """Move max(0, mean - 3 std) of each ReLU input into the next layer's bias (means from calibration)."""
 
 
 @dataclass(frozen=True)
-class Rotate:
+class Rotate(Options):
     """Hadamard rotations that spread outlier channels over all channels. Exact.
 
     Sources: Ashkboos et al., QuaRot, 2024, for rotating a transformer's weights; `leadline.hadamard.layernorm_rotation`
@@ -66,6 +122,7 @@ class Rotate:
     """
 
     step: ClassVar[str] = "rotate"
+    spoils: ClassVar[tuple[str, ...]] = ("smooth", "polish", *_FLOAT_NETWORK)
     residual: bool = True
     """Rotate the residual stream; folded into the weights around it."""
     heads: bool = True
@@ -73,106 +130,98 @@ class Rotate:
     online: bool = False
     """Rotate what every linear layer reads by an operator of its own, which runs on the device: the graph gains
     multiplications, and the log counts them. In place of the others. (Feng et al., QuantVGGT, 2025.)"""
-    seeds: int = 8
+    seeds: Annotated[int, Within(1, 1000)] = 8
     """Random rotations of the residual stream to choose from: the flattest is kept."""
-
-    def __post_init__(self) -> None:
-        _within("rotate", "seeds", self.seeds, 1, 1000)
 
 
 @dataclass(frozen=True)
-class Smooth:
+class Smooth(Options):
     """Move the spread of channels from activations into weights, where it can be folded. Exact.
 
     Sources: Xiao et al., SmoothQuant, 2023, eq. 4; Li et al., RepQ-ViT, 2023, for shifts.
     """
 
     step: ClassVar[str] = "smooth"
-    alpha: float = 0.0
+    spoils: ClassVar[tuple[str, ...]] = ("polish", *_FLOAT_NETWORK)
+    alpha: Annotated[float, Within(0, 1)] = 0.0
     """How much of the spread moves, 0 to 1; 0 chooses for each layer by the predicted error of its output."""
     shift: bool = False
     """Move the middle of each channel's range as well, into the bias of the layer that reads it."""
     attention: bool = True
     """Also scale value against projection, and query against key, channel by channel."""
 
-    def __post_init__(self) -> None:
-        _within("smooth", "alpha", self.alpha, 0, 1)
-
 
 @dataclass(frozen=True)
-class Polish:
+class Polish(Options):
     """LogNP: quantise the logarithm of activations, channel by channel, with explicit operators around the grid.
 
     Source: Shen et al., QuartDepth, 2025. No NPU multiplies such codes: for simulation, or look-up tables.
     """
 
     step: ClassVar[str] = "polish"
+    spoils: ClassVar[tuple[str, ...]] = _FLOAT_NETWORK
     pattern: str = "*"
     """Shell pattern: the layers whose inputs are polished, by name."""
-    percentile: float = 95.0
+    percentile: Annotated[float, Within(1, 100)] = 95.0
     """Of |x|, for each channel: where the logarithm bends."""
     adaptive: bool = True
     """Choose for each channel among several bends, and none, by the error on its histogram."""
 
-    def __post_init__(self) -> None:
-        _within("polish", "percentile", self.percentile, 1, 100)
-
 
 @dataclass(frozen=True)
-class Calibrate:
+class Calibrate(Options):
     """Observe the network on the calibration samples and choose every grid."""
 
     step: ClassVar[str] = "calibrate"
+    spoils: ClassVar[tuple[str, ...]] = ("calibrate", "round", "correct-bias")
     activations: Observer = "best"
     """"best" tries min-max, SQNR and Lp ranges for the tensors of each operator type and keeps what simulates
     best on held-out samples."""
     weights: WeightObserver = "mse"
-    percentile: float = 99.999
+    percentile: Annotated[float, Within(50, 100)] = 99.999
     """Used by "percentile": share of the values, in percent, that the range keeps."""
-    p: float = 2.0
+    p: Annotated[float, Within(0.5, 16)] = 2.0
     """Exponent of the error that "mse" minimises."""
-    momentum: float = 0.01
+    momentum: Annotated[float, Within(1e-6, 1)] = 0.01
     """Used by "moving-average": weight of each new sample."""
-    widen: float = 0.0
+    widen: Annotated[float, Within(0, 1)] = 0.0
     """Of the activations with fewer than 8 bits, the share (0 to 1) that get 8: those whose grids, each by itself,
     disturb the network's outputs most."""
 
-    def __post_init__(self) -> None:
-        _within("calibrate", "widen", self.widen, 0, 1)
-
 
 @dataclass(frozen=True)
-class Round:
+class Round(Options):
     """Turn weights into integer codes."""
 
     step: ClassVar[str] = "round"
+    needs: ClassVar[tuple[str, ...]] = ("calibrate",)
+    spoils: ClassVar[tuple[str, ...]] = ("round", "correct-bias")
     method: Rounding = "nearest"
     """The others choose codes against the moments of each layer's inputs behind everything quantised upstream:
     "best" keeps, for each layer, what is lowest on held-out samples."""
     compensate: bool = False
     """Round not the weight itself, but the one that makes up for the errors of the layer's inputs; kept where that
     lowers the layer's error on held-out samples."""
-    damping: float = 0.0
+    damping: Annotated[float, Within(0, 100)] = 0.0
     """Of the compensation, as a share of the mean second moment; 0 tries several and keeps what is lowest on held-out
     samples."""
-    iterations: int = 120
+    iterations: Annotated[int, Within(1, 1_000_000)] = 120
     """Used by "adaround": its steps for each layer."""
     kfac: bool = False
     """Then let a layer's outputs make up for one another, as the network's outputs depend on them (K-FAC); kept where
     the simulated output error falls. Dozens of forward passes for each layer. Ignored by "nearest"."""
 
-    def __post_init__(self) -> None:
-        _within("round", "damping", self.damping, 0, 100)
-
 
 @dataclass(frozen=True)
-class CorrectBias:
+class CorrectBias(Options):
     """Shift each layer's bias by the mean output error that quantising the layer causes.
 
     Source: Nagel et al. 2019, section 4.2, in its empirical form.
     """
 
     step: ClassVar[str] = "correct-bias"
+    needs: ClassVar[tuple[str, ...]] = ("calibrate", "round")
+    spoils: ClassVar[tuple[str, ...]] = ("correct-bias",)
 
 
 Step = Fold | Heads | Equalize | Rotate | Smooth | Polish | Calibrate | Round | CorrectBias

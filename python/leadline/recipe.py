@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
@@ -22,6 +22,7 @@ from leadline.options import (
     Fold,
     Heads,
     Observer,
+    Options,
     Polish,
     Rotate,
     Round,
@@ -29,8 +30,10 @@ from leadline.options import (
     Smooth,
     Step,
     WeightObserver,
+    check_options,
+    check_type,
 )
-from leadline.types import Scheme, refuse
+from leadline.types import InputError, Scheme, refuse
 
 __all__ = [
     "ACTIVATIONS",
@@ -76,26 +79,62 @@ class Override:
     weights: Mapping[str, Any] | Literal["float"] | None = None
     activations: Mapping[str, Any] | Literal["float"] | None = None
 
+    def __post_init__(self) -> None:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        _check_override(values, f"overrides {self.pattern!r}")
+
     def matches(self, *names: str, kinds: Collection[str] = ()) -> bool:
         fits = not self.kinds or not set(self.kinds).isdisjoint(kinds)
         return fits and any(fnmatchcase(name, self.pattern) for name in names)
 
 
-def _scheme(table: Mapping[str, Any], base: Scheme, where: str) -> Scheme:
-    known = {f.name for f in fields(Scheme)} - {"axis"}
-    _known_keys(table, known, where)
+def _check_override(values: Mapping[str, Any], where: str) -> None:
+    check_type(values.get("pattern", "*"), str, f"{where}: pattern")
+    kinds = values.get("kinds", ())
+    if not isinstance(kinds, tuple) or any(kind not in get_args(Kind) for kind in kinds):
+        raise refuse("Recipe", f"{where}: kinds must be a tuple of some of {', '.join(get_args(Kind))}", repr(kinds))
+    for key in ("weights", "activations"):
+        table = values.get(key)
+        if table is not None and table != "float":
+            _check_table(table, f"{where}.{key}")
+
+
+def _check_table(table: object, where: str) -> None:
+    """A Scheme's fields, or some of them, as TOML has them."""
+    if not isinstance(table, Mapping):
+        raise refuse("Recipe", f'{where} must be a table or "float"', repr(table))
+    _known_keys(table, {f.name for f in fields(Scheme)} - {"axis"}, where)
     for key, value in table.items():
-        wanted = type(getattr(Scheme(), key))
-        if key != "block_size" and type(value) is not wanted:
-            raise refuse("Recipe", f"{where}.{key} must be of type {wanted.__name__}", repr(value))
+        check_type(value, int if key == "block_size" else type(getattr(Scheme(), key)), f"{where}.{key}")
+
+
+def _scheme(table: Mapping[str, Any], base: Scheme, where: str) -> Scheme:
     merged = {f.name: getattr(base, f.name) for f in fields(Scheme)} | dict(table)
-    return Scheme(**merged)
+    try:
+        return Scheme(**merged)
+    except InputError as error:
+        raise InputError(f"[Recipe] {where}: {str(error).removeprefix('[Scheme] ')}") from None
 
 
 def _known_keys(table: Mapping[str, Any], known: set[str], where: str) -> None:
     unknown = sorted(set(table) - known)
     if unknown:
         raise refuse("Recipe", f"{where} knows only the keys {', '.join(sorted(known))}", ", ".join(unknown))
+
+
+def check_order(steps: Sequence[Step], where: str) -> None:
+    """InputError, naming both, where a step comes before one that it works on, or behind one that it would spoil."""
+    received = f"the order {', '.join(step.step for step in steps)}"
+    for i, step in enumerate(steps):
+        earlier = {other.step for other in steps[:i]}
+        for name in step.needs:
+            if name not in earlier:
+                raise refuse("Recipe", f"{where}: {step.step} must come behind {name}, whose work it needs", received)
+        for name in step.spoils:
+            if name in earlier:
+                rule = f"{step.step} must come before {name}, whose work it would spoil"
+                once = f"{name} must come once, since a second {name} makes no sense behind the first"
+                raise refuse("Recipe", f"{where}: {once if name == step.step else rule}", received)
 
 
 WEIGHTS = Scheme(bits=8, signed=True, symmetric=True, granularity="axis", narrow=True)
@@ -121,12 +160,7 @@ class Recipe:
     data: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.activations is not None and self.activations.granularity == "block":
-            raise refuse("Recipe", f"{self.name}: activations have no blocks; granularity must be another", "'block'")
-        polished = next((i for i, step in enumerate(self.steps) if isinstance(step, Polish)), len(self.steps))
-        late = [step.step for step in self.steps[polished:] if isinstance(step, (Fold, Equalize, Rotate, Smooth))]
-        if late:
-            raise refuse("Recipe", f"{self.name}: polish must come behind fold, equalize, rotate and smooth", late[0])
+        _check({field.name: getattr(self, field.name) for field in fields(self)}, f"recipe {self.name}")
 
     @staticmethod
     def names() -> list[str]:
@@ -191,19 +225,60 @@ class Recipe:
         """The scheme for an activation, known by its tensor name and its producer's name and kinds; None for float."""
         return self._override("activations", self.activations, names, kinds)
 
+    def schemes(self, key: Literal["weights", "activations"]) -> dict[str, Scheme | None]:
+        """All schemes that layers or tensors may get, by who says so. A default that an override for everything goes
+        before is none of them."""
+        return dict(_schemes(key, getattr(self, key), self.overrides))
+
     def _override(self, key: str, base: Scheme | None, names: tuple[str, ...], kinds: Collection[str]) -> Scheme | None:
         for override in self.overrides:
             change = getattr(override, key)
             if change is not None and override.matches(*names, kinds=kinds):
-                if change == "float":
-                    return None
-                default = WEIGHTS if key == "weights" else ACTIVATIONS
-                return _scheme(change, base or default, f"overrides {override.pattern!r}.{key}")
+                return _changed(override, key, base)
         return base
 
     def changed(self, **changes: Any) -> Recipe:
         """A copy with some fields replaced."""
         return replace(self, **changes)
+
+
+def _schemes(
+    key: str, base: Scheme | None, overrides: Iterable[Override], where: str = ""
+) -> Iterator[tuple[str, Scheme | None]]:
+    for i, override in enumerate(overrides):
+        if getattr(override, key) is not None:
+            place = f"{where}overrides[{i}].{key} ({override.pattern!r})"
+            yield place, _changed(override, key, base, place)
+            if override.pattern == "*" and not override.kinds:
+                return
+    yield f"{where}{key}", base
+
+
+def _changed(override: Override, key: str, base: Scheme | None, place: str = "") -> Scheme | None:
+    table = getattr(override, key)
+    default = base or (WEIGHTS if key == "weights" else ACTIVATIONS)
+    return None if table == "float" else _scheme(table, default, place)
+
+
+def _check(values: Mapping[str, Any], where: str) -> None:
+    """InputError, saying where, for a value of a Recipe that no recipe has."""
+    for key, wanted in (("name", str), ("description", str), ("scope", Scope), ("data", Mapping)):
+        check_type(values[key], wanted, f"{where}: {key}")
+    for key, item in (("steps", Options), ("overrides", Override)):
+        if not isinstance(values[key], tuple) or not all(isinstance(one, item) for one in values[key]):
+            raise refuse("Recipe", f"{where}: {key} must be a tuple of {key}", repr(values[key]))
+    for key, granularity, rule in (
+        ("weights", "token", "weights have no tokens"),
+        ("activations", "block", "activations have no blocks"),
+    ):
+        if values[key] is not None:
+            check_type(values[key], Scheme, f"{where}: {key}")
+        for place, scheme in _schemes(key, values[key], values["overrides"], f"{where}: "):
+            if scheme is not None and scheme.granularity == granularity:
+                raise refuse("Recipe", f"{place}: {rule}; granularity must be another", repr(granularity))
+            if scheme is not None and scheme.bits > 16:
+                raise refuse("Recipe", f"{place}: bits must be at most 16", scheme.bits)
+    check_order(values["steps"], where)
 
 
 def _shipped() -> Any:
@@ -231,39 +306,22 @@ def _parse(text: str, where: str) -> Recipe:
     _known_keys(document, {f.name for f in fields(Recipe)}, where)
     if "steps" not in document:
         raise refuse("Recipe.load", f"{where} must list its [[steps]]", f"keys {', '.join(sorted(document)) or 'none'}")
-    if not isinstance(document.get("data", {}), Mapping):
-        raise refuse("Recipe.load", f"{where}: data must be a table", repr(document["data"]))
-    schemes: dict[str, Scheme | None] = {}
+    values: dict[str, Any] = {f.name: document.get(f.name, _default(f, where)) for f in fields(Recipe)}
     for key, base in (("weights", WEIGHTS), ("activations", ACTIVATIONS)):
         table = document.get(key, {})
-        if table != "float" and not isinstance(table, Mapping):
-            raise refuse("Recipe.load", f'{where}: {key} must be a table or "float"', repr(table))
+        if table != "float":
+            _check_table(table, f"{where}: {key}")
         # A table states its whole scheme: only `bits`, signedness and granularity have defaults, the fields do.
-        schemes[key] = None if table == "float" else _scheme(table, Scheme() if table else base, f"{where}: {key}")
-    if schemes["weights"] is not None and schemes["weights"].granularity == "token":
-        raise refuse("Recipe.load", f"{where}: weights have no tokens; granularity must be another", "'token'")
-    scope = document.get("scope", "all")
-    if scope not in get_args(Scope):
-        raise refuse("Recipe.load", f"{where}: scope must be one of {', '.join(get_args(Scope))}", repr(scope))
-    return Recipe(
-        name=_text(document, "name", where, Path(where).stem),
-        description=_text(document, "description", where, ""),
-        steps=tuple(_step(table, f"{where}: steps[{i}]") for i, table in enumerate(_tables(document, "steps", where))),
-        overrides=tuple(
-            _read_override(table, f"{where}: overrides[{i}]")
-            for i, table in enumerate(_tables(document, "overrides", where))
-        ),
-        scope=scope,
-        data=document.get("data", {}),
-        **schemes,
-    )
+        values[key] = None if table == "float" else _scheme(table, Scheme() if table else base, f"{where}: {key}")
+    for key, read in (("steps", _step), ("overrides", _read_override)):
+        tables = enumerate(_tables(document, key, where))
+        values[key] = tuple(read(table, f"{where}: {key}[{i}]") for i, table in tables)
+    _check(values, where)
+    return Recipe(**values)
 
 
-def _text(document: Mapping[str, Any], key: str, where: str, default: str) -> str:
-    value = document.get(key, default)
-    if not isinstance(value, str):
-        raise refuse("Recipe.load", f"{where}: {key} must be text", repr(value))
-    return value
+def _default(what: Field[Any], where: str) -> Any:
+    return Path(where).stem if what.name == "name" else {} if what.name == "data" else what.default
 
 
 def _tables(document: Mapping[str, Any], key: str, where: str) -> list[Mapping[str, Any]]:
@@ -280,39 +338,14 @@ def _step(table: Mapping[str, Any], where: str) -> Step:
     cls = STEPS[name]
     given = {key: value for key, value in table.items() if key != "step"}
     _known_keys(given, {f.name for f in fields(cls)}, f"{where} ({name})")
-    default = cls()
-    for key, value in given.items():
-        wanted = getattr(default, key)
-        if type(value) is not type(wanted) and not (isinstance(wanted, float) and type(value) is int):
-            raise refuse("Recipe.load", f"{where} ({name}): {key} must be of type {type(wanted).__name__}", repr(value))
-        choices = _CHOICES.get((name, key))
-        if choices and value not in choices:
-            raise refuse("Recipe.load", f"{where} ({name}): {key} must be one of {', '.join(choices)}", repr(value))
+    check_options(cls, given, f"{where} ({name})")
     return cls(**given)
-
-
-_CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
-    ("calibrate", "activations"): get_args(Observer),
-    ("calibrate", "weights"): get_args(WeightObserver),
-    ("round", "method"): get_args(Rounding),
-}
 
 
 def _read_override(table: Mapping[str, Any], where: str) -> Override:
     _known_keys(table, {f.name for f in fields(Override)}, where)
     given = dict(table)
-    _text(given, "pattern", where, "*")
     if "kinds" in given:
-        kinds = tuple(given["kinds"]) if isinstance(given["kinds"], list) else (given["kinds"],)
-        wrong = [kind for kind in kinds if kind not in get_args(Kind)]
-        if wrong:
-            raise refuse("Recipe.load", f"{where}: kinds must be among {', '.join(get_args(Kind))}", repr(wrong))
-        given["kinds"] = kinds
-    for key in ("weights", "activations"):
-        if key in given and given[key] != "float":
-            if not isinstance(given[key], Mapping):
-                raise refuse("Recipe.load", f'{where}: {key} must be a table or "float"', repr(given[key]))
-            scheme = _scheme(given[key], WEIGHTS if key == "weights" else ACTIVATIONS, f"{where}.{key}")
-            if key == "weights" and scheme.granularity == "token":
-                raise refuse("Recipe.load", f"{where}: weights have no tokens; granularity must be another", "'token'")
+        given["kinds"] = tuple(given["kinds"]) if isinstance(given["kinds"], list) else (given["kinds"],)
+    _check_override(given, where)
     return Override(**given)

@@ -71,11 +71,17 @@ class Scheme:
     fit: Literal["absmax", "aimet"] = "absmax"
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.bits, int) and (2 <= self.bits <= 16 or self.bits == 32)):
+        for name, kind in (("bits", int), ("signed", bool), ("symmetric", bool), ("narrow", bool)):
+            if type(getattr(self, name)) is not kind:
+                raise refuse("Scheme", f"{name} must be of type {kind.__name__}", repr(getattr(self, name)))
+        for name in ("axis", "block_size"):
+            if type(getattr(self, name)) not in (int, type(None)):
+                raise refuse("Scheme", f"{name} must be of type int, or None", repr(getattr(self, name)))
+        if not (2 <= self.bits <= 16 or self.bits == 32):
             raise refuse("Scheme", "bits must be 2 to 16, or 32 for a bias", repr(self.bits))
         if self.granularity not in get_args(Granularity):
             raise refuse("Scheme", "granularity must be 'tensor', 'axis', 'block' or 'token'", repr(self.granularity))
-        if self.granularity == "block" and not (isinstance(self.block_size, int) and self.block_size > 0):
+        if (self.block_size or 0) < 0 or (self.granularity == "block" and not self.block_size):
             raise refuse("Scheme", "granularity 'block' needs a positive block_size", repr(self.block_size))
         if self.narrow and not (self.signed and self.symmetric):
             received = f"signed={self.signed}, symmetric={self.symmetric}"
