@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from data_samples import refused
 from leadline import pipeline
-from leadline.cache import Cache, digest
+from leadline.cache import Cache, digest, environment
 from leadline.data import load
 from leadline.graph import Graph
 from leadline.options import Equalize, Fold
@@ -43,6 +45,47 @@ def test_a_graph_and_samples_are_known_by_content():
     assert load(data, one.inputs).digest() == load(data.copy(), one.inputs).digest()
     assert load(data, one.inputs).digest() != load(data[::-1].copy(), one.inputs).digest()
     assert load(data, one.inputs).take(2).digest() == load(data[:2], one.inputs).digest()
+
+
+def test_the_environment_is_leadline_s_own_code_and_what_it_computes_with(tmp_path, monkeypatch):
+    """Wherever it lies. Another line of Python, another compiled module or another library make another one."""
+    package, modules = tmp_path / "one" / "leadline", ("_core_v2", "_core_v3")
+    (package / "steps").mkdir(parents=True)
+    for file in ("__init__.py", "steps/gate.py", *modules):
+        (package / file).write_text(f"what {file} holds\n")
+    where, said = [package], dict[str, str]()
+
+    def spec(name):
+        if name == "leadline":
+            return SimpleNamespace(submodule_search_locations=[str(where[0])])
+        file = where[0] / name.removeprefix("leadline.")
+        return SimpleNamespace(origin=str(file)) if file.exists() else None
+
+    monkeypatch.setattr("leadline.cache.find_spec", spec)
+    monkeypatch.setattr("leadline.cache.version", lambda name: said.get(name, "1.0"))
+    plain = environment.__wrapped__()
+    seen = [plain]
+    for library in ("numpy", "onnxruntime", "onnx", "leadline"):
+        said[library] = "1.1"
+        seen.append(environment.__wrapped__())
+        del said[library]
+    for file in ("__init__.py", "steps/gate.py", *modules):
+        (package / file).write_text(f"what else {file} holds\n")
+        seen.append(environment.__wrapped__())
+        (package / file).write_text(f"what {file} holds\n")
+    shutil.copytree(package, tmp_path / "two" / "leadline")
+    (package / "steps" / "gate.py").rename(package / "steps" / "other.py")
+    seen.append(environment.__wrapped__())
+    assert len(set(seen)) == len(seen) == 10
+    where[0] = tmp_path / "two" / "leadline"
+    assert environment.__wrapped__() == plain
+
+
+def test_what_other_code_has_computed_is_not_read(tmp_path, monkeypatch):
+    assert Cache(tmp_path, least=0).recall("key", lambda: 1) == 1
+    assert Cache(tmp_path, least=0).recall("key", lambda: 2) == 1
+    monkeypatch.setattr("leadline.cache.environment", lambda: "another")
+    assert Cache(tmp_path, least=0).recall("key", lambda: 3) == 3
 
 
 def test_a_value_is_computed_once(tmp_path):

@@ -454,7 +454,7 @@ def test_a_pattern_that_matches_nothing_is_refused(override):
 
 @pytest.mark.parametrize("given", [(), (Fold(),), (Fold(), Round()), (Fold(), Equalize()), (Round(), CorrectBias())])
 def test_a_recipe_that_never_calibrates_is_refused(given):
-    with refused("calibrate", "test"):
+    with refused("recipe test: ", "calibrate"):
         quantized(conv_relu_conv(), steps(*given))
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 
 import leadline
@@ -119,6 +121,100 @@ def test_steps_are_left_out_and_what_else_is_said_of_them_is_void(tmp_path):
     assert [any(step.step == "equalize" for step in cell.recipe.steps) for cell in found] == [True, True, False, False]
     assert [cell.values["steps.equalize.iterations"] for cell in found] == [1, 20, None, None]
     assert found[2].key == found[3].key and len({cell.key for cell in found}) == 3
+
+
+def kept_apart(folder, network, places):
+    """The network saved with each of its weights in the file that `places` gives it, or in the model."""
+    model = onnx.load(network)
+    for tensor in model.graph.initializer:
+        if tensor.name in places:
+            file = folder / places[tensor.name]
+            start = file.stat().st_size if file.exists() else 0
+            with file.open("ab") as stream:
+                stream.write(tensor.raw_data)
+            length = len(tensor.raw_data)
+            tensor.ClearField("raw_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in (("location", places[tensor.name]), ("offset", start), ("length", length)):
+                tensor.external_data.add(key=key, value=str(value))
+    network.write_bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("named", ["conv.onnx.data", "weights.bin", "other name"])
+def test_weights_count_whatever_file_holds_them(named, tmp_path):
+    """Each of the files that the network names; what merely lies beside it does not."""
+    sweep = small(tmp_path)
+    file = tmp_path / "conv.onnx"
+    weights = [tensor.name for tensor in onnx.load(file).graph.initializer if len(tensor.raw_data) > 64]
+    assert len(weights) >= 2
+    kept_apart(tmp_path, file, {weights[0]: named, weights[1]: "second"})
+    seen = [(cells(sweep)[0].key, name(sweep))]
+    for other in (named, "second"):
+        values = bytearray((tmp_path / other).read_bytes())
+        values[0] ^= 1
+        (tmp_path / other).write_bytes(values)
+        seen.append((cells(sweep)[0].key, name(sweep)))
+    assert len(set(seen)) == len({key for key, _ in seen}) == len({study for _, study in seen}) == 3
+    (tmp_path / "conv.onnx.old").write_bytes(b"not named")
+    assert (cells(sweep)[0].key, name(sweep)) == seen[-1]
+
+
+def test_external_files_are_found_wherever_an_onnx_file_names_them(tmp_path):
+    from leadline.graph import external_files
+
+    def tensor(location):
+        made = onnx.TensorProto(name="t", dims=[1], data_type=onnx.TensorProto.FLOAT)
+        made.data_location = onnx.TensorProto.EXTERNAL
+        made.external_data.add(key="location", value=location)
+        return made
+
+    def constant(location):
+        return onnx.helper.make_node("Constant", [], ["c"], value=tensor(location))
+
+    body = onnx.helper.make_graph([constant("body")], "body", [], [], [tensor("of the body")])
+    sparse = onnx.SparseTensorProto(values=tensor("values"), indices=tensor("indices"), dims=[2])
+    branch = onnx.helper.make_node("If", ["x"], ["y"], then_branch=body, else_branch=body)
+    graph = onnx.helper.make_graph([constant("constant"), branch], "g", [], [], [tensor("sub/w"), tensor("sub/w")])
+    graph.sparse_initializer.append(sparse)
+    opset = [onnx.helper.make_opsetid("", 21)]
+    function = onnx.helper.make_function("own", "f", [], ["c"], [constant("function")], opset)
+    model = onnx.helper.make_model(graph, functions=[function])
+    (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+    found = [str(file.relative_to(tmp_path)) for file in external_files(tmp_path / "net.onnx")]
+    assert found == ["body", "constant", "function", "indices", "of the body", "sub/w", "values"]
+    (tmp_path / "net.onnx").write_bytes(b"no network")
+    assert external_files(tmp_path / "net.onnx") == []
+
+
+def test_a_file_of_the_same_size_and_time_is_read_anew(tmp_path):
+    from leadline.sweep.cell import content
+
+    file = tmp_path / "seen.npy"
+    file.write_bytes(b"before")
+    state, one = file.stat(), content(file)
+    file.write_bytes(b"behind")
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert content(file) != one
+
+
+@pytest.mark.parametrize("what", ["seen.npy", "judged.npy", "conv.onnx", "code"])
+def test_nothing_old_is_resumed_where_data_network_or_code_have_changed(what, tmp_path, monkeypatch):
+    sweep, out = small(tmp_path), tmp_path / "out"
+    before = run(sweep, out, engine=Inline())
+    if what == "code":
+        for module in ("driver", "cell"):
+            monkeypatch.setattr(f"leadline.sweep.{module}.environment", lambda: "another")
+    elif what == "conv.onnx":
+        model = onnx.load(tmp_path / what)
+        weight = next(t for t in model.graph.initializer if len(t.raw_data) > 64)
+        weight.raw_data = (np.frombuffer(weight.raw_data, np.float32) * np.float32(2)).tobytes()
+        onnx.save(model, tmp_path / what)
+    else:
+        np.save(tmp_path / what, np.load(tmp_path / what)[::-1] * np.float32(1.5))
+    engine = Inline()
+    after = run(sweep, out, engine=engine, resume=True)
+    assert len(engine.cells) == len(after.complete) == len(before.complete) == 4
+    assert (figures(after) == figures(before)) == (what == "code")
 
 
 def test_ranges_with_steps(tmp_path):

@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 import small_networks as small
+from data_samples import refused
 from graph_models import model, node
 from leadline.export.limits import limits
 from leadline.graph import Graph, Session
@@ -18,7 +19,7 @@ from leadline.profiles import HEXAGON, ONNXRUNTIME, lost, profile_of
 from leadline.recipe import Recipe
 from leadline.targets import hexagon
 from leadline.targets.hexagon_expected import expected
-from leadline.types import InputError
+from leadline.types import InputError, Scheme
 from leadline.verification import verify
 from small_transformer import transformer
 
@@ -333,7 +334,10 @@ def test_expected_of_an_artefact_that_stores_real_weights():
         assert np.allclose(one.run(feed)["y"], other.run(feed)["y"], atol=float(made.grids["y"].scale))
 
 
-def test_simulated_activations_pass_and_are_named():
+def test_what_is_only_simulated_is_refused_here_and_named_elsewhere():
     graph, data, _ = network("transformer")
-    made = small.quantized(graph, "quartdepth-w4a8", data, target="hexagon")
+    with refused("recipe quartdepth-w4a8: hexagon takes activations with scales per tensor", "per axis"):
+        small.quantized(graph, "quartdepth-w4a8", data, target="hexagon")
+    scheme = Scheme(granularity="axis")
+    made = small.quantized(graph, widths(8, 8).changed(activations=scheme, scope="layers"), data)
     assert any("scale per channel" in line for line in made.limits)

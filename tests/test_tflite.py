@@ -306,7 +306,7 @@ def test_refusals() -> None:
     ):
         tflite.quantize(write(clipped_plan(prepare(source)), "npu"), "w8a8", samples(source), threads=1)
     with pytest.raises(
-        InputError, match=r"activations of a \.tflite must have 8 bits and one scale\. Received 16 bits"
+        InputError, match=r"recipe w8a16: LiteRT takes activations of 8 bits\. Received activations of 16 bits"
     ):
         tflite.quantize(source, "w8a16", samples(source), threads=1)
     tokens = small_tflite.transformer()

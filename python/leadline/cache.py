@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
+from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +37,22 @@ def digest(*parts: Any) -> str:
     for part in _pieces(parts):
         state.update(part)
     return state.hexdigest()
+
+
+@cache
+def environment() -> str:
+    """The digest of what computes: leadline's own files, Python and compiled, and the versions of numpy, onnx and
+    onnxruntime. Hexadecimal; part of everything that outlives a process."""
+    package = find_spec("leadline")
+    found: dict[str, Path] = {}
+    for folder in map(Path, package.submodule_search_locations or () if package else ()):
+        found |= {str(file.relative_to(folder)): file for file in folder.rglob("*.py")}
+    for name in ("_core", "_core_v2", "_core_v3"):  # in an editable install they are elsewhere
+        module = find_spec(f"leadline.{name}")
+        if module is not None and module.origin:
+            found[name] = Path(module.origin)
+    versions = {name: version(name) for name in ("leadline", "numpy", "onnx", "onnxruntime")}
+    return digest(versions, {name: file.read_bytes() for name, file in found.items()})
 
 
 def _pieces(value: Any) -> Iterator[bytes]:
@@ -78,7 +96,8 @@ class Cache:
     Parameters
     ----------
     folder : path
-        Made if need be; may be emptied at any time. Each version of leadline has a folder of its own in it.
+        Made if need be; may be emptied at any time. What other code has computed (see `environment`) lies in folders
+        of its own in it and is not read.
     least : float
         Values that took fewer seconds are not kept.
 
@@ -96,7 +115,7 @@ class Cache:
     """
 
     def __init__(self, folder: str | os.PathLike[str], least: float = LEAST) -> None:
-        self.folder, self.least = Path(folder) / version("leadline"), least
+        self.folder, self.least = Path(folder) / environment()[:16], least
         self.saved, self.hits, self.misses = 0.0, 0, 0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -348,6 +348,7 @@ def prepare(
 ) -> tuple[State, Samples]:
     """The state that `quantize` applies a recipe's steps to, and the samples chosen from `data`. See there."""
     recipe, profile = Recipe.load(recipe), profile_of(target)
+    profile.check(recipe)
     progress = progress or Quiet()
     if preprocess is None and recipe.data:
         preprocess = Preprocess.from_dict(recipe.data)

@@ -1,23 +1,45 @@
-"""What targets ask of an artefact's types, beyond what every runtime takes."""
+"""What targets take: of a recipe before the work, and of an artefact's types, beyond what every runtime takes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline.types import refuse
+from leadline.recipe import Calibrate, Heads, Polish, Recipe, Rotate
+from leadline.types import Granularity, Scheme, refuse
+
+WIDTHS = frozenset(range(2, 17))
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The rules of one target, for placement and export.
+    """The rules of one target, for recipes, placement and export.
 
     Attributes
     ----------
     name : str
         As `--target` takes it.
+    activation_bits, channel_bits : frozenset of int
+        Of activations; and of those with a scale for each channel.
+    activation_scales, weight_scales : tuple of granularities
+    float_activations : bool
+        Whether a recipe may leave all activations in float.
+    weight_bits : frozenset of int
+    weight_signs : bool
+        Weights are signed, and symmetric about zero; in 8 bits without the lowest code where `weight_narrow` is set.
+    blocks : frozenset of int
+        Bits of weights in blocks.
+    block_multiple : int
+        What the sizes of blocks are multiples of.
+    blocks_beside_float : bool
+        Weights come in blocks only where activations are float.
+    float_only_in_blocks : bool
+        Beside float activations there must be weights in blocks.
+    own_operators : bool
+        Whether it takes, or simulates, operators that leadline brings along: LogNP, rotations at run time.
     one_type : bool
         An operator's inputs must have as many bits as its output. Where they have not, a requantisation goes before it.
     second_operand_bits : int
@@ -38,6 +60,19 @@ class Profile:
     """
 
     name: str
+    activation_bits: frozenset[int] = WIDTHS
+    channel_bits: frozenset[int] = frozenset({4, 8, 16})
+    activation_scales: tuple[Granularity, ...] = ("tensor", "axis", "token")
+    float_activations: bool = True
+    weight_bits: frozenset[int] = WIDTHS
+    weight_scales: tuple[Granularity, ...] = ("tensor", "axis", "block")
+    weight_signs: bool = False
+    weight_narrow: bool = False
+    blocks: frozenset[int] = WIDTHS
+    block_multiple: int = 1
+    blocks_beside_float: bool = False
+    float_only_in_blocks: bool = False
+    own_operators: bool = True
     one_type: bool = False
     second_operand_bits: int = 16
     resize_keeps_grid: bool = False
@@ -47,11 +82,91 @@ class Profile:
     fraction_bits: int | None = None
     integers_only: bool = False
 
+    def check(self, recipe: Recipe, function: str = "quantize") -> None:
+        """Raises InputError, before any work, for a recipe that no network makes this target take. What a recipe
+        merely simulates passes: `leadline.export.limits` says it of the artefact."""
+
+        def refused(rule: str, received: object) -> Exception:
+            return refuse(function, f"recipe {recipe.name}: {rule}", received)
+
+        steps = ", ".join(step.step for step in recipe.steps) or "none"
+        if not any(isinstance(step, Calibrate) for step in recipe.steps):
+            raise refused("a recipe must calibrate", f"the steps {steps}")
+        weights, activations = recipe.schemes("weights"), recipe.schemes("activations")
+        if not any((*weights.values(), *activations.values())):
+            raise refused("a recipe must quantise weights or activations", "both in float")
+        for place, scheme in activations.items():
+            if scheme is not None:
+                self._check_activations(scheme, place, refused)
+        if recipe.activations is None and not self.float_activations:
+            raise refused(f"{self.name} takes no float activations", "activations in float")
+        for place, scheme in weights.items():
+            if scheme is not None:
+                self._check_weights(scheme, place, any(activations.values()), refused)
+        blocks = any(scheme is not None and scheme.granularity == "block" for scheme in weights.values())
+        if self.float_only_in_blocks and not any(activations.values()) and not blocks:
+            raise refused(f"{self.name} takes float activations beside weights in blocks alone", "no blocks")
+        for step in recipe.steps:
+            if isinstance(step, Heads) and any(activations.values()) and step.bits not in self.activation_bits:
+                rule = f"{self.name} takes activations of {_listed(self.activation_bits)} bits"
+                raise refused(rule, f"heads with bits {step.bits}")
+            own = isinstance(step, Polish) or (isinstance(step, Rotate) and step.online)
+            if own and not self.own_operators:
+                raise refused(f"{self.name} has no operators for logarithms and rotations at run time", step.step)
+
+    def _check_activations(self, scheme: Scheme, place: str, refused: Callable[[str, object], Exception]) -> None:
+        bits = self.activation_bits & (self.channel_bits if scheme.granularity == "axis" else self.activation_bits)
+        if scheme.granularity not in self.activation_scales:
+            rule = f"{self.name} takes activations with scales per {' or '.join(self.activation_scales)}"
+            raise refused(rule, f"{place} per {scheme.granularity}")
+        if scheme.bits not in bits or (scheme.granularity == "axis" and scheme.narrow):
+            per = " per channel" if scheme.granularity == "axis" else ""
+            received = f"{place} of {scheme.bits} bits{', narrow' if scheme.narrow else ''}"
+            raise refused(f"{self.name} takes activations{per} of {_listed(bits)} bits", received)
+
+    def _check_weights(
+        self, scheme: Scheme, place: str, beside: bool, refused: Callable[[str, object], Exception]
+    ) -> None:
+        block = scheme.granularity == "block"
+        if scheme.granularity not in self.weight_scales:
+            rule = f"{self.name} takes weights with scales per {' or '.join(self.weight_scales)}"
+            raise refused(rule, f"{place} per {scheme.granularity}")
+        if block and beside and self.blocks_beside_float:
+            raise refused(f"{self.name} takes weights in blocks beside float activations alone", f"{place} per block")
+        if block and (scheme.block_size or 0) % self.block_multiple:
+            rule = f"{self.name} takes weights in blocks of a multiple of {self.block_multiple}"
+            raise refused(rule, f"{place} in blocks of {scheme.block_size}")
+        bits = self.blocks if block else self.weight_bits
+        if scheme.bits not in bits:
+            where = " in blocks" if block else ""
+            raise refused(f"{self.name} takes weights{where} of {_listed(bits)} bits", f"{place} of {scheme.bits} bits")
+        if self.weight_signs and not (scheme.signed and scheme.symmetric):
+            received = f"{place} with signed={scheme.signed}, symmetric={scheme.symmetric}"
+            raise refused(f"{self.name} takes signed symmetric weights", received)
+        if self.weight_narrow and scheme.bits == 8 and not scheme.narrow:
+            rule = f"{self.name} takes 8-bit weights that are narrow (-127 to 127)"
+            raise refused(rule, f"{place} with narrow=False")
+
+
+def _listed(bits: frozenset[int]) -> str:
+    """The numbers, a run of them by its ends."""
+    numbers = sorted(bits)
+    if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]} to {numbers[-1]}"
+    return " or ".join(map(str, numbers))
+
 
 ONNXRUNTIME = Profile("onnxruntime")
 
 HEXAGON = Profile(
     "hexagon",
+    activation_bits=frozenset({8, 16}),
+    activation_scales=("tensor",),
+    float_activations=False,
+    weight_bits=frozenset(range(2, 9)),
+    weight_scales=("tensor", "axis"),
+    weight_signs=True,
+    own_operators=False,
     one_type=True,
     second_operand_bits=8,
     resize_keeps_grid=True,
@@ -64,6 +179,34 @@ HEXAGON = Profile(
 """Qualcomm's HTP, as its emulation in onnxruntime-qnn 2.7 answers when asked operator by operator
 (`benchmarks/hexagon_operators.py`). A product of two 16-bit activations has its second one cut to 8 bits on the way;
 done in the artefact instead, on a grid from calibration, the simulation sees it."""
+
+LITERT = Profile(
+    "LiteRT",
+    activation_bits=frozenset({8}),
+    activation_scales=("tensor",),
+    weight_bits=frozenset(range(2, 9)),
+    weight_scales=("axis", "block"),
+    weight_signs=True,
+    weight_narrow=True,
+    blocks=frozenset({2, 3, 4}),
+    block_multiple=32,
+    blocks_beside_float=True,
+)
+"""LiteRT's kernels by way of ai-edge-quantizer 0.10: codes of fewer than 4 bits travel in 4, and of 5 to 7 in 8.
+Where a convolution's weight has one scale, its files do not load, or its kernels give garbage."""
+
+EXECUTORCH = Profile(
+    "ExecuTorch",
+    activation_bits=frozenset(range(2, 9)),
+    activation_scales=("tensor",),
+    weight_bits=frozenset(range(2, 9)),
+    weight_signs=True,
+    blocks=frozenset({2, 3, 4}),
+    block_multiple=32,
+    blocks_beside_float=True,
+    float_only_in_blocks=True,
+)
+"""XNNPACK's kernels in ExecuTorch 1.5."""
 
 
 def lost(profile: Profile, bits: int, factor: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -84,6 +227,7 @@ def lost(profile: Profile, bits: int, factor: NDArray[np.float64]) -> NDArray[np
     return unit
 
 
+# LiteRT and ExecuTorch take the artefact of onnxruntime's profile, in another spelling.
 PROFILES = {profile.name: profile for profile in (ONNXRUNTIME, HEXAGON)}
 
 

@@ -41,6 +41,7 @@ from leadline.export.tflite_run import Interpreter
 from leadline.export.tflite_write import check_io, prepare, write
 from leadline.gram import ConvGram, Gram
 from leadline.observers import Histogram, search_range
+from leadline.profiles import LITERT
 from leadline.recipe import Calibrate, CorrectBias, Fold, Recipe, Round
 from leadline.sqnr import Sqnr
 from leadline.types import Grid, Scheme, refuse
@@ -48,6 +49,8 @@ from leadline.types import Grid, Scheme, refuse
 __all__ = ["Converted", "Io", "Plan", "Preset", "convert", "named", "plan", "quantize", "save"]
 
 HELD_OUT = 0.25
+_DONE = (Calibrate, Round, CorrectBias)
+"""The steps that apply to a ``.tflite``."""
 Codes = NDArray[Any]
 
 _KINDS = {
@@ -78,12 +81,17 @@ def named(recipe: str, preset: str | None = None, io: str = "float") -> tuple[st
         if given is not None and given not in known:
             raise refuse("to_tflite", f"{what} must be one of {', '.join(known)}", repr(given))
     own, usual = _NAMED.get(recipe, (recipe, "cpu"))
-    static = Recipe.load(own).activations is not None
+    loaded = Recipe.load(own)
+    static = loaded.activations is not None
     if recipe not in _NAMED and not static:
         usual = "dynamic"
     chosen: Any = preset or usual
     if chosen in ("cpu", "npu") and not static:
         raise refuse("to_tflite", f"preset {chosen} needs a recipe with activations", repr(recipe))
+    blocks = any(scheme is not None and scheme.granularity == "block" for scheme in loaded.schemes("weights").values())
+    if chosen == "weight-only" and blocks:
+        rule = "weights in blocks need the preset dynamic: LiteRT has no float kernels for them"
+        raise refuse("to_tflite", rule, f"preset {chosen} with recipe {recipe!r}")
     check_io(chosen, io)
     kind: Any = io
     return own, chosen, kind
@@ -124,9 +132,11 @@ def quantize(
     Raises
     ------
     InputError
-        The file is no ``.tflite``, is quantised already, or LiteRT does not run it; or the data do not suit it.
+        LiteRT has no kernels for what the recipe asks for; the file is no ``.tflite``, is quantised already, or LiteRT
+        does not run it; or the data do not suit it.
     """
     recipe = Recipe.load(recipe)
+    LITERT.check(recipe.changed(steps=tuple(step for step in recipe.steps if isinstance(step, _DONE))))
     content = prepare(_bytes(source))
     runner = Interpreter(content, "plain", threads, inner=True)
     _check_float(runner.model)
@@ -184,7 +194,7 @@ class _Work:
         self.sites = sites(runner.model)
         self.static = recipe.activations is not None
         self.notes: list[str] = []
-        unknown = {step.step for step in recipe.steps} - {Fold.step, Calibrate.step, Round.step, CorrectBias.step}
+        unknown = {step.step for step in recipe.steps if not isinstance(step, (Fold, *_DONE))}
         self.notes += [f"{step}: needs the network as ONNX, not done" for step in sorted(unknown)]
         self.calibrate = next((step for step in recipe.steps if isinstance(step, Calibrate)), Calibrate())
         self.round = next((step for step in recipe.steps if isinstance(step, Round)), Round())
@@ -303,9 +313,6 @@ class _Work:
             scheme = self.recipe.activation_scheme(name)
             if scheme is None:
                 continue
-            if scheme.bits != 8 or scheme.granularity != "tensor":
-                received = f"{scheme.bits} bits per {scheme.granularity} for '{name}'"
-                raise refuse("quantize", "activations of a .tflite must have 8 bits and one scale", received)
             near = index in around
             chosen = (method, options) if near else ("minmax", {})
             lo, hi = search_range(histogram, chosen[0], scheme, self.threads, **chosen[1])

@@ -39,16 +39,18 @@ def quantize_executorch(
     """
     from leadline import pipeline
     from leadline.files import REPORT, filling, replacing, to_json
+    from leadline.profiles import EXECUTORCH
     from leadline.progress import Bars
     from leadline.recipe import Recipe
     from leadline.targets import executorch
 
+    wanted = Recipe.load(recipe)
+    EXECUTORCH.check(wanted, "quantize-executorch")
     executorch.check_installed("quantize-executorch")
     import torch
 
     from leadline.torch import to_module
 
-    wanted = Recipe.load(recipe)
     preprocess = pictures.over(wanted.data)
     given: dict[str, Any] = {"preprocess": preprocess, "samples": samples, "seed": seed, "strict": strict}
     progress = Bars()

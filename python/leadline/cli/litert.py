@@ -43,12 +43,15 @@ def quantize_tflite(
     """Quantise a network to TFLite and check it in LiteRT's interpreter, on samples that calibration did not see."""
     from leadline import tflite
     from leadline.files import REPORT, filling, replacing, to_json
+    from leadline.profiles import LITERT
     from leadline.progress import Bars
     from leadline.recipe import Recipe
     from leadline.targets import litert
 
     name, chosen, kind = tflite.named(recipe, preset, io)
     wanted = Recipe.load(name)
+    if model.suffix == ".onnx":
+        LITERT.check(wanted, "quantize-tflite")
     preprocess = pictures.over(wanted.data)
     given = {"preprocess": preprocess, "samples": samples, "seed": seed, "strict": strict, "threads": threads}
     progress = Bars()

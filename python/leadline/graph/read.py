@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,38 @@ def parse(path: str | os.PathLike[str], function: str = "Graph.load") -> onnx.Mo
 def read(path: str | os.PathLike[str]) -> Source:
     """A file with its weights."""
     return unpack(parse(path), Path(path).resolve().parent, Path(path).name)
+
+
+def external_files(path: str | os.PathLike[str]) -> list[Path]:
+    """The files of weights that an ONNX file names, wherever it names them: weights, constants, bodies of operators.
+    Sorted; they need not exist. None of a file that is no whole ONNX."""
+    file, model = Path(path), onnx.ModelProto()
+    try:
+        model.ParseFromString(file.read_bytes())
+    except DecodeError:
+        return []
+    named = {
+        entry.value
+        for nodes, given in ((model.graph.node, model.graph), *((function.node, None) for function in model.functions))
+        for tensor in _tensors(nodes, given)
+        if tensor.data_location == TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return [file.resolve().parent / location for location in sorted(named)]
+
+
+def _tensors(nodes: Iterable[onnx.NodeProto], graph: onnx.GraphProto | None) -> Iterator[TensorProto]:
+    """Of a graph or, without one, of a function's nodes."""
+    if graph is not None:
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for body in (attribute.g, *attribute.graphs):
+                yield from _tensors(body.node, body)
 
 
 def inspect_inputs(path: str | os.PathLike[str]) -> list[tuple[str, np.dtype[Any], Dims]]:

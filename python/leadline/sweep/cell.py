@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -13,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-import leadline
-from leadline.cache import digest
+from leadline.cache import digest, environment
 from leadline.depth import networks
+from leadline.graph import external_files
 from leadline.recipe import Recipe
 from leadline.sweep.spec import EVALUATION_ONLY, Data, Range, Sweep, check_data
 from leadline.types import refuse
@@ -36,10 +37,10 @@ class Cell:
 
     @functools.cached_property
     def key(self) -> str:
-        """Of the content of everything that the result depends on, leadline's version included."""
+        """Of the content of everything that the result depends on, leadline's own code included."""
         named = replace(self.recipe, name="", description="")
         sources = (data_identity(self.data), [data_identity(data) for data in self.evaluation])
-        return digest(leadline.__version__, content(self.file), named.to_toml(), *sources)
+        return digest(environment(), content(self.file), named.to_toml(), *sources)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but `values`, as plain types."""
@@ -57,7 +58,7 @@ class Cell:
     @property
     def file(self) -> Path:
         """The network's ONNX file."""
-        return networks.path(self.network) if self.network in networks.NAMES else Path(self.network)
+        return network_file(self.network)
 
     @property
     def label(self) -> str:
@@ -66,20 +67,31 @@ class Cell:
         return ", ".join(parts) or self.recipe.name
 
 
+def network_file(network: str) -> Path:
+    """The ONNX file of a network: of a shipped one by its name."""
+    return networks.path(network) if network in networks.NAMES else Path(network)
+
+
 def content(path: str | Path) -> str:
-    """The digest of a file with its external data, or of all files in a folder; read anew only where they changed."""
+    """The digest of a file (of an ONNX file with every file of weights that it names), or of all files in a folder;
+    read anew only where they changed."""
     where = Path(path)
     if where.is_dir():
         files = sorted(file for file in where.rglob("*") if file.is_file() and not file.name.startswith("."))
         return digest([(str(file.relative_to(where)), content(file)) for file in files])
-    beside = where.with_name(f"{where.name}.data")
-    files = [where, beside] if beside.is_file() else [where]
-    return digest([_file(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files])
+    beside = external_files(where) if where.suffix == ".onnx" else []
+    named = [(os.path.relpath(file, where.resolve().parent), _file(file)) for file in beside if file.is_file()]
+    return digest(_file(where), named)
+
+
+def _file(path: Path) -> str:
+    state = path.stat()
+    return _bytes(str(path), state.st_ino, state.st_ctime_ns, state.st_mtime_ns, state.st_size)
 
 
 @functools.lru_cache(maxsize=100_000)
-def _file(path: str, changed: int, size: int) -> str:
-    return digest(np.memmap(path, np.uint8, "r") if size else b"")
+def _bytes(path: str, *state: int) -> str:
+    return digest(np.memmap(path, np.uint8, "r") if state[-1] else b"")
 
 
 def data_identity(data: Data) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from leadline.cache import digest
+from leadline.cache import digest, environment
 from leadline.recipe import Recipe
-from leadline.sweep.cell import Cell, content, grid, make
+from leadline.sweep.cell import Cell, content, grid, make, network_file
 from leadline.sweep.engines import Engine, Local, Ray
 from leadline.sweep.outcome import Results
 from leadline.sweep.spec import Budget, Range, Sweep
@@ -124,11 +124,19 @@ def results(url: str, study: str) -> Results:
 
 
 def study_name(sweep: Sweep) -> str:
-    """The sweep's name, and a digest of what its cells depend on: another grid is another study."""
+    """The sweep's name, and a digest of what its cells depend on: another grid, other files or other code are another
+    study."""
     same = replace(sweep, budget=Budget(), metrics=(), tables=(), description="")
-    recipes = [Recipe.load(recipe).to_toml() for recipe in sweep.recipes]
-    files = [content(network) for network in sweep.networks if Path(network).is_file()]
-    return f"{sweep.name}-{digest(same, recipes, files)[:8]}"
+    recipes = [Recipe.load(recipe).to_toml() for recipe in (*sweep.recipes, *_varied(sweep, "recipe"))]
+    networks = map(network_file, (*sweep.networks, *_varied(sweep, "network")))
+    sources = [sweep.data.source, *(data.source for data in sweep.evaluation), *_varied(sweep, "data.source")]
+    contents = [content(file) for file in (*networks, *map(Path, filter(None, sources))) if file.exists()]
+    return f"{sweep.name}-{digest(environment(), same, recipes, contents)[:8]}"
+
+
+def _varied(sweep: Sweep, key: str) -> list[str]:
+    found = [block.get(key, ()) for block in sweep.vary]
+    return [value for values in found if isinstance(values, tuple) for value in values]
 
 
 def _driver(folder: Path) -> str:
