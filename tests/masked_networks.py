@@ -41,11 +41,11 @@ class Net:
         self.nodes.append(helper.make_node(op, list(inputs), [name], name=f"{op}_{len(self.nodes)}", **attrs))
         return name
 
-    def model(self, output: str, shape: list[int], kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
+    def model(self, output: str, shape: list[int], kind: int = TensorProto.FLOAT, opset: int = 17) -> onnx.ModelProto:
         self("Identity", output, out="y")
         ends = [helper.make_tensor_value_info("y", kind, shape)]
         graph = helper.make_graph(self.nodes, "masked", self.inputs, ends, self.weights)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
 
 
 def scores(net: Net, tokens: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leadline.affine import accumulator_grid, choose_grid, range_of
-from leadline.graph import Graph, Node, Value
+from leadline.graph import Graph, Node
 from leadline.types import Grid, Scheme
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def quantised(graph: Graph, recipe: Recipe, profile: Profile) -> tuple[onnx.Mode
     from leadline.steps.placement import place
 
     graph = graph.copy()
-    placement = place(graph, replace(recipe, overrides=()))
+    placement = place(graph, replace(recipe, overrides=()), profile)
     known = len(placement.notes)
     placement = fit(graph, placement, profile)
     grids: dict[str, Grid] = {}
@@ -93,15 +93,15 @@ def quantised(graph: Graph, recipe: Recipe, profile: Profile) -> tuple[onnx.Mode
     for tensor, scheme in placement.schemes.items():
         writer = writers.get(placement.root[tensor])
         bounds = _BOUNDS.get(writer.op_type, _ORDINARY) if writer else _ORDINARY
-        grids[tensor] = _grid(bounds, scheme, graph.values[tensor])
+        grids[tensor] = _grid(bounds, scheme, graph.shape(tensor))
     grids |= dict(_biases(graph, grids))
     return qdq.to_qdq(graph, grids), tuple(placement.notes[known:])
 
 
-def _grid(bounds: tuple[float, float], scheme: Scheme, value: Value) -> Grid:
+def _grid(bounds: tuple[float, float], scheme: Scheme, whole: tuple[int, ...]) -> Grid:
     if scheme.granularity == "token":
         return Grid(np.ones((), np.float32), np.zeros((), np.int32), scheme)
-    shape = (value.shape[scheme.axis],) if scheme.granularity == "axis" and scheme.axis is not None else ()
+    shape = (whole[scheme.axis],) if scheme.granularity == "axis" and scheme.axis is not None else ()
     return choose_grid(np.full(shape, bounds[0]), np.full(shape, bounds[1]), scheme)
 
 

@@ -31,6 +31,11 @@ ABSORBING = frozenset("Conv ConvTranspose Gemm MatMul Add Relu".split())
 ELEMENTWISE = frozenset("Add Sub Mul Div".split())
 """Arithmetic of two operands, broadcast."""
 
+REDUCES = frozenset(
+    "ReduceMean ReduceSum ReduceL1 ReduceL2 ReduceSumSquare ReduceMax ReduceMin GlobalAveragePool GlobalMaxPool".split()
+)
+"""Small where all that they read is small."""
+
 HOMOGENEOUS = frozenset("Relu LeakyRelu PRelu Min Clip MaxPool AveragePool GlobalAveragePool Identity".split())
 """f(s x) = s f(x) for s > 0, channel by channel. A Clip or Min has its bound scaled along."""
 

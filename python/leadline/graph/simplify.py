@@ -93,7 +93,7 @@ def _is_noop(graph: Graph, node: Node) -> bool:
 
 
 def _merge_neighbours(graph: Graph) -> None:
-    """Reshape after Reshape, Transpose after Transpose, and Reshape - elementwise - Reshape."""
+    """Reshape after Reshape, Transpose after Transpose, Reshape - elementwise - Reshape, and Log after Softmax."""
     writers, readers = graph.producers(), graph.readers()
     ends = {value.name for value in graph.outputs}
     alone = {name for name, nodes in readers.items() if len(nodes) == 1} - ends
@@ -101,7 +101,9 @@ def _merge_neighbours(graph: Graph) -> None:
         before = writers.get((node.inputs or [""])[0])
         if before is None:
             continue
-        if node.op_type == before.op_type == "Reshape":
+        if node.op_type == "Log" and before.op_type == "Softmax":
+            node.op_type, node.inputs, node.attrs = "LogSoftmax", list(before.inputs), dict(before.attrs)
+        elif node.op_type == before.op_type == "Reshape":
             node.inputs[0] = before.inputs[0]
         elif node.op_type == before.op_type == "Transpose" and "perm" in node.attrs and "perm" in before.attrs:
             node.attrs["perm"] = [before.attrs["perm"][axis] for axis in node.attrs["perm"]]

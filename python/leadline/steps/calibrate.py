@@ -49,7 +49,7 @@ def calibrate(step: Calibrate, state: State) -> None:
     another for moving averages."""
     own_biases(state.graph)
     own_branches(state.graph)
-    state.placement = placement = fit(state.graph, place(state.graph, state.recipe), state.profile)
+    state.placement = placement = fit(state.graph, place(state.graph, state.recipe, state.profile), state.profile)
     state.log += [Record.of("calibrate", note) for note in placement.notes]
     ranges, masks = _observe(step, state, placement)
     weights: dict[str, Grid] = {}

@@ -16,7 +16,9 @@ import numpy as np
 from leadline.graph import DOMAIN, Graph, Layer, Node
 from leadline.graph.masks import Masks
 from leadline.graph.operators import ABSORBING, CLAMPS, ELEMENTWISE, MOVES_DATA, channel_axes, moves_data
+from leadline.graph.relative import relative
 from leadline.graph.tables import tables
+from leadline.profiles import ONNXRUNTIME, Profile
 from leadline.recipe import Recipe
 from leadline.types import Scheme, refuse
 
@@ -46,18 +48,24 @@ class Placement:
     notes: list[str] = field(default_factory=list)
 
 
-def place(graph: Graph, recipe: Recipe) -> Placement:
-    """Decide which tensors of a normalised graph are quantised under a recipe.
+def place(graph: Graph, recipe: Recipe, profile: Profile = ONNXRUNTIME) -> Placement:
+    """Decide which tensors of a normalised graph are quantised under a recipe. What no grid holds, masks that reach
+    their readers and tensors whose relative error counts, stays float, or has 16 bits where the target has no float.
 
     Raises InputError when an override's pattern matches neither a layer nor a tensor.
     """
     kinds = _kinds(graph)
     _check_patterns(graph, recipe, kinds)
     layers, notes = _layers(graph, recipe, kinds)
-    extreme = Masks(graph).extreme
-    schemes, root = _activations(graph, recipe, kinds, {layer.input for layer, _ in layers}, extreme)
+    extreme, fine = Masks(graph).extreme, relative(graph)
+    plain = extreme if profile.integers_only else extreme | fine
+    schemes, root = _activations(graph, recipe, kinds, {layer.input for layer, _ in layers}, plain)
+    if profile.integers_only:
+        schemes |= {name: replace(schemes[name], bits=16) for name in schemes if name in fine}
     if schemes:
         notes += [f"{name}: float, since masks reach its readers" for name in graph.values if name in extreme]
+        what = "16 bits" if profile.integers_only else "float"
+        notes += [f"{name}: {what}, since its relative error counts" for name in graph.values if name in fine]
     constants = {
         name: scheme
         for node in graph.nodes
@@ -139,7 +147,7 @@ def _blocks(graph: Graph, layer: Layer, scheme: Scheme) -> tuple[Scheme, list[st
 
 
 def _activations(
-    graph: Graph, recipe: Recipe, kinds: dict[str, tuple[str, ...]], read: set[str], extreme: set[str]
+    graph: Graph, recipe: Recipe, kinds: dict[str, tuple[str, ...]], read: set[str], plain: set[str]
 ) -> tuple[dict[str, Scheme], dict[str, str]]:
     wanted: dict[str, Scheme] = {}
     root: dict[str, str] = {}
@@ -153,7 +161,7 @@ def _activations(
             producer = producers.get(tensor)
             if tensor in wanted or not _is_float(graph, tensor) or _stays_float(tensor, producer, readers):
                 continue
-            if tensor in extreme:
+            if tensor in plain:
                 continue
             if recipe.scope == "layers" and tensor not in read and not _is_polished(producer):
                 continue

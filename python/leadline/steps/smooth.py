@@ -56,7 +56,7 @@ def smooth(step: Smooth, state: State) -> None:
         reason = FLOAT if parts else "no activation whose channels can be scaled"
         state.log.append(Record("smooth", state.graph.name, reason, kept=False))
         return
-    seen, placement = _observe(state, parts), place(state.graph, state.recipe)
+    seen, placement = _observe(state, parts), place(state.graph, state.recipe, state.profile)
     best_error = trial_error(state, state.graph)
     for part in parts:
         with state.progress(f"smooth {part.what}"):
@@ -74,7 +74,7 @@ def smooth(step: Smooth, state: State) -> None:
 def fold_scales(step: Smooth, state: State) -> list[Record]:
     """Smooth every place of the state's graph, in place and whatever simulation says."""
     parts, _ = _parts(step, state.graph)
-    seen, placement = _observe(state, parts), place(state.graph, state.recipe)
+    seen, placement = _observe(state, parts), place(state.graph, state.recipe, state.profile)
     return [record for part in parts for record in _fold_part(step, state, state.graph, placement, part, seen)]
 
 

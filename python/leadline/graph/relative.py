@@ -1,0 +1,100 @@
+"""Tensors whose relative error counts: what is divided by, and what a logarithm or a negative power reads.
+
+On a grid with steps of one size small values become 0, and the result infinite or another order of magnitude.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from leadline.graph.ir import Graph, Node
+from leadline.graph.operators import CLAMPS, ELEMENTWISE, REDUCES, moves_data
+
+_KEEPS = CLAMPS | REDUCES | frozenset("Abs Neg LeakyRelu Max Sqrt Pow Concat Where Resize AveragePool".split())
+"""Small values of the output come from small ones of the input, the clamps among them aside."""
+
+_SMALL = 1e-2
+"""What is shifted by more than this is small for other reasons than a small operand."""
+
+
+def relative(graph: Graph) -> set[str]:
+    """The activations between what makes small values and what cannot take their error, both ends included.
+
+    Upstream from a divisor, or from what a logarithm reads, through clamps, constants, means and the like, to what a
+    layer or another function gives; and downstream from a reciprocal to what it is multiplied with. Tensors that
+    layers read are not among them, nor is what is normalised, if it is an input or a sum of two branches.
+    """
+    producers, readers = graph.producers(), graph.readers()
+    layers = {layer.input for layer in graph.layers()}
+    found: set[str] = set()
+    for node in graph.nodes:
+        divisor = _sensitive(graph, node)
+        if divisor is None:
+            continue
+        found.update(_upstream(graph, producers, divisor))
+        if node.op_type != "Log" and (node.op_type != "Div" or node.inputs[0] in graph.weights):
+            found.update(_downstream(graph, readers, node.outputs[0]))
+    return found - layers
+
+
+def _sensitive(graph: Graph, node: Node) -> str | None:
+    """The input of a node whose small values decide about its output; None where there is none."""
+    if node.domain:
+        return None
+    position = {"Reciprocal": 0, "Log": 0, "Div": 1}.get(node.op_type)
+    if node.op_type == "Pow" and node.inputs[1] in graph.weights and (graph.weights[node.inputs[1]] < 0).any():
+        position = 0
+    name = "" if position is None else node.inputs[position]
+    return name if name in graph.values and graph.values[name].dtype == np.float32 else None
+
+
+def _upstream(graph: Graph, producers: dict[str, Node], tensor: str) -> Iterator[str]:
+    pending, seen = [(tensor, False)], set()
+    while pending:
+        name, reduced = pending.pop()
+        if name in seen or name not in graph.values or graph.values[name].dtype != np.float32:
+            continue
+        seen.add(name)
+        node = producers.get(name)
+        operands = [] if node is None else [other for other in dict.fromkeys(node.inputs) if other in graph.values]
+        if node is not None and _keeps(graph, producers, node, operands):
+            pending += [(other, reduced or node.op_type in REDUCES) for other in operands]
+        elif reduced and (node is None or (node.op_type in ELEMENTWISE and len(operands) > 1)):
+            continue  # an input, or a residual stream, that is normalised
+        yield name
+
+
+def _keeps(graph: Graph, producers: dict[str, Node], node: Node, operands: list[str]) -> bool:
+    """Whether small values of its output come from small ones of these operands."""
+    if node.op_type not in ELEMENTWISE:
+        return not node.domain and (moves_data(node) or node.op_type in _KEEPS)
+    if len(operands) < 2:
+        shifts = [
+            graph.weights[name] for name in node.inputs if name in graph.weights and node.op_type in ("Add", "Sub")
+        ]
+        return not any((np.abs(shift) > _SMALL).any() for shift in shifts)
+    return node.op_type == "Sub" and (_is_mean(producers, *operands) or _is_mean(producers, *operands[::-1]))
+
+
+def _is_mean(producers: dict[str, Node], tensor: str, mean: str) -> bool:
+    """Whether one tensor is only reduced from the other, as the mean that is taken away from it."""
+    while mean in producers and mean != tensor:
+        node = producers[mean]
+        if not (moves_data(node) or node.op_type in REDUCES):
+            return False
+        mean = node.inputs[0]
+    return mean == tensor
+
+
+def _downstream(graph: Graph, readers: dict[str, list[Node]], tensor: str) -> Iterator[str]:
+    """What is only scaled, shifted or moved of a reciprocal."""
+    pending = [tensor]
+    while pending:
+        name = pending.pop()
+        yield name
+        for node in readers.get(name, []):
+            alone = node.op_type in ELEMENTWISE and sum(other in graph.values for other in node.inputs) == 1
+            if not node.domain and (alone or moves_data(node) or node.op_type in CLAMPS):
+                pending += [output for output in node.outputs if output]

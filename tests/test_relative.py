@@ -1,0 +1,129 @@
+"""What cannot take a zero, or small values that a grid has moved: judged by the original network in onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from leadline.graph import Graph
+from leadline.graph.relative import relative
+from leadline.recipe import Recipe
+from masked_networks import Net
+from test_masks import recipe, score
+
+SHAPE = [1, 4, 8, 8]
+F = np.float32
+
+
+def _floats(net: Net, *values: float) -> list[str]:
+    return [net.constant(F(value)) for value in values]
+
+
+def _clamped(net: Net, x: str, low: float = 1e-4) -> str:
+    return net("Clip", net("Relu", x), *_floats(net, low, 1e4))
+
+
+def _reduced(net: Net, op: str, x: str, *axes: int) -> str:
+    return net(op, x, axes=list(axes)) if op != "ReduceSum" else net(op, x, net.constant(np.array(axes)))
+
+
+def _normalised(net: Net, x: str, end: str, *axes: int) -> str:
+    low, high = (1e-4, 10) if axes == (2, 3) else (1e-3, 2e-3)
+    spread = net("Mul", x, net.constant(np.geomspace(low, high, SHAPE[1]).astype(F).reshape(1, -1, 1, 1)))
+    away = net("Sub", spread, _reduced(net, "ReduceMean", spread, *axes))
+    variance = _reduced(net, "ReduceMean", net("Mul", away, away), *axes)
+    if end == "std":
+        return net("Div", away, net("Add", net("Sqrt", variance), *_floats(net, 1e-6)))
+    shifted = net("Add", variance, *_floats(net, 1e-10))
+    if end == "pow":
+        return net("Mul", away, net("Pow", shifted, *_floats(net, -0.5)))
+    root = net("Sqrt", shifted)
+    return net("Mul", away, net("Reciprocal", root) if end == "reciprocal" else net("Div", *_floats(net, 1), root))
+
+
+def _softmax_in_pieces(net: Net, x: str) -> str:
+    powers = net("Exp", net("Sub", x, _reduced(net, "ReduceMax", x, 1)))
+    return net("Div", powers, _reduced(net, "ReduceSum", powers, 1))
+
+
+def _weighted(net: Net, x: str) -> str:
+    weights = net("Mul", net("Sigmoid", net("Mul", x, *_floats(net, 8))), *_floats(net, 0.01))
+    total = net("Add", _reduced(net, "ReduceSum", weights, 1), *_floats(net, 1e-6))
+    return net("Div", _reduced(net, "ReduceSum", net("Mul", weights, x), 1), total)
+
+
+KINDS: dict[str, Callable[[Net, str], str]] = {
+    "reciprocal": lambda net, x: net("Reciprocal", _clamped(net, x, 0.05)),
+    "one over": lambda net, x: net("Div", *_floats(net, 1), _clamped(net, x, 0.05)),
+    "power": lambda net, x: net("Pow", _clamped(net, x, 0.05), *_floats(net, -1)),
+    "log": lambda net, x: net("Log", _clamped(net, x)),
+    "log with epsilon": lambda net, x: net("Log", net("Add", net("Relu", x), *_floats(net, 1e-5))),
+    "log of sigmoid": lambda net, x: net("Log", net("Sigmoid", net("Mul", x, *_floats(net, 4)))),
+    "log of softmax": lambda net, x: net("Log", net("Softmax", net("Mul", x, *_floats(net, 5)), axis=1)),
+    "log of moved softmax": lambda net, x: net(
+        "Log", net("Transpose", net("Softmax", net("Mul", x, *_floats(net, 5)), axis=1), perm=[0, 1, 3, 2])
+    ),
+    "resized": lambda net, x: net(
+        "Reciprocal", _clamped(net, net("AveragePool", x, kernel_shape=[3, 3], pads=[1] * 4), 0.05)
+    ),
+    "std": lambda net, x: _normalised(net, x, "std", 2, 3),
+    "inverse std": lambda net, x: _normalised(net, x, "reciprocal", 1),
+    "std to the minus half": lambda net, x: _normalised(net, x, "pow", 1),
+    "one over std": lambda net, x: _normalised(net, x, "div", 1),
+    "softmax in pieces": _softmax_in_pieces,
+    "weighted mean": _weighted,
+    "silu in pieces": lambda net, x: net(
+        "Div", x, net("Add", net("Exp", net("Neg", net("Mul", x, *_floats(net, 4)))), *_floats(net, 1))
+    ),
+    "length one": lambda net, x: net(
+        "Div", x, net("Clip", net("ReduceL2", x, axes=[1]), *_floats(net, 1e-12, np.finfo(F).max))
+    ),
+}
+
+
+def network(kind: str, layer_behind: bool = False):
+    net = Net()
+    x = net.input("x", SHAPE)
+    first = net.constant((net.random.standard_normal((4, 4, 3, 3)) / 6).astype(F))
+    out = KINDS[kind](net, net("Conv", x, first, pads=[1] * 4))
+    if layer_behind:
+        channels = 1 if kind == "weighted mean" else 4
+        second = net.constant((net.random.standard_normal((3, channels, 1, 1)) / 2).astype(F))
+        out = net("Conv", net("Tanh", net("Mul", out, *_floats(net, 0.2))), second)
+    shape = [1, 3 if layer_behind else 1 if kind == "weighted mean" else 4, 8, 8]
+    return net.model(out, shape, opset=13), lambda random: {"x": random.standard_normal(SHAPE).astype(F)}
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["at the end", "in front of a layer"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_zero_reaches_what_cannot_take_it(kind: str, behind: bool) -> None:
+    decibels, _ = score(network(kind, behind), recipe())
+    assert decibels > 20
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_changes_without_a_sensitive_reader(kind: str) -> None:
+    """What does not lead there keeps its grid: the picture, and what layers read."""
+    model, _ = network(kind, True)
+    graph = Graph.from_model(model)
+    fragile = relative(graph)
+    layers = {layer.input for layer in graph.layers()}
+    assert fragile.isdisjoint(layers) and "x" not in fragile
+
+
+def test_residual_streams_that_are_normalised_keep_their_grids() -> None:
+    net = Net()
+    x = net.input("x", [1, 6, 8])
+    branch = net("MatMul", x, net.weight(8, 8))
+    stream = net("Add", branch, x, out="stream")
+    square = net("ReduceMean", net("Mul", stream, stream), axes=[2])
+    norm = net("Mul", stream, net("Reciprocal", net("Sqrt", net("Add", square, *_floats(net, 1e-6)))))
+    graph = Graph.from_model(net.model(net("MatMul", norm, net.weight(8, 8)), [1, 6, 8], opset=13))
+    assert "stream" not in relative(graph) and len(relative(graph)) >= 4
+
+
+def test_recipes_say_what_stays_float() -> None:
+    _, q = score(network("reciprocal"), Recipe.load("minmax-w8a8"))
+    assert any("relative error" in record.note for record in q.log)
