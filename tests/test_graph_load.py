@@ -159,13 +159,6 @@ def test_constant_condition_takes_its_branch():
     assert ops(load_same(model(nodes, (2, 4), zero=np.int64(0)))) == ["Relu"]
 
 
-def test_condition_on_the_data_is_refused():
-    refused(
-        "control flow of 'test' must depend on constants only. Received If writing 'y'.",
-        model(conditional("total"), (2, 4), zero=np.float32(0)),
-    )
-
-
 @pytest.mark.parametrize(
     ("nodes", "weights", "message"),
     [

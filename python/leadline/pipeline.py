@@ -38,6 +38,8 @@ from leadline.verification import Verification, verify
 if TYPE_CHECKING:
     import onnx
 
+    from leadline.graph.tail import Tail
+
 HELD_OUT = 0.25
 
 FILES = tuple(
@@ -369,7 +371,15 @@ def prepare(
     if held_out is None and len(given) == 1:
         warnings.warn("one sample: the artefact is checked on what it was calibrated on", stacklevel=3)
     state = State(network.copy(), recipe, calibration, kept_out, progress, _simulate, threads, profile, cache=cache)
+    if network.tail is not None:
+        state.log.append(Record("load", ", ".join(network.tail.written), _kept_behind(network.tail)))
     return state, given
+
+
+def _kept_behind(tail: Tail) -> str:
+    more = f" and {len(tail.causes) - 1} more" if len(tail.causes) > 1 else ""
+    what = f"{len(tail.nodes)} operators behind the quantised part stay as they are, in float"
+    return f"{what}: shapes depend on the data from {tail.causes[0]}{more} on"
 
 
 def load_pair(
@@ -396,5 +406,5 @@ def load_pair(
 
 
 def _simulate(state: State, outputs: Sequence[str]) -> Session:
-    model = qdq.to_qdq(state.graph, state.grids, state.codes)
+    model = qdq.to_qdq(state.graph.front(), state.grids, state.codes)
     return Session(model, outputs=outputs, optimize=False, threads=state.threads)

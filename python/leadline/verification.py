@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +27,8 @@ from leadline.steps import Progress
 from leadline.targets import hexagon
 from leadline.targets.hexagon import Build
 from leadline.targets.hexagon_expected import expected
-from leadline.targets.onnxruntime import Agreement, kernels_saturate
+from leadline.targets.onnxruntime import Agreement, Fused, kernels_saturate
+from leadline.targets.tail import FinalScore, Tailed, front
 from leadline.types import Grid, InputError, refuse
 
 if TYPE_CHECKING:
@@ -83,8 +84,9 @@ class Verification:
     """What was measured. `tensors` are sorted worst first. `origin` is the first tensor, in the order of computation,
     of the broken ones (below 10 dB) that lead to a broken output; None where all outputs are whole. `moved` are
     tensors that hold something else than the float network's, as a rotation leaves them, so that nothing can be said
-    of their errors. `build` says what the target hexagon made of the artefact; None for onnxruntime. `judged_by` names
-    the network, run as it came, that outputs are compared with."""
+    of their errors. `outputs` are those of the quantised part; `final` what is computed from them in float where shapes
+    depend on the data. `build` says what the target hexagon made of the artefact; None for onnxruntime. `judged_by`
+    names the network, run as it came, that outputs are compared with."""
 
     samples: int
     outputs: list[OutputScore]
@@ -96,6 +98,7 @@ class Verification:
     build: Build | None = None
     judged_by: str = ""
     pictures: list[Dense] = field(default_factory=list, repr=False)
+    final: list[FinalScore] = field(default_factory=list)
 
     def _repr_html_(self) -> str:
         rows = [(o.name, o.sqnr, o.centred, o.worst, o.largest, o.fused) for o in self.outputs]
@@ -109,6 +112,7 @@ class Verification:
             "samples": self.samples,
             "outputs": [vars(o) | {"agreement": vars(o.agreement)} for o in self.outputs],
             "tensors": [vars(t) for t in self.tensors],
+            "final": [vars(f) for f in self.final],
             "kernels_saturate": self.saturates,
             "origin": self.origin,
             "moved": self.moved,
@@ -172,10 +176,14 @@ def verify(
     run = _Run(graph, wanted, inner)
     theirs = wanted + [tensors[name] for name in inner]
     with ExitStack() as stack:
-        device: _Fused | _Npu
-        device = _Npu(model, soc, arch) if profile is HEXAGON else _Fused(model, _fits_onnxruntime(written), threads)
-        _check_ends(graph, device.inputs, device.outputs)
+        device: Fused | _Npu
+        _check_ends(graph, model)
+        if profile is HEXAGON:
+            device = _Npu(model if graph.tail is None else front(_whole(model), graph), soc, arch)
+        else:
+            device = Fused(model, wanted, _fits_onnxruntime(written), threads)
         stack.enter_context(device)
+        final = stack.enter_context(Tailed(graph, threads))
         exact = stack.enter_context(Session(graph, outputs=wanted + inner, threads=threads))
         judge, judged_by = _judge(original, graph, threads)
         if judge is not None:
@@ -185,6 +193,7 @@ def verify(
             got = dict(zip(wanted + inner, simulated.run(feed).values(), strict=True))
             exactly = exact.run(feed) | (judge.run(feed) if judge is not None else {})
             run.update(label, exactly, got, device.run(feed), written.grids)
+            final.update(feed | exactly, feed | got)
         build = device.build
         scores = run.tensor_scores()
         suspects = {s.name: tensors[s.name] for s in scores if s.sqnr < BROKEN and s.name not in wanted}
@@ -193,7 +202,17 @@ def verify(
     origin = _origin(graph, {score.name: score.sqnr for score in scores})
     saturates = kernels_saturate() and build is None
     return Verification(
-        len(samples), run.scores(), scores, saturates, origin, moved, target, build, judged_by, run.pictures
+        len(samples),
+        run.scores(),
+        scores,
+        saturates,
+        origin,
+        moved,
+        target,
+        build,
+        judged_by,
+        run.pictures,
+        final.scores(),
     )
 
 
@@ -208,35 +227,12 @@ def _judge(original: Original | None, graph: Graph, threads: int | None) -> tupl
         return None, f"the Graph made of {original}, which onnxruntime does not run: {error}"
 
 
-class _Fused:
-    """The target onnxruntime."""
-
-    build = None
-
-    def __init__(self, model: onnx.ModelProto | str | Path, fuses: bool, threads: int | None) -> None:
-        self.simulation = model
-        self._session = Session(model, optimize=fuses, threads=threads)
-        self.inputs, self.outputs = [name for name, _, _ in self._session.inputs], self._session.outputs
-
-    def __enter__(self) -> _Fused:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._session.close()
-
-    def run(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        return self._session.run(feed)
-
-
 class _Npu:
     """The target hexagon. What it does not take as a whole it does not run: a device would not, either."""
 
     def __init__(self, model: onnx.ModelProto | str | Path, soc: int | None, arch: int | None) -> None:
         proto = _whole(model)
         self.simulation, self._model, self._chip = expected(proto), model, (soc, arch)
-        stored = {tensor.name for tensor in proto.graph.initializer}  # old files list weights among the inputs
-        self.inputs = [value.name for value in proto.graph.input if value.name not in stored]
-        self.outputs = [value.name for value in proto.graph.output]
         self.build = Build(0)
 
     def __enter__(self) -> _Npu:
@@ -270,10 +266,16 @@ def _fits_onnxruntime(written: qdq.Qdq) -> bool:
     return not any(scheme.bits <= 4 or scheme.granularity == "axis" for scheme in schemes)
 
 
-def _check_ends(graph: Graph, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    for kind, own, has in (("inputs", graph.inputs, inputs), ("outputs", graph.outputs, outputs)):
-        names = {value.name for value in own}
-        if set(has) != names:
+def _check_ends(graph: Graph, model: onnx.ModelProto | str | Path) -> None:
+    proto = open_model(model, "verify")[0]
+    stored = {tensor.name for tensor in proto.graph.initializer}  # old files list weights among the inputs
+    inputs = {value.name for value in proto.graph.input} - stored
+    outputs = {value.name for value in graph.outputs}
+    if graph.tail is not None:
+        outputs = {name for name, _ in graph.tail.outputs}
+    pairs = ((inputs, {value.name for value in graph.inputs}), ({v.name for v in proto.graph.output}, outputs))
+    for kind, (has, names) in zip(("inputs", "outputs"), pairs, strict=True):
+        if has != names:
             raise refuse("verify", f"the artefact must have the {kind} {sorted(names)}", str(sorted(has)))
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leadline.audit.findings import Audit, Finding, Rewrite, located
+from leadline.audit.findings import Audit, Finding, Rewrite, located, ordered
 from leadline.recipe import Recipe
 from leadline.types import refuse
 
@@ -73,7 +74,9 @@ def _asked(network: Network, target: str, recipe: str | Recipe) -> Audit:
     if target == "hexagon":
         from leadline.audit.hexagon import audit_hexagon
 
-        return located(audit_hexagon(network, Recipe.load(recipe)), network.origins)
-    from leadline.audit.litert import audit_onnx
+        found = audit_hexagon(network, Recipe.load(recipe))
+    else:
+        from leadline.audit.litert import audit_onnx
 
-    return located(audit_onnx(network), network.origins)
+        found = audit_onnx(network)
+    return located(replace(found, findings=ordered([*found.findings, *network.behind])), network.origins)

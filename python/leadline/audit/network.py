@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from leadline.graph.ir import Sample
     from leadline.graph.origin import Origin
     from leadline.graph.read import Source
+    from leadline.graph.tail import Tail
 
 
 @dataclass(frozen=True)
 class Network:
-    """`graph` is None where `obstacles` kept import from reading the network. `origins` are of nodes by their names."""
+    """`graph` is None where `obstacles` kept import from reading the network. `origins` are of nodes by their names,
+    `behind` what stays in float behind it because its shapes depend on the data."""
 
     file: str
     nodes: int
@@ -28,12 +30,13 @@ class Network:
     rewrites: tuple[Rewrite, ...]
     obstacles: tuple[Finding, ...]
     origins: Mapping[str, Origin] = field(default_factory=dict)
+    behind: tuple[Finding, ...] = ()
 
 
 def open_network(file: Path, sample: Sample | None) -> Network:
     """Read a float ONNX network as `leadline quantize` does, up to its folds.
 
-    Control flow, unknown operators and shapes that depend on the data are findings; any other InputError is raised.
+    Unknown operators, and what depends on the data, are findings; any other InputError is raised.
     """
     from leadline.graph.load import normalise
     from leadline.graph.origin import origins
@@ -65,7 +68,16 @@ def open_network(file: Path, sample: Sample | None) -> Network:
     places = {name: own for name, own in names if own}
     graph.fold()
     watch("folded into the neighbouring layers", graph)
-    return Network(file.name, len(source.nodes), graph, tuple(rewrites), (), places)
+    behind = () if graph.tail is None else _behind(graph.tail)
+    return Network(file.name, len(source.nodes), graph, tuple(rewrites), (), places, behind)
+
+
+def _behind(tail: Tail) -> tuple[Finding, ...]:
+    found: dict[str, list[str]] = {}
+    for node in tail.nodes:
+        found.setdefault(node.op_type, []).append(node.name or node.outputs[0])
+    note = f"stays in float, where a CPU has to run it: shapes depend on the data from {tail.causes[0]} on"
+    return tuple(Finding(kind, "unsupported", tuple(names), len(names), note, False) for kind, names in found.items())
 
 
 def _obstacles(source: Source) -> tuple[Finding, ...]:

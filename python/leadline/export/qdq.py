@@ -216,8 +216,9 @@ class _Writer:
         self.notes: dict[str, str] = {}  # node name -> doc_string
         self._grids, self._codes = grids, codes
         self._outputs = {value.name for value in graph.outputs}
-        self._tensors = {*graph.weights, *graph.values}
-        self._names = {node.name for node in graph.nodes}
+        behind = graph.tail.names if graph.tail is not None else set()
+        self._tensors = {*graph.weights, *graph.values, *behind}
+        self._names = {*(node.name for node in graph.nodes), *behind}
         self._renamed: dict[str, str] = {}  # tensor -> what its readers read instead
         self._transposed = {name for name in grids if name in graph.weights and self._is_weight_only(graph, name)}
         self._pending = {name for name in grids if name in graph.weights}

@@ -10,14 +10,14 @@ import onnx
 from onnx import helper, numpy_helper
 
 from leadline.graph.ir import Array, Graph, Node, Value
+from leadline.graph.operators import RANDOM, SHAPE_DEPENDS_ON_DATA, SHAPE_INPUTS
 from leadline.graph.read import to_node
 from leadline.graph.sequences import Sequences
+from leadline.graph.tail import DependsOnDataError
 from leadline.graph.write import IR_VERSION
 from leadline.graph.write import to_node as to_proto
 from leadline.types import InputError, refuse
 
-_RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
-_DATA_DEPENDENT = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
 _QUANTISED = {
     "ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QuantizeLinear",
 }  # fmt: skip
@@ -75,7 +75,7 @@ def _check(node: Node, opset: int, label: str) -> None:
         name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         rule = f"operators of '{label}' must be standard ONNX (export again without runtime-specific optimisation)"
         raise refuse("Graph.load", rule, f"{name} writing '{node.outputs[0]}', unknown to opset {opset}")
-    if node.op_type in _RANDOM:
+    if node.op_type in RANDOM:
         raise refuse(
             "Graph.load", f"'{label}' must give the same output twice", f"{node.op_type} writing '{node.outputs[0]}'"
         )
@@ -93,14 +93,15 @@ def obstacle(node: Node, opset: int) -> str | None:
         return str(error).split("] ", 1)[1].split(". Received", 1)[0]
     if any(isinstance(value, onnx.GraphProto) for value in node.attrs.values()):
         return "control flow must depend on constants only"
-    return "its output's shape depends on the data" if node.op_type in _DATA_DEPENDENT else None
+    return "its output's shape depends on the data" if node.op_type in SHAPE_DEPENDS_ON_DATA else None
 
 
 def _inline(node: Node, weights: dict[str, Array], label: str) -> list[Node]:
     """The branch that an If with a constant condition takes, its names made unique by the If's output."""
     if node.op_type != "If" or node.inputs[0] not in weights:
         rule = f"control flow of '{label}' must depend on constants only"
-        raise refuse("Graph.load", rule, f"{node.op_type} writing '{node.outputs[0]}'")
+        received = f"{node.op_type} writing '{node.outputs[0]}'"
+        raise DependsOnDataError(refuse("Graph.load", rule, received), node.outputs[0])
     branch = node.attrs["then_branch" if weights[node.inputs[0]].all() else "else_branch"]
     inner = {tensor.name for tensor in branch.initializer} | {
         name for item in branch.node for name in item.output if name
@@ -160,12 +161,15 @@ def run_node(node: Node, feed: dict[str, Array], opset: int, label: str) -> dict
 
 def _infer(node: Node, values: dict[str, Value], weights: dict[str, Array], opset: int, label: str) -> list[Value]:
     """The outputs' types: from the operator's own inference, or by running it on zeros where that leaves a gap."""
-    if node.op_type in _DATA_DEPENDENT:
-        raise refuse(
-            "Graph.load",
+    places = SHAPE_INPUTS.get(node.op_type, ())
+    if node.op_type in SHAPE_DEPENDS_ON_DATA or any(
+        name in values for i, name in enumerate(node.inputs) if i in places
+    ):
+        rule, received = (
             f"shapes of '{label}' must not depend on the data",
             f"{node.op_type} writing '{node.outputs[0]}'",
         )
+        raise DependsOnDataError(refuse("Graph.load", rule, received), node.outputs[0])
     types, data = {}, {}
     for name in filter(None, node.inputs):
         dtype, shape = (

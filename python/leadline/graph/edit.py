@@ -15,7 +15,8 @@ FLOAT = np.dtype(np.float32)
 
 def new_name(graph: Graph, wanted: str) -> str:
     """`wanted`, or with a number behind it what no tensor and no node of the graph is called."""
-    return free_name(wanted, {*graph.weights, *graph.values, *(node.name for node in graph.nodes)})
+    behind = graph.tail.names if graph.tail is not None else ()
+    return free_name(wanted, {*graph.weights, *graph.values, *(node.name for node in graph.nodes), *behind})
 
 
 def free_name(wanted: str, taken: Collection[str]) -> str:

@@ -6,7 +6,7 @@ import copy
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +17,8 @@ from leadline.types import refuse
 
 if TYPE_CHECKING:
     import onnx
+
+    from leadline.graph.tail import Tail
 
 DOMAIN = "leadline"
 """Of leadline's own operators, which `leadline.graph.functions` defines."""
@@ -102,6 +104,9 @@ class Graph:
         Version of the default ONNX domain.
     metadata : dict of str to str
         Written to the file's metadata; empty after loading.
+    tail : Tail or None
+        What follows in float because its shapes depend on the data. The outputs above then are the tensors at the
+        border, under the file's names; what is written ends as the file does.
     """
 
     nodes: list[Node]
@@ -112,6 +117,7 @@ class Graph:
     name: str = "network"
     opset: int = OPSET
     metadata: dict[str, str] = field(default_factory=dict)
+    tail: Tail | None = None
 
     def __repr__(self) -> str:
         """On one line; the weights of a network are no text."""
@@ -162,6 +168,10 @@ class Graph:
 
         return to_model(self, None if weights else INLINE_BYTES)
 
+    def front(self) -> Graph:
+        """The network without its tail: outputs are the tensors at the border. Everything is shared, not copied."""
+        return replace(self, tail=None)
+
     def save(self, path: str | os.PathLike[str], limit: int = 2_000_000_000) -> None:
         """Write the network; nothing is left at `path` if it fails.
 
@@ -182,7 +192,7 @@ class Graph:
         ]
         return Graph(
             nodes, dict(self.weights), list(self.inputs), list(self.outputs), dict(self.values),
-            self.name, self.opset, dict(self.metadata),
+            self.name, self.opset, dict(self.metadata), self.tail,
         )  # fmt: skip
 
     def producer(self, tensor: str) -> Node | None:

@@ -11,6 +11,7 @@ import numpy as np
 from leadline.graph import constants, names, opset
 from leadline.graph.activations import activations
 from leadline.graph.contraction import contractions
+from leadline.graph.cut import attach, split
 from leadline.graph.edit import derived, free_name
 from leadline.graph.guards import softmax_guards
 from leadline.graph.ir import OPSET, Array, Graph, Sample, Value
@@ -20,6 +21,7 @@ from leadline.graph.patterns import layer_norms
 from leadline.graph.read import Dims, Source
 from leadline.graph.recurrent import batch_second
 from leadline.graph.simplify import simplify
+from leadline.graph.tail import DependsOnDataError
 from leadline.types import refuse
 
 Watch = Callable[[str, Graph], None]
@@ -74,10 +76,28 @@ def _turned(source: Source) -> Source:
 
 def _fixed(source: Source, sample: Sample | None, watch: Watch) -> Graph:
     opset.check(source.opset, source.label)
+    _name_first_outputs(source)
+    roots: set[str] = set()
+    while True:
+        parts = split(source, roots)
+        try:
+            graph = _folded(parts.front, sample, watch)
+            break
+        except DependsOnDataError as error:
+            if error.tensor in roots or not any(error.tensor in node.outputs for node in source.nodes):
+                raise
+            roots.add(error.tensor)
+    attach(graph, source, parts)
+    _check_dtypes({name: array.dtype for name, array in graph.weights.items()}, source.label)
+    _check_dtypes({name: value.dtype for name, value in graph.values.items()}, source.label)
+    _check_finite(graph, source.label)
+    return graph
+
+
+def _folded(source: Source, sample: Sample | None, watch: Watch) -> Graph:
     inputs = _inputs(source, dict(sample or {}))
     outputs = [Value(name, np.dtype(np.float32), ()) for name in source.outputs]  # real types come with the shapes
     _check_dtypes({value.name: value.dtype for value in inputs}, source.label)
-    _name_first_outputs(source)
     graph = Graph(source.nodes, dict(source.weights), inputs, outputs, {}, source.name, source.opset)
     constants.fold(graph, source.label)
     watch("constant, computed once", graph)
@@ -85,9 +105,6 @@ def _fixed(source: Source, sample: Sample | None, watch: Watch) -> Graph:
         opset.convert(graph, source.label)
         constants.fold(graph, source.label)
         watch(f"written in opset {OPSET}", graph)
-    _check_dtypes({name: array.dtype for name, array in graph.weights.items()}, source.label)
-    _check_dtypes({name: value.dtype for name, value in graph.values.items()}, source.label)
-    _check_finite(graph, source.label)
     return graph
 
 

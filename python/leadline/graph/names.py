@@ -50,7 +50,7 @@ def assign(graph: Graph) -> None:
     """Rename everything but the graph's inputs and outputs."""
     kept = {value.name for value in (*graph.inputs, *graph.outputs)}
     names = {name: name for name in kept}
-    taken = set(kept)
+    taken = kept | (graph.tail.names if graph.tail is not None else set())
     for name in graph.weights:
         if (clean := _clean(_origin(name))) and clean not in taken:
             names[name] = clean

@@ -61,11 +61,25 @@ PER_CHANNEL = frozenset("Resize AveragePool GlobalAveragePool".split())
 RECURRENT = frozenset("LSTM GRU RNN".split())
 """Carry a state along a sequence: (input, matrix of the input, matrix of the state, ...)."""
 
+SHAPE_DEPENDS_ON_DATA = frozenset("Compress NonMaxSuppression NonZero Unique".split())
+"""Write as many elements as the data make them."""
+
+RANDOM = frozenset("Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split())
+
 _CHANNELS_SECOND = frozenset(
     "Conv ConvTranspose BatchNormalization InstanceNormalization GroupNormalization MaxPool AveragePool LpPool "
     "GlobalMaxPool GlobalAveragePool GlobalLpPool DepthToSpace SpaceToDepth LRN".split()
 )
 """By definition: (batch, channels, ...)."""
+
+
+SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys("AffineGrid CenterCropPad Expand Reshape Split Squeeze Tile TopK Unsqueeze".split(), (1,)),
+    **{f"Reduce{what}": (1,) for what in "L1 L2 LogSum LogSumExp Max Mean Min Prod Sum SumSquare".split()},
+    "Col2Im": (1, 2), "ConstantOfShape": (0,), "DFT": (1, 2), "MaxUnpool": (2,), "OneHot": (1,), "Pad": (1, 3),
+    "Range": (0, 1, 2), "Resize": (1, 2, 3), "STFT": (1, 3), "Slice": (1, 2, 3, 4), "Upsample": (1,),
+}  # fmt: skip
+"""Inputs, by their places, whose values decide the shape of what is written."""
 
 
 def moves_data(node: Node) -> bool:

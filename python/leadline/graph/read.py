@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Source:
     outputs: list[str]
     name: str
     opset: int
+    types: dict[str, onnx.TypeProto] = field(default_factory=dict)  # of the outputs, as declared
 
 
 def parse(path: str | os.PathLike[str], function: str = "Graph.load") -> onnx.ModelProto:
@@ -116,6 +117,7 @@ def unpack(model: onnx.ModelProto, base_dir: str | os.PathLike[str] | None, labe
         [value.name for value in graph.output],
         graph.name,
         opset,
+        types={value.name: value.type for value in graph.output},
     )
 
 

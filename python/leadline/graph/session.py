@@ -25,7 +25,8 @@ class Session:
     Parameters
     ----------
     model : Graph, path or onnx.ModelProto
-        Anything onnxruntime runs: a path or a model may be quantised already or have free shapes.
+        Anything onnxruntime runs: a path or a model may be quantised already or have free shapes. Of a Graph with a
+        tail, the part in front.
     outputs : sequence of str, optional
         Tensors to return, inner activations included. Default: the network's own outputs.
     optimize : bool
@@ -140,7 +141,7 @@ def _content(
 
     shared: dict[str, Array] = {}
     if isinstance(model, Graph):
-        proto = model.to_model(weights=False)
+        proto = model.front().to_model(weights=False)
         shared = {
             name: np.ascontiguousarray(array) for name, array in model.weights.items() if array.nbytes > INLINE_BYTES
         }
@@ -151,12 +152,15 @@ def _content(
     else:
         proto, shared = _without_weights(model)
     _expose(proto, outputs)
-    return proto.SerializeToString(), shared
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    return proto.SerializeToString(), {name: array for name, array in shared.items() if name in stored}
 
 
 def _expose(proto: onnx.ModelProto, outputs: Sequence[str] | None) -> None:
     """Make exactly `outputs` the outputs of the model."""
     import onnx
+
+    from leadline.graph.tail import keep_needed
 
     if outputs is None:
         return
@@ -169,6 +173,7 @@ def _expose(proto: onnx.ModelProto, outputs: Sequence[str] | None) -> None:
         kept.append(own.get(name, onnx.ValueInfoProto(name=name)))
     del proto.graph.output[:]
     proto.graph.output.extend(kept)
+    keep_needed(proto.graph)
 
 
 def _without_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Array]]:

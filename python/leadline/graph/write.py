@@ -71,6 +71,8 @@ def to_model(graph: Graph, inline: int | None = None, location: str = "weights")
         body, opset_imports=opsets, ir_version=IR_VERSION, producer_name="leadline", functions=own
     )
     helper.set_model_props(model, graph.metadata)
+    if graph.tail is not None:
+        graph.tail.append(model)
     return model
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from leadline.graph import Session
+
+if TYPE_CHECKING:
+    import onnx
 
 
 @dataclass(frozen=True)
@@ -55,3 +61,24 @@ def kernels_saturate() -> bool:
         return False
     flags = next((line.split(":", 1)[1].split() for line in text.splitlines() if line.startswith("flags")), None)
     return flags is not None and not {"avx512_vnni", "avx_vnni"} & set(flags)
+
+
+class Fused:
+    """An artefact with all fusions."""
+
+    build = None
+
+    def __init__(
+        self, model: onnx.ModelProto | str | Path, outputs: list[str], fuses: bool, threads: int | None
+    ) -> None:
+        self.simulation = model
+        self._session = Session(model, outputs, optimize=fuses, threads=threads)
+
+    def __enter__(self) -> Fused:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._session.close()
+
+    def run(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return self._session.run(feed)
