@@ -56,7 +56,7 @@ def distance(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> flo
     """Largest difference, relative to each output's standard deviation; of a single number, to itself."""
     assert list(before) == list(after)
     return max(
-        float(np.abs(before[name] - after[name]).max() / (before[name].std() or np.abs(before[name]).max()))
+        float(np.abs(before[name] - after[name]).max() / (before[name].std() or np.abs(before[name]).max() or 1.0))
         for name in before
     )
 

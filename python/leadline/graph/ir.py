@@ -197,11 +197,11 @@ class Graph:
 
     def producer(self, tensor: str) -> Node | None:
         """The node that writes `tensor`; None for an input or a weight."""
-        return next((node for node in self.nodes if tensor in node.outputs), None)
+        return next((node for node in self.nodes if tensor and tensor in node.outputs), None)
 
     def consumers(self, tensor: str) -> list[Node]:
-        """The nodes that read `tensor`, each once, in order."""
-        return [node for node in self.nodes if tensor in node.inputs]
+        """The nodes that read `tensor`, each once, in order; none for "", which stands for an input left out."""
+        return [node for node in self.nodes if tensor and tensor in node.inputs]
 
     def producers(self) -> dict[str, Node]:
         """Every activation's writer: one pass instead of many `producer` calls."""

@@ -1,0 +1,71 @@
+"""Every operator at every rank through every step, recipe and artefact: the same function throughout, no traceback."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+
+import pytest
+
+from graph_models import FLOAT_NOISE
+from leadline.graph import Graph
+from leadline.pipeline import prepare
+from leadline.recipe import Calibrate, Equalize, Fold, Heads, Recipe, Rotate, Smooth
+from leadline.steps import apply
+from ranks import NETWORKS, OWN, feeds, furthest, run_through
+
+NAMES = list(NETWORKS)
+RECIPES = {name: Recipe.load(name) for name in Recipe.names()} | OWN
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reading_and_folding_keep_the_function(name):
+    model = NETWORKS[name]()
+    graph = Graph.from_model(model)
+    assert furthest(model, graph, feeds(model, 2)) < FLOAT_NOISE
+    graph.fold()
+    assert furthest(model, graph, feeds(model, 2)) < FLOAT_NOISE
+
+
+REWRITING = {
+    "folded": (Fold(), Heads(), Equalize(absorb_bias=False), Rotate(), Smooth(shift=True)),
+    "online": (Fold(), Rotate(online=True), Smooth(alpha=0.5)),
+}
+
+
+@pytest.fixture
+def every_trial_wins(monkeypatch):
+    """What steps would keep only where simulation gains, they keep."""
+    for step in ("equalize", "rotate", "smooth"):
+        errors = itertools.count()
+        module = sys.modules[f"leadline.steps.{step}"]  # the package calls a function by that name
+        monkeypatch.setattr(module, "trial_error", lambda *_, errors=errors: 0.5 ** next(errors))
+
+
+@pytest.mark.parametrize("steps", REWRITING.values(), ids=REWRITING)
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_that_rewrite_keep_the_function(name, steps, every_trial_wins):
+    model = NETWORKS[name]()
+    recipe = Recipe("rewriting", (*steps, Calibrate(activations="minmax")))
+    state, _ = prepare(Graph.from_model(model), recipe, feeds(model, 4), threads=1)
+    for step in steps:
+        apply(step, state)
+    assert furthest(model, state.graph, feeds(model, 4)) < FLOAT_NOISE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES[::3])
+def test_recipes_run_through(name, tmp_path):
+    """One recipe for each network, in turn; `ranks.py` itself runs all of them."""
+    recipe = list(RECIPES.values())[NAMES.index(name) // 3 % len(RECIPES)]
+    if recipe.name == "quantvggt-w4a4":  # leaves convolutions in float
+        recipe = OWN["best-compensated"]
+    result = run_through(NETWORKS[name](), recipe, tmp_path)
+    assert {layer.weight for layer in result.graph.layers()} & result.codes.keys()
+    assert (tmp_path / "model.qdq.onnx").exists()
+
+
+@pytest.mark.parametrize("name", NAMES[1::9])
+def test_hexagon_fits_every_rank(name, tmp_path):
+    result = run_through(NETWORKS[name](), RECIPES["w8a8"], tmp_path, target="hexagon")
+    assert (tmp_path / "model.qdq.onnx").exists() and result.target == "hexagon"
