@@ -375,6 +375,10 @@ def clipped(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
     return [node("Clip", f"a {w.scalar('low', 0.0)} {w.scalar('high', 1.0)}", "b")]
 
 
+def bounded(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    return [node("Relu", "a", "r"), node("Min", f"r {w.scalar('high', 1.0)}", "b")]
+
+
 def sloped(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
     return [node("PRelu", f"a {per_channel(w, 'slope', shape, axis, 0.2)}", "b")]
 
@@ -450,6 +454,7 @@ MIDDLES: dict[str, tuple[str, Callable[[Weights, tuple[int, ...], int], list[Nod
     # where: "c" between convolutions, "l" between linear layers
     "Relu": ("cl", plain(("Relu", {}))),
     "Clip": ("cl", clipped),
+    "Min": ("cl", bounded),
     "PRelu": ("cl", sloped),
     "curves": ("cl", plain(("Tanh", {}), ("Elu", {}), ("HardSwish", {}), ("Softplus", {}))),
     "affine": ("cl", affine),
@@ -485,6 +490,43 @@ for name, (where, nodes) in MIDDLES.items():
             network(f"{name}-between-convolutions-rank-{rank}", between(rank, True, nodes))
         if "l" in where and not (rank == 1 and name in ("joined", "gathered", "TopK")):
             network(f"{name}-between-linears-rank-{rank}", between(rank, False, nodes))
+
+
+def square(w: Weights) -> Parts:
+    """As many pixels as channels: a linear layer behind a convolution reads the pixels."""
+    w("w1", 6, 3, 3), w("b1", 6, fan=9), w("w2", 6, 5, fan=6), w("b2", 5, fan=9)
+    nodes = [
+        node("Conv", "x w1 b1", "a", name="first"),
+        node("Relu", "a", "b"),
+        node("MatMul", "b w2", "c", name="last"),
+        node("Add", "c b2", "y"),
+    ]
+    return nodes, (1, 3, 8)
+
+
+def pooled_rows(op_type: str) -> Callable[[Weights], Parts]:
+    """A pool along the features of a linear layer, as many of them before and behind."""
+
+    def build(w: Weights) -> Parts:
+        w("w1", 8, 6), w("w2", 6, 5)
+        pool = {"kernel_shape": [3], "pads": [1, 1]} if op_type != "Resize" else {"mode": "linear"}
+        if op_type == "Resize":
+            w.arrays["scales"] = np.array([1, 1, 2], np.float32)
+        nodes = [
+            node("MatMul", "x w1", "a", name="first"),
+            node("Relu", "a", "b"),
+            node(op_type, "b - scales" if op_type == "Resize" else "b", "c", **pool),
+            node("Slice", f"c {w.integers('from', 0)} {w.integers('to', 6)} {w.integers('last', 2)}", "d"),
+            node("MatMul", "d w2", "y", name="last"),
+        ]
+        return nodes, (1, 4, 8)
+
+    return build
+
+
+network("pixels-as-features", square)
+for op_type in ("MaxPool", "AveragePool", "Resize"):
+    network(f"{op_type}-along-features", pooled_rows(op_type))
 
 
 def flattened(axes: int) -> Callable[[Weights], Parts]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from leadline.data import Samples
 from leadline.graph import Graph, Layer, Session
+from leadline.graph.operators import layer_axis
 from leadline.graph.segments import behind
 from leadline.types import refuse
 
@@ -68,7 +69,7 @@ def output_factor(
     if not part.outputs:
         raise refuse("output_factor", "an output of the network must depend on the layer", layer.name)
     shape = graph.shape(layer.output)
-    axis = len(shape) - 1 if layer.kind == "linear" else 1
+    axis = layer_axis(layer) % len(shape)
     channels = shape[axis]
     rng = np.random.default_rng(seed)
     count = min(probes, channels)

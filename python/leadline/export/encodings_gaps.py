@@ -17,6 +17,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from leadline.affine import accumulator_grid
 from leadline.export.encodings import Encodings, Version, read_with_version
 from leadline.graph import Graph, Layer, Node
 from leadline.graph.operators import ABSORBING, CLAMPS, moved_from
@@ -88,11 +89,13 @@ def completed(graph: Graph, encodings: Encodings) -> dict[str, Grid]:
         x, weight = grids.get(layer.input), grids.get(layer.weight)
         if layer.bias is None or not known or x is None or weight is None or x.scheme.granularity != "tensor":
             continue
-        if weight.scheme.granularity == "block" or weight.scale.size not in (1, graph.weights[layer.bias].size):
+        channels = graph.weights[layer.bias].size
+        if weight.scheme.granularity == "block" or channels % weight.scale.size:
             continue
-        scale = x.scale * weight.scale
-        scheme = Scheme(32, True, True, "axis", 0) if scale.ndim else Scheme(32, True, True)
-        grids[layer.bias] = Grid(scale, np.zeros(scale.shape, np.int32), scheme)
+        if weight.scheme.granularity == "tensor":
+            grids[layer.bias] = Grid(x.scale * weight.scale, np.zeros((), np.int32), Scheme(32, True, True))
+        else:
+            grids[layer.bias] = accumulator_grid(weight, x, channels)
     return grids
 
 

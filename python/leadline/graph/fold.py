@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from leadline.graph.edit import add_constant, set_constant
 from leadline.graph.ir import Graph, Node
+from leadline.graph.operators import reshaped_axis
 from leadline.graph.simplify import drop, simplify
 
 Doubles = NDArray[np.float64]
@@ -249,9 +250,8 @@ def _onward(graph: Graph, node: Node, tensor: str, axis: int, scale: Doubles, sh
         case _ if any(node.outputs[1:]):
             return None
         case "Reshape" if axis:
-            rows = math.prod(before[:at])
-            fits = (k for k, size in enumerate(after) if size == before[at] and math.prod(after[:k]) == rows)
-            return next((k - len(after) for k in fits), None)
+            place = reshaped_axis(before, after, at)
+            return None if place is None else place - len(after)
         case "Transpose" if axis:
             perm: list[int] = node.attrs.get("perm", list(range(len(before)))[::-1])
             return perm.index(at) - len(after)

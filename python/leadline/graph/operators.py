@@ -3,12 +3,14 @@ a tensor's channels lie. Passes, steps and exporters ask here."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline.graph.ir import DOMAIN, Graph, Node
+from leadline.graph.ir import DOMAIN, Graph, Layer, Node
 
 RESHAPES = frozenset("Reshape Squeeze Unsqueeze Flatten Identity".split())
 """Give all elements of their first input in their order."""
@@ -58,6 +60,9 @@ SATURATES = frozenset("Sigmoid Tanh HardSigmoid".split())
 PER_CHANNEL = frozenset("Resize AveragePool GlobalAveragePool".split())
 """Linear, each channel by itself and all alike, along the axes behind the channels."""
 
+WINDOWS = frozenset("MaxPool AveragePool GlobalAveragePool Resize".split())
+"""Read neighbours along the axes behind the second, which they take for the channels."""
+
 RECURRENT = frozenset("LSTM GRU RNN".split())
 """Carry a state along a sequence: (input, matrix of the input, matrix of the state, ...)."""
 
@@ -96,6 +101,18 @@ def moved_from(graph: Graph) -> dict[str, str]:
                 if graph.values[output].dtype == graph.values[node.inputs[0]].dtype:
                     sources[output] = sources.get(node.inputs[0], node.inputs[0])
     return sources
+
+
+def layer_axis(layer: Layer) -> int:
+    """Where the channels lie of what a layer reads and writes: a linear layer's last, those of all others second."""
+    return -1 if layer.kind == "linear" else 1
+
+
+def reshaped_axis(before: Sequence[int], after: Sequence[int], axis: int) -> int | None:
+    """Where a Reshape puts an axis of the tensor, both from the front; None where it is no axis of its own there."""
+    rows = math.prod(before[:axis])
+    fits = (at for at, size in enumerate(after) if size == before[axis] and math.prod(after[:at]) == rows)
+    return next(fits, None)
 
 
 def channel_axes(graph: Graph) -> dict[str, int]:

@@ -7,7 +7,6 @@ mean can be folded into those layers, and nothing else in the network notices.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from leadline.graph.edit import add_constant, add_value, insert
 from leadline.graph.fold import fold, runs_backwards
 from leadline.graph.ir import Array, Graph, Layer, Node
-from leadline.graph.operators import PER_CHANNEL, PICKS
+from leadline.graph.operators import PER_CHANNEL, PICKS, layer_axis, reshaped_axis
 
 
 @dataclass
@@ -139,13 +138,13 @@ class _Walker:
             stream.tensors[tensor] = axis
             if tensor in self._ends:
                 raise _Closed(f"it reaches the network's output {tensor}")
-            producer = self._producers.get(tensor)
+            rank, producer = len(self._graph.shape(tensor)), self._producers.get(tensor)
             if producer is None:
                 raise _Closed(f"it reaches the network's input {tensor}")
             layer = self._layers.get(id(producer))
             if layer is None:
                 queue += self._through(stream, producer, tensor, axis)
-            elif axis != _channels_axis(self._graph, tensor) or not _is_plain(layer):
+            elif axis % rank != layer_axis(layer) % rank or not _is_plain(layer):
                 raise _Closed(f"{layer.name} does not write it as its channels")
             else:
                 stream.writers.append(layer)
@@ -153,7 +152,7 @@ class _Walker:
                 layer = self._layers.get(id(node))
                 if layer is None:
                     queue += self._through(stream, node, tensor, axis)
-                elif axis != _channels_axis(self._graph, tensor) or not _is_plain(layer):
+                elif axis % rank != layer_axis(layer) % rank or not _is_plain(layer):
                     raise _Closed(f"{layer.name} does not read it as its channels")
                 elif layer not in stream.readers:
                     stream.readers.append(layer)
@@ -184,7 +183,7 @@ class _Walker:
                 return [(name, axis) for name in (*node.inputs, *node.outputs) if name not in constants]
             case _ if (node.op_type in PICKS or node.op_type == "Expand") and tensor in (node.inputs[0], *node.outputs):
                 return self._moved(node, tensor, axis)
-            case _ if node.op_type in PER_CHANNEL and axis == 1 - rank and rank == 4:
+            case _ if node.op_type in PER_CHANNEL and axis == 1 - rank and rank > 2:
                 return [(node.inputs[0], axis), (node.outputs[0], axis)]
         raise refusal
 
@@ -230,9 +229,7 @@ class _Walker:
                 order: list[int] = node.attrs.get("perm", list(range(len(before)))[::-1])
                 return order.index(at) if forward else order[at]
             case "Reshape":
-                rows = math.prod(before[:at])
-                fits = (k for k, size in enumerate(after) if size == before[at] and math.prod(after[:k]) == rows)
-                return next(fits, None)
+                return reshaped_axis(before, after, at)
             case "Gather":
                 rank = len(self._graph.shape(node.inputs[1]))
                 gathered = node.attrs.get("axis", 0) % len(before if forward else after)
@@ -248,8 +245,3 @@ def _is_plain(layer: Layer) -> bool:
     node = layer.node
     dynamic = layer.bias is None and any(node.inputs[2:])
     return not (node.op_type == "MatMul" or dynamic or layer.groups > 1 or node.attrs.get("transA", 0))
-
-
-def _channels_axis(graph: Graph, tensor: str) -> int:
-    """Of what a layer reads or writes: the last of a matrix, the second of pictures; counted from the end."""
-    return 1 - len(graph.shape(tensor))

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from leadline.equalization import balance, predicted_noise
 from leadline.graph import Graph, Layer, Node, Session
-from leadline.graph.edit import add_constant, add_value, insert, is_shared, new_name, own_biases, set_constant
-from leadline.graph.operators import CURVED, HOMOGENEOUS, by_channel, channel_axes
+from leadline.graph.edit import add_value, insert, is_shared, new_name, own_biases, set_constant
+from leadline.graph.operators import CURVED, HOMOGENEOUS, WINDOWS, by_channel, layer_axis
 from leadline.recipe import Equalize
 from leadline.steps.gate import LUCK
 from leadline.steps.state import Record, State
@@ -106,7 +106,7 @@ def find_chains(graph: Graph) -> tuple[list[Chain], list[tuple[str, str]]]:
         tensor, through = first.output, []
         while tensor not in outputs and len(readers.get(tensor, ())) == 1:
             node = readers[tensor][0]
-            if not _commutes(graph, node, tensor):
+            if not _commutes(graph, node, tensor, layer_axis(first)):
                 break
             through.append(node)
             tensor = node.outputs[0]
@@ -115,28 +115,34 @@ def find_chains(graph: Graph) -> tuple[list[Chain], list[tuple[str, str]]]:
         if blocking:
             refused.append((first.name, f"{blocking[0]} behind it does not commute with scaling"))
         nexts = [layers.get(id(node)) for node in readers.get(tensor, ())]
-        if tensor in outputs or not nexts or not all(_takes(graph, layer, tensor) for layer in nexts):
+        if tensor in outputs or not nexts or not all(_takes(graph, first, layer, tensor) for layer in nexts):
             continue
         chains.append(Chain(first, tuple(through), tensor, tuple(layer for layer in nexts if layer is not None)))
     return chains, refused
 
 
-def _commutes(graph: Graph, node: Node, tensor: str) -> bool:
+def _commutes(graph: Graph, node: Node, tensor: str, axis: int) -> bool:
+    """Whether what a node makes of scaled channels, which lie along the axis, is scaled alike."""
+    if not node.outputs[0] or (node.op_type in WINDOWS and axis != 1):
+        return False
     if node.op_type == "Reshape":
         source, target = graph.shape(tensor), graph.shape(node.outputs[0])
-        return 2 in (len(source), len(target)) and source[-1:] == target[-1:]
+        return axis == -1 and 2 in (len(source), len(target)) and source[-1:] == target[-1:]
     if node.op_type == "Resize":
         return node.attrs.get("mode", "nearest") in ("nearest", "linear")
     if node.op_type == "Clip":
         low, high = (float(graph.weights[n]) if n in graph.weights else None for n in (*node.inputs[1:3], "", "")[:2])
         return low == 0 and high is not None
     if node.op_type == "Min":
-        return len(node.inputs) == 2 and node.inputs[1] in graph.weights
+        bound = graph.weights.get(node.inputs[1]) if len(node.inputs) == 2 else None
+        return bound is not None and bound.ndim <= len(graph.shape(tensor)) == len(graph.shape(node.outputs[0]))
     return node.op_type in HOMOGENEOUS
 
 
-def _takes(graph: Graph, layer: Layer | None, tensor: str) -> bool:
+def _takes(graph: Graph, first: Layer, layer: Layer | None, tensor: str) -> bool:
     if layer is None or layer.input != tensor or is_shared(graph, layer.weight):
+        return False
+    if layer_axis(layer) != layer_axis(first):
         return False
     return layer.groups == 1 or (layer.kind == "depthwise" and graph.weights[layer.weight].shape[0] == layer.groups)
 
@@ -145,7 +151,7 @@ def _observe(state: State, chains: list[Chain]) -> dict[str, ChannelStats]:
     """Per-channel statistics of the tensors between the layers, and before their activation functions."""
     names = sorted({chain.tensor for chain in chains} | {chain.first.output for chain in chains})
     stats: dict[str, ChannelStats] = {}
-    axes = channel_axes(state.graph)
+    axes = {name: layer_axis(chain.first) for chain in chains for name in (chain.tensor, chain.first.output)}
     with Session(state.graph, outputs=names, threads=state.threads) as session:
         for feed in state.progress.over(state.calibration, "channel ranges", len(state.calibration)):
             for name, array in session.run(feed).items():
@@ -266,23 +272,19 @@ def _apply(graph: Graph, nodes: dict[str, Node], chain: Chain, s: NDArray[np.flo
     for old in chain.through:
         node = nodes[old.name]
         if node.op_type == "Clip":
-            node = _clip_to_min(graph, node, s.size)
-            nodes[old.name] = node
+            _clip_to_min(graph, node)
         if node.op_type == "Min":
-            bound = graph.weights[node.inputs[1]]
-            set_constant(graph, node, 1, "bound", bound.astype(np.float64) / s.reshape(bound.shape))
+            rank = len(graph.shape(node.outputs[0]))
+            wide = s.reshape(-1, *[1] * (rank - 1 - layer_axis(chain.first) % rank))
+            set_constant(graph, node, 1, "bound", graph.weights[node.inputs[1]] / wide)
 
 
-def _clip_to_min(graph: Graph, clip: Node, channels: int) -> Node:
+def _clip_to_min(graph: Graph, clip: Node) -> None:
     """Clip(x, 0, h) = Min(Relu(x), h), whose bound can differ from channel to channel."""
     source, target = clip.inputs[0], clip.outputs[0]
-    shape = graph.shape(target)
-    wide = (channels, *[1] * (len(shape) - 1 - channel_axes(graph)[target]))
-    relu = add_value(graph, f"{target}.relu", shape)
-    bound = add_constant(graph, f"{target}.bound", np.full(wide, graph.weights[clip.inputs[2]], np.float32))
+    relu = add_value(graph, f"{target}.relu", graph.shape(target))
     insert(graph, clip, Node("Relu", [source], [relu], new_name(graph, f"{clip.name}.relu")))
-    clip.op_type, clip.inputs = "Min", [relu, bound]
-    return clip
+    clip.op_type, clip.inputs = "Min", [relu, clip.inputs[2]]
 
 
 def _multiply(graph: Graph, name: str, factor: NDArray[np.float64], axis: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadline.graph import DOMAIN, Graph, Layer, Node
-from leadline.graph.operators import CURVED
+from leadline.graph.operators import CURVED, layer_axis
 from leadline.graph.trace import Use, features, origin, trace
 
 Ids = NDArray[np.int64]
@@ -188,7 +188,7 @@ class _Finder:
             if layer is None or use.index != 0:
                 raise Unfit(f"{_title(use)} reads it")
             self._check(layer)
-            found = features(use.ids, -1 if layer.kind == "linear" else 1)
+            found = features(use.ids, layer_axis(layer))
             if found is None or not np.array_equal(np.sort(found), used):
                 raise Unfit(f"{layer.name} reads its channels in another arrangement")
             readers.append((layer, np.searchsorted(used, found)))

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from leadline.graph import Graph, Node, Session
 from leadline.graph.edit import set_constant
+from leadline.graph.operators import layer_axis
 from leadline.recipe import CorrectBias, Smooth
 from leadline.smoothing import ALPHAS, Reader, Smoothing, reparameterize, search, search_product
 from leadline.steps.placement import Placement, place
@@ -107,7 +108,7 @@ def _observe(state: State, parts: list[_Part]) -> _Statistics:
             by_tensor.setdefault(layer.input, []).append((shared[key], inputs))
         found.moments[layer.name] = shared[key]
     names = sorted(by_tensor.keys() | uses.keys())
-    axes = {layer.input: -1 if layer.kind == "linear" else 1 for layer in layers.values()}
+    axes = {layer.input: layer_axis(layer) for layer in layers.values()}
     orders = {tensor: np.argsort(use.ids, axis=None, kind="stable") for tensor, use in uses.items()}
     with Session(state.graph, outputs=names, threads=state.threads) as session:
         for feed in state.progress.over(state.calibration, "channel moments", found.samples):
