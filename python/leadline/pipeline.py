@@ -373,6 +373,7 @@ def prepare(
     state = State(network.copy(), recipe, calibration, kept_out, progress, _simulate, threads, profile, cache=cache)
     if network.tail is not None:
         state.log.append(Record("load", ", ".join(network.tail.written), _kept_behind(network.tail)))
+    state.log += [Record.of("load", note) for note in network.notes]
     return state, given
 
 

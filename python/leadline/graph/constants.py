@@ -1,218 +1,251 @@
-"""Evaluating what does not depend on the inputs, and fixing the shape of what does: one walk in topological order."""
+"""One walk through a file's nodes in their order: constants are computed, shapes fixed, control flow written out, and
+each node is stated in opset 21."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
-from leadline.graph.ir import Array, Graph, Node, Value
+from leadline.graph import control, evaluate
+from leadline.graph.edit import derived
+from leadline.graph.expand import Steps, body, standard, taken_apart
+from leadline.graph.ir import OPSET, Array, Graph, Node, Value
+from leadline.graph.known import Known, first_output
 from leadline.graph.operators import RANDOM, SHAPE_DEPENDS_ON_DATA, SHAPE_INPUTS
-from leadline.graph.read import to_node
+from leadline.graph.opset import restated
 from leadline.graph.sequences import Sequences
 from leadline.graph.tail import DependsOnDataError
-from leadline.graph.write import IR_VERSION
-from leadline.graph.write import to_node as to_proto
 from leadline.types import InputError, refuse
+
+FLOATS = frozenset(np.dtype(kind) for kind in ("float16", "float64"))
+"""What activations hold in float32 instead; bfloat16 is read so from the start."""
 
 _QUANTISED = {
     "ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QuantizeLinear",
 }  # fmt: skip
-_VALUES_FOR_INFERENCE = 1024  # elements: shapes, axes, pads and scales are short
-_MISFIT = "inputs of {node.op_type} writing '{node.outputs[0]}' of '{label}' must fit (is the sample's shape right?)"
+_SEQUENCE_TYPES = ("Sequence", "Optional", "SplitToSequence", "ConcatFromSequence")
+_SAMPLED = 16  # elements: an input that says shapes is a vector, and short
 
 
-def fold(graph: Graph, label: str) -> None:
-    """Evaluate constant subgraphs in onnxruntime, inline If on a constant, and fill ``graph.values`` for the rest.
+def fold(graph: Graph, label: str, sample: Mapping[str, Array], verbatim: bool = False) -> None:
+    """Bring the nodes of a file to opset 21, and fill ``graph.values`` and ``graph.weights``.
 
-    `label` is what messages call the file.
+    `label` is what messages call the file, `sample` the inputs' values where they are known: what they say of shapes
+    is taken. `verbatim` leaves an operator that opset 21 has as it is.
     """
-    values = {value.name: value for value in graph.inputs}
-    weights = graph.weights
-    kept = []
-    queue = deque(graph.nodes)
-    sequences = Sequences()
-    while queue:
-        node = sequences.unpack(queue.popleft(), values, weights)
-        _check(node, graph.opset, label)
-        if node.op_type == "CastLike" and node.inputs[1] in values:
-            dtype = helper.np_dtype_to_tensor_dtype(values[node.inputs[1]].dtype)
-            node = Node("Cast", node.inputs[:1], node.outputs, node.name, {"to": dtype})
-        missing = [name for name in node.inputs if name and name not in weights and name not in values]
-        if missing:
-            raise refuse("Graph.load", f"every tensor of '{label}' must be written before it is read", repr(missing[0]))
-        if any(isinstance(value, onnx.GraphProto) for value in node.attrs.values()):
-            queue.extendleft(reversed(_inline(node, weights, label)))
-        elif node.op_type in ("Shape", "Size") and node.inputs[0] in values:
-            weights[node.outputs[0]] = _shape(node, values[node.inputs[0]].shape)
-        elif all(name in weights for name in node.inputs if name):
-            weights.update(_evaluate(node, {name: weights[name] for name in node.inputs if name}, graph.opset, label))
-        else:
-            values.update((value.name, value) for value in _infer(node, values, weights, graph.opset, label))
-            kept.append(node)
-    for output in graph.outputs:
-        if output.name in weights:
-            raise refuse(
-                "Graph.load", f"outputs of '{label}' must depend on its inputs", f"the constant '{output.name}'"
-            )
-        if output.name not in values:
-            raise refuse("Graph.load", f"outputs of '{label}' must be written by a node", repr(output.name))
-    graph.nodes = kept
-    graph.values = values
-    graph.outputs = [values[output.name] for output in graph.outputs]
+    walk = _Walk(graph, label, sample, verbatim)
+    for node in graph.nodes:
+        walk.take(node, graph.opset)
+    graph.nodes, graph.opset = walk.kept, OPSET
+    graph.values, graph.weights = walk.known.values, walk.known.weights
+    graph.notes += walk.known.notes
+    _ends(graph, walk.known, walk.sequences)
+    for name, array in graph.weights.items():
+        graph.weights[name] = as_float32(array)
     graph.prune()
 
 
-def _check(node: Node, opset: int, label: str) -> None:
+def _ends(graph: Graph, known: Known, sequences: Sequences) -> None:
+    """The graph's outputs: one that is constant is written by a node, too."""
+    for output in graph.outputs:
+        if output.name in known.weights:
+            array = as_float32(known.weights.pop(output.name))
+            inner = known.fresh(derived(output.name, "constant"))
+            known.weights[inner] = array
+            for node in graph.nodes:
+                node.inputs = [inner if name == output.name else name for name in node.inputs]
+            known.values[output.name] = Value(output.name, array.dtype, array.shape)
+            graph.nodes.append(Node("Identity", [inner], [output.name]))
+        elif output.name in sequences:
+            raise refuse("Graph.load", f"outputs of '{known.label}' must be tensors", f"the sequence '{output.name}'")
+        elif output.name not in known.values:
+            raise refuse("Graph.load", f"outputs of '{known.label}' must be written by a node", repr(output.name))
+    graph.outputs = [known.values[output.name] for output in graph.outputs]
+
+
+def as_float32(array: Array) -> Array:
+    """A float16 or float64 array in float32; the ends of float64 become those of float32. Others as they are."""
+    if array.dtype not in FLOATS:
+        return array
+    most = np.finfo(np.float32).max
+    inside = array if array.dtype == np.float16 else np.where(np.isinf(array), array, np.clip(array, -most, most))
+    return inside.astype(np.float32)
+
+
+class _Walk:
+    def __init__(self, graph: Graph, label: str, sample: Mapping[str, Array], verbatim: bool) -> None:
+        self.kept: list[Node] = []
+        values = {value.name: value for value in graph.inputs}
+        taken = {*values, *graph.weights, *(name for node in graph.nodes for name in node.outputs)}
+        self.known = Known(label, values, graph.weights, taken)
+        self.sequences = Sequences(self.known)
+        self._sample = {
+            n: as_float32(array) for n, array in sample.items() if array.ndim < 2 and array.size <= _SAMPLED
+        }
+        self._writers: dict[str, Node] = {}
+        self._verbatim = verbatim
+
+    def take(self, node: Node, opset: int) -> None:
+        """A node of the file, and all that takes its place."""
+        queue: deque[tuple[Node, int]] = deque([(node, opset)])
+        first = first_output(node)
+        while queue:
+            node, opset = queue.popleft()
+            try:
+                nodes = self._replaced(node, opset)
+            except DependsOnDataError as error:
+                raise DependsOnDataError(error, first) from None  # what is taken apart depends on the data as a whole
+            queue.extendleft(reversed(nodes or []))
+
+    def _replaced(self, node: Node, opset: int) -> Steps | None:
+        """What takes a node's place; None once it is done with."""
+        known = self.known
+        _named(node, known)
+        if (nodes := self.sequences.unpack(node)) is not None:
+            return [(item, opset) for item in nodes]
+        missing = [n for n in node.inputs if n and not (n in known.weights or n in known.values or n in self.sequences)]
+        if missing:
+            raise refuse(
+                "Graph.load", f"every tensor of '{known.label}' must be written before it is read", repr(missing[0])
+            )
+        if control.has_branches(node):
+            return [(item, opset) for item in control.written_out(node, known)]
+        check(node, opset, known)
+        if node.op_type in ("Shape", "Size", "EyeLike") and node.inputs[0] in known.values:
+            known.weights.update(_of_shape(node, opset, known))
+        elif all(name in known.weights for name in node.inputs if name):
+            known.weights.update(evaluate.constants(node, opset, known))
+        else:
+            return self._activation(node, opset)
+        return None
+
+    def _activation(self, node: Node, opset: int) -> Steps | None:
+        known = self.known
+        for index, name in enumerate(node.inputs):
+            if name in known.weights and known.weights[name].dtype in FLOATS:
+                node.inputs[index] = derived(name, "float32")
+                known.weights.setdefault(node.inputs[index], as_float32(known.weights[name]))
+        if (nodes := taken_apart(node, opset, known, self._verbatim)) is not None:
+            return nodes
+        if opset != OPSET:
+            same = restated(node, opset, known)
+            if same is not None:
+                return [(item, OPSET) for item in same]
+            if (nodes := body(node, opset, known)) is not None:
+                return nodes
+            raise known.refuse(
+                f"operators of {{label}} must be in opset {OPSET}, or made of such", node, f", opset {opset}"
+            )
+        if node.op_type == "CastLike":
+            node = Node("Cast", node.inputs[:1], node.outputs, node.name, {"to": _code(known.dtype(node.inputs[1]))})
+        if node.op_type == "Cast" and np.dtype(helper.tensor_dtype_to_np_dtype(node.attrs["to"])) in FLOATS:
+            node.attrs["to"] = onnx.TensorProto.FLOAT
+        for value in self._outputs(node):
+            known.values[value.name] = value
+            self._writers[value.name] = node
+        self.kept.append(node)
+        return None
+
+    def _outputs(self, node: Node) -> list[Value]:
+        """The types of what a node writes: where a tensor decides a shape, by the sample's values."""
+        known, data = self.known, {}
+        for place in SHAPE_INPUTS.get(node.op_type, ()):
+            name = node.inputs[place] if place < len(node.inputs) else ""
+            if name in known.values:
+                array = self._sampled(name)
+                if array is None:
+                    rule = "shapes of {label} must not depend on the data"
+                    raise known.depends(rule, node)
+                data[name] = array
+        if data:
+            known.notes.append(f"{first_output(node)}: its shape depends on {', '.join(data)}, and is the sample's")
+        evaluate.check_channels(node, known)
+        found = evaluate.outputs(node, OPSET, known, data)
+        if not isinstance(found, str):
+            return found
+        feed = {name: known.weights[name] for name in node.inputs if name in known.weights} | data
+        zeros = {n: np.zeros(known.shape(n), known.dtype(n)) for n in node.inputs if n and n not in feed}
+        try:
+            arrays = evaluate.run_node(node, feed | zeros, OPSET, known)
+        except InputError:
+            if not found:
+                raise
+            raise evaluate.misfit(node, known, " ".join(found.split())) from None
+        return [Value(name, array.dtype, array.shape) for name, array in arrays.items()]
+
+    def _sampled(self, name: str) -> Array | None:
+        """What a tensor holds for the sample, where that follows from short inputs alone."""
+        known = self.known
+        if name in known.weights:
+            return known.weights[name]
+        if name not in self._sample and name in self._writers:
+            node = self._writers[name]
+            feed = {source: self._sampled(source) for source in node.inputs if source}
+            arrays = {source: array for source, array in feed.items() if array is not None}
+            if len(arrays) == len(feed) and len(known.shape(name)) < 2 and np.prod(known.shape(name)) <= _SAMPLED:
+                self._sample.update(evaluate.run_node(node, arrays, OPSET, known))
+        return self._sample.get(name)
+
+
+def _named(node: Node, known: Known) -> None:
+    """Nothing left out at the end, and a name for a result that is left out before others."""
+    for names in (node.inputs, node.outputs):
+        while len(names) > 1 and not names[-1]:
+            names.pop()
+    if node.inputs == [""]:
+        node.inputs = []
+    node.outputs = [name or known.fresh(f"{first_output(node)}.unread") for name in node.outputs]
+
+
+def _drops(node: Node, known: Known) -> bool:
+    """A Dropout that drops something."""
+    if node.op_type != "Dropout" or len(node.inputs) < 3 or not node.inputs[2]:
+        return False
+    ratio = known.weights.get(node.inputs[1]) if node.inputs[1] else np.array(0.5)
+    training = known.weights.get(node.inputs[2])
+    return (training is None or bool(training.any())) and (ratio is None or bool(ratio.any()))
+
+
+def _code(dtype: np.dtype[Any]) -> int:
+    return helper.np_dtype_to_tensor_dtype(dtype)
+
+
+def _of_shape(node: Node, opset: int, known: Known) -> dict[str, Array]:
+    """What depends on its input's shape alone."""
+    shape = known.shape(node.inputs[0])
+    if node.op_type == "EyeLike":
+        zeros = {node.inputs[0]: np.zeros(shape, known.dtype(node.inputs[0]))}
+        return evaluate.run_node(node, zeros, opset, known)
+    if node.op_type == "Size":
+        return {node.outputs[0]: np.array(np.prod(shape, dtype=np.int64))}
+    return {node.outputs[0]: np.array(shape[node.attrs.get("start", 0) : node.attrs.get("end")], np.int64)}
+
+
+def check(node: Node, opset: int, known: Known) -> None:
     """Refuse what the normal form cannot hold."""
     if node.op_type in _QUANTISED or node.op_type.startswith("QLinear"):
-        rule = f"'{label}' must be a float network; this one is already quantised"
-        raise refuse("Graph.load", rule, f"{node.op_type} writing '{node.outputs[0]}'")
-    if node.domain or not onnx.defs.has(node.op_type, opset):
-        name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        rule = f"operators of '{label}' must be standard ONNX (export again without runtime-specific optimisation)"
-        raise refuse("Graph.load", rule, f"{name} writing '{node.outputs[0]}', unknown to opset {opset}")
-    if node.op_type in RANDOM:
-        raise refuse(
-            "Graph.load", f"'{label}' must give the same output twice", f"{node.op_type} writing '{node.outputs[0]}'"
-        )
-    if node.op_type.startswith(("Sequence", "Optional", "SplitToSequence", "ConcatFromSequence")):
-        raise refuse(
-            "Graph.load", f"values of '{label}' must be tensors", f"{node.op_type} writing '{node.outputs[0]}'"
-        )
+        raise known.refuse("{label} must be a float network; this one is already quantised", node)
+    if node.op_type in RANDOM or _drops(node, known):
+        raise known.refuse("{label} must give the same output twice", node)
+    if node.op_type.startswith(_SEQUENCE_TYPES):
+        raise known.refuse("values of {label} must be tensors", node)
+    if node.op_type in SHAPE_DEPENDS_ON_DATA and any(name in known.values for name in node.inputs):
+        raise known.depends("shapes of {label} must not depend on the data", node)
 
 
 def obstacle(node: Node, opset: int) -> str | None:
     """Why a network with this node may be refused whatever else it holds; None for a node that can be read."""
+    known = Known("the network", {}, {}, set())
     try:
-        _check(node, opset, "the network")
+        check(node, opset, known)
+        standard(node, opset, known)
     except InputError as error:
         return str(error).split("] ", 1)[1].split(". Received", 1)[0]
-    if any(isinstance(value, onnx.GraphProto) for value in node.attrs.values()):
+    if control.has_branches(node):
         return "control flow must depend on constants only"
     return "its output's shape depends on the data" if node.op_type in SHAPE_DEPENDS_ON_DATA else None
-
-
-def _inline(node: Node, weights: dict[str, Array], label: str) -> list[Node]:
-    """The branch that an If with a constant condition takes, its names made unique by the If's output."""
-    if node.op_type != "If" or node.inputs[0] not in weights:
-        rule = f"control flow of '{label}' must depend on constants only"
-        received = f"{node.op_type} writing '{node.outputs[0]}'"
-        raise DependsOnDataError(refuse("Graph.load", rule, received), node.outputs[0])
-    branch = node.attrs["then_branch" if weights[node.inputs[0]].all() else "else_branch"]
-    inner = {tensor.name for tensor in branch.initializer} | {
-        name for item in branch.node for name in item.output if name
-    }
-    renamed = {name: f"{node.outputs[0]}.{name}" for name in inner}
-    nodes = []
-    for tensor in branch.initializer:
-        weights[renamed[tensor.name]] = numpy_helper.to_array(tensor)
-    for item in map(to_node, branch.node):
-        if any(isinstance(value, onnx.GraphProto) for value in item.attrs.values()):
-            raise refuse(
-                "Graph.load", f"control flow of '{label}' must not be nested", f"{item.op_type} in '{node.outputs[0]}'"
-            )
-        item.inputs = [renamed.get(name, name) for name in item.inputs]
-        item.outputs = [renamed.get(name, name) for name in item.outputs]
-        nodes.append(item)
-    results = [renamed.get(value.name, value.name) for value in branch.output]
-    return nodes + [Node("Identity", [inner], [outer]) for inner, outer in zip(results, node.outputs, strict=True)]
-
-
-def _shape(node: Node, shape: tuple[int, ...]) -> Array:
-    if node.op_type == "Size":
-        return np.array(np.prod(shape, dtype=np.int64))
-    return np.array(shape[node.attrs.get("start", 0) : node.attrs.get("end")], np.int64)
-
-
-def _evaluate(node: Node, feed: dict[str, Array], opset: int, label: str) -> dict[str, Array]:
-    if node.op_type == "Constant" and isinstance(node.attrs.get("value"), np.ndarray):
-        return {node.outputs[0]: node.attrs["value"]}
-    if node.op_type == "Identity":
-        return {node.outputs[0]: feed[node.inputs[0]]}
-    return run_node(node, feed, opset, label)
-
-
-def run_node(node: Node, feed: dict[str, Array], opset: int, label: str) -> dict[str, Array]:
-    """One node in onnxruntime: the arithmetic that the network itself will meet."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    names = [name for name in node.outputs if name]
-    inputs = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-        for name, array in feed.items()
-    ]
-    body = helper.make_graph([to_proto(node)], "node", inputs, [onnx.ValueInfoProto(name=name) for name in names])
-    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION)
-    try:
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return dict(zip(names, session.run(names, feed), strict=True))
-    except Exception as error:  # onnxruntime raises a dozen unrelated classes
-        rule = f"operators of '{label}' must run in onnxruntime"
-        raise refuse("Graph.load", rule, f"{node.op_type} writing '{names[0]}': {error}") from None
-
-
-def _infer(node: Node, values: dict[str, Value], weights: dict[str, Array], opset: int, label: str) -> list[Value]:
-    """The outputs' types: from the operator's own inference, or by running it on zeros where that leaves a gap."""
-    places = SHAPE_INPUTS.get(node.op_type, ())
-    if node.op_type in SHAPE_DEPENDS_ON_DATA or any(
-        name in values for i, name in enumerate(node.inputs) if i in places
-    ):
-        rule, received = (
-            f"shapes of '{label}' must not depend on the data",
-            f"{node.op_type} writing '{node.outputs[0]}'",
-        )
-        raise DependsOnDataError(refuse("Graph.load", rule, received), node.outputs[0])
-    types, data = {}, {}
-    for name in filter(None, node.inputs):
-        dtype, shape = (
-            (values[name].dtype, values[name].shape) if name in values else (weights[name].dtype, weights[name].shape)
-        )
-        types[name] = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(dtype), shape)
-        if name in weights and weights[name].size <= _VALUES_FOR_INFERENCE:
-            data[name] = numpy_helper.from_array(weights[name], name)
-    _check_channels(node, types, label)
-    try:
-        found = onnx.shape_inference.infer_node_outputs(
-            onnx.defs.get_schema(node.op_type, opset), to_proto(node), types, data,
-            opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION,
-        )  # fmt: skip
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
-        shapes = {name: _dims(item) for name, item in types.items()}
-        rule = _MISFIT.format(node=node, label=label)
-        raise refuse("Graph.load", rule, f"shapes {shapes}: {error}") from None
-    names = [name for name in node.outputs if name]
-    if all(name in found and None not in _dims(found[name]) for name in names):
-        return [_value(name, found[name]) for name in names]
-    feed = {
-        name: weights[name] if name in weights else np.zeros(values[name].shape, values[name].dtype) for name in types
-    }
-    return [Value(name, array.dtype, array.shape) for name, array in run_node(node, feed, opset, label).items()]
-
-
-def _check_channels(node: Node, types: dict[str, onnx.TypeProto], label: str) -> None:
-    """What ONNX's own inference does not look at."""
-    if node.op_type not in ("Conv", "ConvTranspose"):
-        return
-    x, weight = (_dims(types[name]) for name in node.inputs[:2])
-    channels = weight[0] if node.op_type == "ConvTranspose" else (weight[1] or 0) * node.attrs.get("group", 1)
-    if x[1] != channels:
-        raise refuse("Graph.load", _MISFIT.format(node=node, label=label), f"{x[1]} channels for {channels}")
-
-
-def _dims(item: onnx.TypeProto) -> tuple[int | None, ...]:
-    if not item.tensor_type.HasField("shape"):
-        return (None,)
-    return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in item.tensor_type.shape.dim)
-
-
-def _value(name: str, item: onnx.TypeProto) -> Value:
-    dtype: np.dtype[Any] = np.dtype(helper.tensor_dtype_to_np_dtype(item.tensor_type.elem_type))
-    return Value(name, dtype, tuple(dim.dim_value for dim in item.tensor_type.shape.dim))

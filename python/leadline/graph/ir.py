@@ -107,6 +107,8 @@ class Graph:
     tail : Tail or None
         What follows in float because its shapes depend on the data. The outputs above then are the tensors at the
         border, under the file's names; what is written ends as the file does.
+    notes : list of str
+        What loading changed that a user should know, as ``<tensor>: <what>``; a run's log begins with them.
     """
 
     nodes: list[Node]
@@ -118,6 +120,7 @@ class Graph:
     opset: int = OPSET
     metadata: dict[str, str] = field(default_factory=dict)
     tail: Tail | None = None
+    notes: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
         """On one line; the weights of a network are no text."""
@@ -192,7 +195,7 @@ class Graph:
         ]
         return Graph(
             nodes, dict(self.weights), list(self.inputs), list(self.outputs), dict(self.values),
-            self.name, self.opset, dict(self.metadata), self.tail,
+            self.name, self.opset, dict(self.metadata), self.tail, list(self.notes),
         )  # fmt: skip
 
     def producer(self, tensor: str) -> Node | None:

@@ -16,9 +16,9 @@ from leadline.graph.edit import derived, free_name
 from leadline.graph.guards import softmax_guards
 from leadline.graph.ir import OPSET, Array, Graph, Sample, Value
 from leadline.graph.linear import linears
-from leadline.graph.operators import MOVES_DATA
+from leadline.graph.operators import WEIGHTED
 from leadline.graph.patterns import layer_norms
-from leadline.graph.read import Dims, Source
+from leadline.graph.read import Dims, Source, is_float
 from leadline.graph.recurrent import batch_second
 from leadline.graph.simplify import simplify
 from leadline.graph.tail import DependsOnDataError
@@ -53,7 +53,7 @@ def normalise(source: Source, sample: Sample | None, watch: Watch = lambda how, 
 
 def verbatim(source: Source, sample: Sample | None) -> Graph:
     """Fix the shapes, fold constants, raise the opset, and nothing else: tensors are called as the file calls them."""
-    graph = _fixed(source, sample, lambda how, graph: None)
+    graph = _fixed(source, sample, lambda how, graph: None, verbatim=True)
     names.number(graph)
     return graph
 
@@ -74,14 +74,14 @@ def _turned(source: Source) -> Source:
     return replace(source, nodes=kept)
 
 
-def _fixed(source: Source, sample: Sample | None, watch: Watch) -> Graph:
+def _fixed(source: Source, sample: Sample | None, watch: Watch, verbatim: bool = False) -> Graph:
     opset.check(source.opset, source.label)
     _name_first_outputs(source)
     roots: set[str] = set()
     while True:
         parts = split(source, roots)
         try:
-            graph = _folded(parts.front, sample, watch)
+            graph = _folded(parts.front, sample, watch, verbatim)
             break
         except DependsOnDataError as error:
             if error.tensor in roots or not any(error.tensor in node.outputs for node in source.nodes):
@@ -94,27 +94,17 @@ def _fixed(source: Source, sample: Sample | None, watch: Watch) -> Graph:
     return graph
 
 
-def _folded(source: Source, sample: Sample | None, watch: Watch) -> Graph:
-    inputs = _inputs(source, dict(sample or {}))
+def _folded(source: Source, sample: Sample | None, watch: Watch, verbatim: bool) -> Graph:
+    values = dict(sample or {})
+    inputs = _inputs(source, values)
     outputs = [Value(name, np.dtype(np.float32), ()) for name in source.outputs]  # real types come with the shapes
     _check_dtypes({value.name: value.dtype for value in inputs}, source.label)
     graph = Graph(source.nodes, dict(source.weights), inputs, outputs, {}, source.name, source.opset)
-    constants.fold(graph, source.label)
-    watch("constant, computed once", graph)
-    if graph.opset != OPSET:
-        opset.convert(graph, source.label)
-        constants.fold(graph, source.label)
-        watch(f"written in opset {OPSET}", graph)
+    graph.notes += source.notes
+    given = {name: np.asarray(array) for name, array in values.items() if isinstance(array, np.ndarray)}
+    constants.fold(graph, source.label, given, verbatim)
+    watch(f"constant, computed once, or written in opset {OPSET}", graph)
     return graph
-
-
-def _name_first_outputs(source: Source) -> None:
-    """A node is known by its first output, which therefore has a name even where nobody reads it (a GRU's)."""
-    taken = {name for node in source.nodes for name in (*node.inputs, *node.outputs)}
-    for node in source.nodes:
-        if node.outputs and not node.outputs[0]:
-            node.outputs[0] = free_name(f"{next(filter(None, node.outputs), node.op_type)}.unread", taken)
-            taken.add(node.outputs[0])
 
 
 def _inputs(source: Source, sample: dict[str, Any]) -> list[Value]:
@@ -126,21 +116,27 @@ def _inputs(source: Source, sample: dict[str, Any]) -> list[Value]:
     return [_fix(name, dtype, dims, sample.get(name)) for name, dtype, dims in source.inputs]
 
 
-def _fix(name: str, dtype: np.dtype[Any], dims: Dims, given: Any) -> Value:
+def _fix(name: str, dtype: np.dtype[Any], dims: Dims | None, given: Any) -> Value:
+    if given is None and dims is None:
+        rule = f"sample must fix the shape of input '{name}'"
+        raise refuse("Graph.load", rule, "no sample, and no shape in the file")
     if given is None:
-        free = [axis for axis, dim in enumerate(dims) if dim is None and axis > 0]
+        dims = dims or ()
+        free = [axis for axis, dim in enumerate(dims) if not dim and axis > 0]
         if free:
-            text = "x".join("?" if dim is None else str(dim) for dim in dims)
+            text = "x".join(str(dim or "?") for dim in dims)
             raise refuse(
                 "Graph.load", f"sample must fix the free axes of input '{name}'", f"no sample for shape {text}"
             )
         return Value(name, dtype, tuple(dim or 1 for dim in dims))
     shape = tuple(given.shape) if isinstance(given, np.ndarray) else tuple(int(dim) for dim in given)
-    if isinstance(given, np.ndarray) and given.dtype != dtype:
+    if isinstance(given, np.ndarray) and given.dtype != dtype and not (is_float(given.dtype) and is_float(dtype)):
         raise refuse("Graph.load", f"sample '{name}' must be {dtype}", given.dtype)
+    if dims is None:
+        dims = (None,) * len(shape)
     if len(shape) != len(dims):
         raise refuse("Graph.load", f"sample '{name}' must have {len(dims)} axes", f"shape {shape}")
-    if min(shape, default=1) < 1:
+    if any(dim < 1 and declared != 0 for dim, declared in zip(shape, dims, strict=True)):
         raise refuse("Graph.load", f"sample '{name}' must not be empty", f"shape {shape}")
     return Value(name, dtype, shape)
 
@@ -154,23 +150,22 @@ _DTYPES = {
 def _check_dtypes(dtypes: dict[str, np.dtype[Any]], label: str) -> None:
     for name, dtype in dtypes.items():
         if dtype not in _DTYPES:
-            kind = "string" if dtype == np.dtype(object) else str(dtype)
-            rule = f"tensors of '{label}' must be float32 or integers; convert the network first"
-            raise refuse("Graph.load", rule, f"{kind} '{name}'")
-
-
-# Infinity is a legitimate constant where it masks or bounds; NaN never is.
-_MASKS = {"Add", "Clip", "Concat", "Max", "Min", "Pad", "Sub", "Where"} | MOVES_DATA
+            kind = "strings" if dtype.kind in "OSUT" else str(dtype)
+            rule = f"tensors of '{label}' must be floats of 16 bits or more, integers of 8 or more, or bools"
+            raise refuse("Graph.load", rule, f"{kind} in '{name}'")
 
 
 def _check_finite(graph: Graph, label: str) -> None:
-    readers = graph.readers()
+    """Infinity is a legitimate constant where it masks or bounds, but never a weight; NaN never is."""
+    weighted = {
+        name for node in graph.nodes if node.op_type in WEIGHTED for name in node.inputs if name in graph.weights
+    }
     for name, array in graph.weights.items():
         if not np.issubdtype(array.dtype, np.floating) or _finite(array):
             continue
         if np.isnan(array).any():
             raise refuse("Graph.load", f"weights of '{label}' must be finite", f"NaN in '{name}'")
-        if not {node.op_type for node in readers.get(name, [])} <= _MASKS:
+        if name in weighted:
             raise refuse("Graph.load", f"weights of '{label}' must be finite", f"infinity in '{name}'")
 
 

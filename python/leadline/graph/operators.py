@@ -78,11 +78,18 @@ _CHANNELS_SECOND = frozenset(
 """By definition: (batch, channels, ...)."""
 
 
+WEIGHTED = frozenset(
+    "Conv ConvTranspose Gemm MatMul BatchNormalization InstanceNormalization GroupNormalization LayerNormalization "
+    "PRelu LSTM GRU RNN DeformConv".split()
+)
+"""Multiply by constants that training has found."""
+
 SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys("AffineGrid CenterCropPad Expand Reshape Split Squeeze Tile TopK Unsqueeze".split(), (1,)),
     **{f"Reduce{what}": (1,) for what in "L1 L2 LogSum LogSumExp Max Mean Min Prod Sum SumSquare".split()},
-    "Col2Im": (1, 2), "ConstantOfShape": (0,), "DFT": (1, 2), "MaxUnpool": (2,), "OneHot": (1,), "Pad": (1, 3),
-    "Range": (0, 1, 2), "Resize": (1, 2, 3), "STFT": (1, 3), "Slice": (1, 2, 3, 4), "Upsample": (1,),
+    **dict.fromkeys(("BlackmanWindow", "ConstantOfShape", "HammingWindow", "HannWindow"), (0,)),
+    "Col2Im": (1, 2), "DFT": (1, 2), "MaxUnpool": (2,), "MelWeightMatrix": (0, 1, 2, 3, 4), "OneHot": (1,),
+    "Pad": (1, 3), "Range": (0, 1, 2), "Resize": (1, 2, 3), "STFT": (1, 3), "Slice": (1, 2, 3, 4), "Upsample": (1,),
 }  # fmt: skip
 """Inputs, by their places, whose values decide the shape of what is written."""
 

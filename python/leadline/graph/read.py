@@ -19,6 +19,10 @@ from leadline.graph.names import scope
 from leadline.types import refuse
 
 Dims = tuple[int | None, ...]
+"""None for a free dim; 0 where the file declares an empty axis."""
+
+_WIDER = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16", TensorProto.DOUBLE: "float64"}
+"""Types whose activations a Graph holds in float32."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,16 @@ class Source:
     label: str  # how messages call it
     nodes: list[Node]
     weights: dict[str, Array]
-    inputs: list[tuple[str, np.dtype[Any], Dims]]
+    inputs: list[tuple[str, np.dtype[Any], Dims | None]]  # dims None where the file does not even say how many
     outputs: list[str]
     name: str
     opset: int
+    notes: list[str] = field(default_factory=list)
     types: dict[str, onnx.TypeProto] = field(default_factory=dict)  # of the outputs, as declared
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
 def parse(path: str | os.PathLike[str], function: str = "Graph.load") -> onnx.ModelProto:
@@ -92,10 +101,14 @@ def _tensors(nodes: Iterable[onnx.NodeProto], graph: onnx.GraphProto | None) -> 
 
 
 def inspect_inputs(path: str | os.PathLike[str]) -> list[tuple[str, np.dtype[Any], Dims]]:
-    """The inputs a file declares: (name, dtype, dims), None for a free dim. Quantised files too."""
+    """The inputs a file declares: (name, dtype, dims), None for a free dim. Quantised files too.
+
+    Where the file says float16, bfloat16 or float64, `Graph.load` makes it float32, and so it is here.
+    """
     model = parse(path, "inspect_inputs")
     stored = {tensor.name for tensor in model.graph.initializer}
-    return [_input(value, Path(path).name) for value in model.graph.input if value.name not in stored]
+    declared = [_input(value, Path(path).name) for value in model.graph.input if value.name not in stored]
+    return [(name, dtype, tuple(dim or None for dim in dims or ())) for name, dtype, dims in declared]
 
 
 def unpack(model: onnx.ModelProto, base_dir: str | os.PathLike[str] | None, label: str) -> Source:
@@ -105,10 +118,7 @@ def unpack(model: onnx.ModelProto, base_dir: str | os.PathLike[str] | None, labe
     graph = model.graph
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     weights = {tensor.name: array(tensor, base_dir, label) for tensor in graph.initializer}
-    if graph.sparse_initializer:
-        raise refuse(
-            "Graph.load", "weights must be dense", f"sparse '{graph.sparse_initializer[0].values.name}' in '{label}'"
-        )
+    weights |= {tensor.values.name: _dense(tensor, base_dir, label) for tensor in graph.sparse_initializer}
     return Source(
         label,
         list(map(to_node, graph.node)),
@@ -117,25 +127,68 @@ def unpack(model: onnx.ModelProto, base_dir: str | os.PathLike[str] | None, labe
         [value.name for value in graph.output],
         graph.name,
         opset,
-        types={value.name: value.type for value in graph.output},
+        list(_notes(model.graph, weights)),
+        {value.name: value.type for value in graph.output},
     )
 
 
-def _input(value: onnx.ValueInfoProto, label: str) -> tuple[str, np.dtype[Any], Dims]:
+def _notes(graph: onnx.GraphProto, weights: dict[str, Array]) -> Iterator[str]:
+    """What is held in float32 although the file has another type."""
+    for kind, values in (("input", graph.input), ("output", graph.output)):
+        for value in values:
+            said = _WIDER.get(value.type.tensor_type.elem_type)
+            if said and value.name not in weights:
+                yield f"{value.name}: {kind} of {said} in the file, of float32 here and in all that is written"
+    for code, said in _WIDER.items():
+        found = [tensor.name for tensor in graph.initializer if tensor.data_type == code]
+        if found:
+            yield f"{found[0]}: {said} in the file, computed with in float32; so are {len(found)} weights in all"
+
+
+def _input(value: onnx.ValueInfoProto, label: str) -> tuple[str, np.dtype[Any], Dims | None]:
     if value.type.WhichOneof("value") != "tensor_type":
-        kind = value.type.WhichOneof("value") or "untyped"
-        raise refuse("Graph.load", f"input '{value.name}' of '{label}' must be a tensor", kind)
+        kind = (value.type.WhichOneof("value") or "untyped").removesuffix("_type")
+        raise refuse(
+            "Graph.load",
+            f"input '{value.name}' of '{label}' must be a tensor",
+            "an optional" if kind == "optional" else f"a {kind}",
+        )
     tensor = value.type.tensor_type
-    dims = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim)
-    return value.name, np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), dims
+    dims = tuple(
+        dim.dim_value if dim.dim_value > 0 or (dim.HasField("dim_value") and dim.dim_value == 0) else None
+        for dim in tensor.shape.dim
+    )
+    code = TensorProto.FLOAT if tensor.elem_type in _WIDER else tensor.elem_type
+    try:
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(code))
+    except (KeyError, ValueError, TypeError):
+        raise refuse("Graph.load", f"input '{value.name}' of '{label}' must have a type", f"type {code}") from None
+    return value.name, dtype, dims if tensor.HasField("shape") else None
+
+
+def _dense(sparse: onnx.SparseTensorProto, base_dir: str | os.PathLike[str] | None, label: str) -> Array:
+    """A sparse weight as any other."""
+    values, places = array(sparse.values, base_dir, label), array(sparse.indices, base_dir, label)
+    whole = np.zeros(tuple(sparse.dims), values.dtype)
+    try:
+        if places.ndim == 1:
+            whole.reshape(-1)[places] = values
+        else:
+            whole[tuple(places.T)] = values
+    except (IndexError, ValueError):
+        raise refuse(
+            "Graph.load", f"weight '{sparse.values.name}' of '{label}' must match its shape", list(sparse.dims)
+        ) from None
+    return whole
 
 
 def array(tensor: TensorProto, base_dir: str | os.PathLike[str] | None, label: str) -> Array:
     """The values of a tensor, from the model or from its external file."""
     if tensor.data_location != TensorProto.EXTERNAL:
         try:
-            return numpy_helper.to_array(tensor)
-        except (ValueError, TypeError):
+            values = np.asarray(numpy_helper.to_array(tensor))
+            return values.astype(np.float32) if values.dtype.name == "bfloat16" else values
+        except (ValueError, TypeError, KeyError, IndexError):
             raise refuse(
                 "Graph.load", f"weight '{tensor.name}' of '{label}' must match its shape", list(tensor.dims)
             ) from None
@@ -143,7 +196,8 @@ def array(tensor: TensorProto, base_dir: str | os.PathLike[str] | None, label: s
     location, dtype = entry.get("location", ""), helper.tensor_dtype_to_np_dtype(tensor.data_type)
     rule = f"external data of weight '{tensor.name}' of '{label}' must be beside the file"
     if base_dir is None:
-        raise refuse("Graph.from_model", rule + "; pass base_dir", location)
+        rule = f"weight '{tensor.name}' of '{label}' must be in the model, or be found with Graph.load(path)"
+        raise refuse("Graph.from_model", rule, f"a weight in another file, '{location}'")
     if os.path.isabs(location) or ".." in Path(location).parts:
         raise refuse("Graph.load", rule, f"'{location}'")
     count = int(np.prod(tensor.dims, dtype=np.int64))
@@ -153,7 +207,8 @@ def array(tensor: TensorProto, base_dir: str | os.PathLike[str] | None, label: s
         raise refuse("Graph.load", rule, f"'{location}', which cannot be read") from None
     if values.size != count:
         raise refuse("Graph.load", rule, f"'{location}', which is too short")
-    return values.reshape(tensor.dims)
+    values = values.reshape(tensor.dims)
+    return values.astype(np.float32) if values.dtype.name == "bfloat16" else values
 
 
 def to_node(proto: onnx.NodeProto) -> Node:
@@ -161,6 +216,9 @@ def to_node(proto: onnx.NodeProto) -> Node:
     domain = "" if proto.domain == "ai.onnx" else proto.domain
     attrs = dict(_attributes(proto))
     return Node(proto.op_type, list(proto.input), list(proto.output), scope(proto), attrs, domain)
+
+
+_TYPES = {"to", "dtype", "output_datatype"}  # attributes that name a tensor's type
 
 
 def _attributes(proto: onnx.NodeProto) -> Iterator[tuple[str, Any]]:
@@ -174,5 +232,7 @@ def _attributes(proto: onnx.NodeProto) -> Iterator[tuple[str, Any]]:
             yield item.name, [text.decode(errors="replace") for text in value]
         elif item.type in (AttributeProto.INTS, AttributeProto.FLOATS):
             yield item.name, list(value)
+        elif item.name in _TYPES and value == TensorProto.BFLOAT16:
+            yield item.name, int(TensorProto.FLOAT)
         else:
             yield item.name, value

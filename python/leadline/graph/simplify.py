@@ -40,7 +40,7 @@ def simplify(graph: Graph) -> None:
 def reshape(graph: Graph, node: Node, shape: tuple[int, ...]) -> None:
     """Turn `node` into a Reshape to `shape`; equal shapes share one constant."""
     name = share_constant(graph, f"shape.{'x'.join(map(str, shape))}", np.array(shape, np.int64))
-    node.op_type, node.inputs, node.attrs = "Reshape", [node.inputs[0], name], {}
+    node.op_type, node.inputs, node.attrs = "Reshape", [node.inputs[0], name], {"allowzero": 1} if 0 in shape else {}
 
 
 def drop(graph: Graph, redundant: Callable[[Node], bool]) -> None:
