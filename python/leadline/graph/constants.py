@@ -171,7 +171,7 @@ class _Walk:
         feed = {name: known.weights[name] for name in node.inputs if name in known.weights} | data
         zeros = {n: np.zeros(known.shape(n), known.dtype(n)) for n in node.inputs if n and n not in feed}
         try:
-            arrays = evaluate.run_node(node, feed | zeros, OPSET, known)
+            arrays = evaluate.run_node(node, feed | zeros, OPSET, known.label)
         except InputError:
             if not found:
                 raise
@@ -188,7 +188,7 @@ class _Walk:
             feed = {source: self._sampled(source) for source in node.inputs if source}
             arrays = {source: array for source, array in feed.items() if array is not None}
             if len(arrays) == len(feed) and len(known.shape(name)) < 2 and np.prod(known.shape(name)) <= _SAMPLED:
-                self._sample.update(evaluate.run_node(node, arrays, OPSET, known))
+                self._sample.update(evaluate.run_node(node, arrays, OPSET, known.label))
         return self._sample.get(name)
 
 
@@ -220,7 +220,7 @@ def _of_shape(node: Node, opset: int, known: Known) -> dict[str, Array]:
     shape = known.shape(node.inputs[0])
     if node.op_type == "EyeLike":
         zeros = {node.inputs[0]: np.zeros(shape, known.dtype(node.inputs[0]))}
-        return evaluate.run_node(node, zeros, opset, known)
+        return evaluate.run_node(node, zeros, opset, known.label)
     if node.op_type == "Size":
         return {node.outputs[0]: np.array(np.prod(shape, dtype=np.int64))}
     return {node.outputs[0]: np.array(shape[node.attrs.get("start", 0) : node.attrs.get("end")], np.int64)}

@@ -10,10 +10,10 @@ import onnx
 from onnx import helper, numpy_helper
 
 from leadline.graph.ir import Array, Node, Value
-from leadline.graph.known import Known
+from leadline.graph.known import Known, title
 from leadline.graph.write import IR_VERSION
 from leadline.graph.write import to_node as to_proto
-from leadline.types import InputError
+from leadline.types import InputError, refuse
 
 _VALUES_FOR_INFERENCE = 1024  # elements: shapes, axes, pads and scales are short
 
@@ -25,10 +25,10 @@ def constants(node: Node, opset: int, known: Known) -> dict[str, Array]:
         return {node.outputs[0]: node.attrs["value"]}
     if node.op_type == "Identity":
         return {node.outputs[0]: feed[node.inputs[0]]}
-    return run_node(node, feed, opset, known)
+    return run_node(node, feed, opset, known.label)
 
 
-def run_node(node: Node, feed: Mapping[str, Array], opset: int, known: Known) -> dict[str, Array]:
+def run_node(node: Node, feed: Mapping[str, Array], opset: int, label: str) -> dict[str, Array]:
     """One node in onnxruntime: the arithmetic that the network itself will meet."""
     import onnxruntime as ort
 
@@ -48,8 +48,8 @@ def run_node(node: Node, feed: Mapping[str, Array], opset: int, known: Known) ->
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return dict(zip(names, map(np.asarray, session.run(names, dict(feed))), strict=True))
     except Exception as error:  # onnxruntime raises a dozen unrelated classes
-        rule = "operators of {label} must run in onnxruntime"
-        raise known.refuse(rule, node, f": {' '.join(str(error).split())[:300]}") from None
+        rule = f"operators of '{label}' must run in onnxruntime"
+        raise refuse("Graph.load", rule, f"{title(node)}: {' '.join(str(error).split())[:300]}") from None
 
 
 def outputs(node: Node, opset: int, known: Known, data: Mapping[str, Array]) -> list[Value] | str:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline.graph.constants import run_node
 from leadline.graph.edit import add_constant, add_value, derived
+from leadline.graph.evaluate import run_node
 from leadline.graph.ir import Graph, Node
 from leadline.graph.operators import moves_data
 

@@ -107,6 +107,15 @@ def _folded(source: Source, sample: Sample | None, watch: Watch, verbatim: bool)
     return graph
 
 
+def _name_first_outputs(source: Source) -> None:
+    """A node is known by its first output, which therefore has a name even where nobody reads it (a GRU's)."""
+    taken = {name for node in source.nodes for name in (*node.inputs, *node.outputs)}
+    for node in source.nodes:
+        if node.outputs and not node.outputs[0]:
+            node.outputs[0] = free_name(f"{next(filter(None, node.outputs), node.op_type)}.unread", taken)
+            taken.add(node.outputs[0])
+
+
 def _inputs(source: Source, sample: dict[str, Any]) -> list[Value]:
     """The inputs with the sample's shapes; declared dims serve where there is no sample."""
     declared = {name for name, _, _ in source.inputs}
