@@ -1,18 +1,12 @@
 """Small networks over every rank: each kind of layer, and each operator between two layers, on tensors of 0 to 5 axes,
 and nodes of several outputs of which the first is not read.
 
-`NETWORKS` holds a maker for each name; every network has one float input x and computes in a millisecond. `OWN` holds
-recipes that ask every step for all that it does, beside the ones that come with leadline.
-
-    python tests/ranks.py [part of a name ...]      # every network by every recipe: what fails, grouped
+`NETWORKS` holds a maker for each name; every network has one float input x and computes in a millisecond.
 """
 
 from __future__ import annotations
 
 import itertools
-import sys
-import tempfile
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,52 +14,14 @@ import numpy as np
 import onnx
 from onnx import NodeProto
 
-from graph_models import FLOAT_NOISE, distance, model, node
-from leadline.graph import Graph, Session
-from leadline.pipeline import Quantized, quantize
-from leadline.recipe import (
-    WEIGHTS,
-    Calibrate,
-    CorrectBias,
-    Equalize,
-    Fold,
-    Heads,
-    Polish,
-    Recipe,
-    Rotate,
-    Round,
-    Rounding,
-    Smooth,
-)
-from leadline.types import Scheme
+from graph_models import model, node
+from rank_operators import CHANNELS, MIDDLES, Middle, Weights
 
 SPACE = {1: (9,), 2: (6, 5), 3: (4, 5, 4)}
 """Sizes of the spatial axes of pictures of so many of them."""
 
 Build = Callable[[], onnx.ModelProto]
 NETWORKS: dict[str, Build] = {}
-
-
-class Weights:
-    """Random constants by name, the same on every call."""
-
-    def __init__(self, name: str) -> None:
-        self._rng = np.random.default_rng(sum(map(ord, name)))
-        self.arrays: dict[str, np.ndarray] = {}
-
-    def __call__(self, name: str, *shape: int, fan: int = 0, around: float = 0.0) -> str:
-        spread = (fan or int(np.prod(shape[1:])) or 1) ** -0.5
-        self.arrays[name] = (around + self._rng.standard_normal(shape) * spread).astype(np.float32)
-        return name
-
-    def integers(self, name: str, *values: int) -> str:
-        self.arrays[name] = np.array(values, np.int64)
-        return name
-
-    def scalar(self, name: str, value: float) -> str:
-        self.arrays[name] = np.float32(value)
-        return name
-
 
 Parts = tuple[list[NodeProto], tuple[int, ...]]
 """Nodes, and the shape of x."""
@@ -182,26 +138,21 @@ for name, shape, weights, bias in (
 def gemm(
     c: Sequence[int] | None, alpha: float, beta: float, turned_a: int, turned_b: int
 ) -> Callable[[Weights], Parts]:
+    """A Gemm in the form in question, between two plain ones."""
+
     def build(w: Weights) -> Parts:
-        w("w1", 3, 8) if turned_a else w("w1", 7, 8)  # what the middle one reads, turned or not
-        x, read = (6, 8), ((7, 6) if turned_a else (6, 7))
-        w("w1", 7, 8)
-        w("w2", *((5, 7) if turned_b else (7, 5)), fan=7)
-        w("w3", 4, 5), w("b3", 4, fan=9)
-        first = [node("Gemm", "x w1", "a", name="first", transB=1), node("Relu", "a", "r")]
-        if read == (7, 6):
-            first.append(node("Transpose", "r", "b", perm=[1, 0]))
-        given = "b" if read == (7, 6) else "r"
-        if c is not None:
-            w("c", *c, fan=2)
+        w("w1", 7, 8), w("w2", *((5, 7) if turned_b else (7, 5)), fan=7), w("w3", 4, 5), w("b3", 4, fan=9)
+        added = "" if c is None else w("c", *c, fan=2)
         attrs = {"alpha": alpha, "beta": beta, "transA": turned_a, "transB": turned_b}
         nodes = [
-            *first,
-            node("Gemm", f"{given} w2" + (" c" if c is not None else ""), "d", name="middle", **attrs),
+            node("Gemm", "x w1", "a", name="first", transB=1),
+            node("Relu", "a", "b"),
+            node("Transpose", "b", "t", perm=[1, 0]),
+            node("Gemm", f"{'t' if turned_a else 'b'} w2 {added}", "d", name="middle", **attrs),
             node("Relu", "d", "e"),
             node("Gemm", "e w3 b3", "y", name="last", transB=1),
         ]
-        return nodes, x
+        return nodes, (6, 8)
 
     return build
 
@@ -235,13 +186,10 @@ network("Gemm-c-computed", computed_addend)
 
 # Each operator between two layers: `a` to `b`, both of the same channels.
 
-CHANNELS = 6
 SHAPES = {1: (6,), 2: (3, 6), 3: (1, 6, 8), 4: (1, 6, 6, 5), 5: (1, 6, 4, 5, 4)}
 
 
-def between(
-    rank: int, first: bool, nodes: Callable[[Weights, tuple[int, ...], int], list[NodeProto]]
-) -> Callable[[Weights], Parts]:
+def between(rank: int, first: bool, nodes: Middle) -> Callable[[Weights], Parts]:
     """The nodes between convolutions (channels first) or linear layers (channels last); b may have another shape, but
     keeps its channels."""
 
@@ -263,227 +211,6 @@ def between(
     return build
 
 
-def another(shape: tuple[int, ...], axis: int) -> int:
-    """An axis that does not hold the channels, the longest of them."""
-    return max((i for i in range(len(shape)) if i != axis), key=lambda i: shape[i])
-
-
-def per_channel(w: Weights, name: str, shape: tuple[int, ...], axis: int, around: float = 0.0) -> str:
-    return w(name, CHANNELS, *[1] * (len(shape) - axis - 1), fan=9, around=around)
-
-
-def whole_gate(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-    """A tensor of no axes, and what it multiplies."""
-    return [node("ReduceMean", "a", "mean", keepdims=0), node("Sigmoid", "mean", "gate"), node("Mul", "a gate", "b")]
-
-
-def channel_gate(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-    others = [i for i in range(len(shape)) if i != axis]
-    nodes = [node("ReduceMean", "a", "mean", axes=others, keepdims=1)] if others else [node("Identity", "a", "mean")]
-    return [*nodes, node("HardSigmoid", "mean", "gate"), node("Mul", "a gate", "b")]
-
-
-def two_scalars(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-    """Tensors of no axes on both sides of operators."""
-    return [
-        node("ReduceMax", "a", "most", keepdims=0),
-        node("ReduceMin", "a", "least", keepdims=0),
-        node("Sub", "most least", "width"),
-        node("Add", f"width {w.scalar('one', 1.0)}", "more"),
-        node("Div", "a more", "b"),
-    ]
-
-
-def inner_split(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-    """Split, whose first part is not read."""
-    return [
-        node("Concat", "a a", "both", axis=axis),
-        node("Split", f"both {w.integers('parts', CHANNELS, CHANNELS)}", "unread b", axis=axis),
-    ]
-
-
-def chosen(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-    """TopK, whose values are not read, and what its indices choose."""
-    at = another(shape, axis)
-    return [
-        node("TopK", f"a {w.integers('k', max(1, shape[at] - 1))}", "most places", axis=at),
-        node("GatherElements", "a places", "b", axis=at),
-    ]
-
-
-def turned(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-    perm = list(range(len(shape)))[::-1]
-    return [
-        node("Transpose", "a", "t", perm=perm),
-        node("LeakyRelu", "t", "u"),
-        node("Transpose", "u", "b", perm=perm),
-    ]
-
-
-def flat(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-    return [
-        node("Reshape", f"a {w.integers('flat', -1)}", "f"),
-        node("Tanh", "f", "g"),
-        node("Reshape", f"g {w.integers('back', *shape)}", "b"),
-    ]
-
-
-def gathered(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-    """One entry taken out, and its axis put back."""
-    at = another(shape, axis)
-    return [
-        node("Gather", f"a {w.integers('order', *range(shape[axis])[::-1])}", "g", axis=axis),
-        node("Gather", f"g {w.integers('one', 1 % shape[at])}", "b", axis=at),
-    ]
-
-
-def resized(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-    w.arrays["scales"] = np.array([1.0 if i == axis or i == 0 else 2.0 for i in range(len(shape))], np.float32)
-    return [node("Resize", "a - scales", "b", mode="nearest")]
-
-
-def padded(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-    pads = [0 if i == axis or i == 0 else 1 for i in range(len(shape))]
-    return [node("Pad", f"a {w.integers('pads', *pads, *pads)}", "b")]
-
-
-def normed(op_type: str) -> Callable[[Weights, tuple[int, ...], int], list[NodeProto]]:
-    def nodes(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-        w("gain", CHANNELS, fan=9, around=1.0), w("offset", CHANNELS, fan=9)
-        if op_type == "BatchNormalization":
-            w("mean", CHANNELS, fan=9), w("variance", CHANNELS, fan=100, around=1.0)
-            return [node(op_type, "a gain offset mean variance", "n"), node("Relu", "n", "b")]
-        return [node(op_type, "a gain offset", "n"), node("Relu", "n", "b")]
-
-    return nodes
-
-
-def last_normed(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-    w("gain", shape[-1], fan=9, around=1.0), w("offset", shape[-1], fan=9)
-    return [node("LayerNormalization", "a gain offset", "b", axis=-1)]
-
-
-def plain(*steps: tuple[str, dict[str, Any]]) -> Callable[[Weights, tuple[int, ...], int], list[NodeProto]]:
-    def nodes(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-        names = ["a", *(f"s{i}" for i in range(len(steps) - 1)), "b"]
-        return [node(op, names[i], names[i + 1], **attrs) for i, (op, attrs) in enumerate(steps)]
-
-    return nodes
-
-
-def clipped(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-    return [node("Clip", f"a {w.scalar('low', 0.0)} {w.scalar('high', 1.0)}", "b")]
-
-
-def bounded(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-    return [node("Relu", "a", "r"), node("Min", f"r {w.scalar('high', 1.0)}", "b")]
-
-
-def sloped(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-    return [node("PRelu", f"a {per_channel(w, 'slope', shape, axis, 0.2)}", "b")]
-
-
-def affine(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-    factor, shift = per_channel(w, "factor", shape, axis, 1.5), per_channel(w, "shift", shape, axis)
-    return [node("Mul", f"a {factor}", "m"), node("Add", f"m {shift}", "s"), node("Relu", "s", "b")]
-
-
-def late_affine(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-    factor, shift = per_channel(w, "factor", shape, axis, 1.5), per_channel(w, "shift", shape, axis)
-    return [node("Relu", "a", "r"), node("Mul", f"r {factor}", "m"), node("Add", f"m {shift}", "b")]
-
-
-def residual(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-    return [node("Sigmoid", "a", "s"), node("Mul", "a s", "m"), node("Add", "m a", "b")]
-
-
-def table(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-    """A constant of the whole shape, as positions are."""
-    return [node("Add", f"a {w('table', *shape, fan=4)}", "s"), node("Softmax", "s", "b", axis=axis)]
-
-
-def joined(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-    """A constant put in front along another axis, where there is one."""
-    at = another(shape, axis)
-    token = [1 if i == at else size for i, size in enumerate(shape)]
-    return [node("Concat", f"{w('token', *token, fan=4)} a", "b", axis=at)]
-
-
-def tiled(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-    return [
-        node("Unsqueeze", f"a {w.integers('front', 0)}", "u"),
-        node("Tile", f"u {w.integers('times', 2, *[1] * len(shape))}", "t"),
-        node("ReduceMean", "t", "b", axes=[0], keepdims=0),
-    ]
-
-
-def masked(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-    return [node("Greater", f"a {w.scalar('zero', 0.0)}", "which"), node("Where", "which a zero", "b")]
-
-
-def dropped(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-    return [node("Dropout", "a", "kept mask"), node("Where", f"mask kept {w.scalar('zero', 0.0)}", "b")]
-
-
-def mask_alone(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-    """Dropout, whose mask alone is read."""
-    return [node("Dropout", "a", "unread mask"), node("Where", f"mask a {w.scalar('zero', 0.0)}", "b")]
-
-
-def pooled(op_type: str, **attrs: Any) -> Callable[[Weights, tuple[int, ...], int], list[NodeProto]]:
-    def nodes(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-        spatial = len(shape) - 2
-        given = {"kernel_shape": [2] * spatial, "strides": [2] * spatial} if not op_type.startswith("Global") else {}
-        return [node("Relu", "a", "r"), node(op_type, "r", "b", **given | attrs)]
-
-    return nodes
-
-
-def pool_places(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
-    """MaxPool, whose indices alone are read."""
-    spatial = len(shape) - 2
-    w.scalar("unit", 0.1)
-    return [
-        node("MaxPool", "a", "unread places", kernel_shape=[2] * spatial, strides=[2] * spatial),
-        node("Cast", "places", "real", to=1),
-        node("Mul", "real unit", "b"),
-    ]
-
-
-MIDDLES: dict[str, tuple[str, Callable[[Weights, tuple[int, ...], int], list[NodeProto]]]] = {
-    # where: "c" between convolutions, "l" between linear layers
-    "Relu": ("cl", plain(("Relu", {}))),
-    "Clip": ("cl", clipped),
-    "Min": ("cl", bounded),
-    "PRelu": ("cl", sloped),
-    "curves": ("cl", plain(("Tanh", {}), ("Elu", {}), ("HardSwish", {}), ("Softplus", {}))),
-    "affine": ("cl", affine),
-    "late-affine": ("cl", late_affine),
-    "residual": ("cl", residual),
-    "whole-gate": ("cl", whole_gate),
-    "channel-gate": ("cl", channel_gate),
-    "scalars": ("cl", two_scalars),
-    "split": ("cl", inner_split),
-    "TopK": ("cl", chosen),
-    "turned": ("cl", turned),
-    "flat": ("cl", flat),
-    "gathered": ("cl", gathered),
-    "table": ("cl", table),
-    "joined": ("cl", joined),
-    "tiled": ("cl", tiled),
-    "masked": ("cl", masked),
-    "Dropout": ("cl", dropped),
-    "Dropout-mask": ("cl", mask_alone),
-    "LayerNormalization": ("cl", last_normed),
-    "BatchNormalization": ("c", normed("BatchNormalization")),
-    "InstanceNormalization": ("c", normed("InstanceNormalization")),
-    "MaxPool": ("c", pooled("MaxPool")),
-    "MaxPool-places": ("c", pool_places),
-    "AveragePool": ("c", pooled("AveragePool", count_include_pad=1)),
-    "GlobalAveragePool": ("c", pooled("GlobalAveragePool")),
-    "Resize": ("c", resized),
-    "Pad": ("c", padded),
-}
 for name, (where, nodes) in MIDDLES.items():
     for rank in SHAPES:
         if "c" in where and rank > 2:
@@ -654,94 +381,3 @@ def ended(rank: int, op_type: str, **attrs: Any) -> Callable[[Weights], Parts]:
 for rank in SHAPES:
     network(f"mean-of-rank-{rank}", ended(rank, "ReduceMean", keepdims=0))
     network(f"Softmax-of-rank-{rank}", ended(rank, "Softmax", axis=-1))
-
-
-# Runs.
-
-
-def everything(method: Rounding, compensate: bool, kfac: bool, **schemes: Any) -> Recipe:
-    steps = (
-        Fold(),
-        Heads(),
-        Equalize(absorb_bias=False),
-        Rotate(),
-        Smooth(shift=True),
-        Calibrate(activations="minmax"),
-        Round(method=method, compensate=compensate, kfac=kfac, iterations=10),
-        CorrectBias(),
-    )
-    return Recipe("everything", steps, **schemes)
-
-
-TOKENS = Scheme(bits=8, granularity="token")
-OWN = {
-    "best-compensated": everything("best", True, True),
-    "descent": everything("descent", False, True),
-    "gptq-compensated": everything("gptq", True, False),
-    "adaround": everything("adaround", False, False),
-    "activations-by-channel": everything("best", True, False, activations=Scheme(8, False, granularity="axis")),
-    "activations-by-token": everything("descent", True, False, activations=TOKENS),
-    "weights-whole": everything("best", True, False, weights=Scheme(8, True, True)),
-    "weights-in-blocks": everything("gptq", True, True, weights=Scheme(4, True, True, "block", block_size=16)),
-    "polished": Recipe(
-        "polished",
-        (
-            Fold(),
-            Rotate(online=True),
-            Smooth(),
-            Polish(),
-            Calibrate(activations="moving-average", weights="octav"),
-            Round("best", True),
-            CorrectBias(),
-        ),
-        weights=WEIGHTS,
-    ),
-}
-
-
-def feeds(proto: onnx.ModelProto, count: int) -> list[dict[str, np.ndarray]]:
-    (x,) = proto.graph.input
-    shape = [dim.dim_value for dim in x.type.tensor_type.shape.dim]
-    return [{"x": np.random.default_rng(i).standard_normal(shape).astype(np.float32)} for i in range(count)]
-
-
-def furthest(proto: onnx.ModelProto, graph: Graph, samples: Sequence[dict[str, np.ndarray]]) -> float:
-    """How far a graph is from the file as it came, relative to the spread of the outputs."""
-    with Session(proto, optimize=False) as before, Session(graph, optimize=False) as after:
-        return max(distance(before.run(feed), after.run(feed)) for feed in samples)
-
-
-def run_through(proto: onnx.ModelProto, recipe: Recipe, folder: str, target: str = "onnxruntime") -> Quantized:
-    """Quantise, verify and save."""
-    samples = feeds(proto, 4)
-    result = quantize(Graph.from_model(proto), recipe, samples, threads=1, target=target)
-    if target == "onnxruntime":  # an emulation takes seconds
-        result.verify(threads=1)
-    result.save(folder)
-    return result
-
-
-def main(parts: list[str]) -> None:
-    recipes = {name: Recipe.load(name) for name in Recipe.names()} | OWN
-    failures: dict[str, list[str]] = {}
-    for (name, make), recipe in itertools.product(NETWORKS.items(), recipes):
-        if parts and not any(part in name for part in parts):
-            continue
-        proto = make()
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                result = run_through(proto, recipes[recipe], folder)
-            # the absorption of high biases holds on the samples that it saw
-            absorbs = any(isinstance(step, Equalize) and step.absorb_bias for step in result.recipe.steps)
-            if not absorbs and not (far := furthest(proto, result.graph, feeds(proto, 4))) < 10 * FLOAT_NOISE:
-                failures.setdefault("another function", []).append(f"{name} by {recipe}: {far:.2g}")
-        except Exception as error:
-            at = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{type(error).__name__}, {at.filename.rpartition('/')[2]}:{at.lineno}"
-            failures.setdefault(where, []).append(f"{name} by {recipe}: {str(error)[:150]}")
-    for where, lines in sorted(failures.items(), key=lambda item: -len(item[1])):
-        print(f"{len(lines)} of {where}", *lines[:5], sep="\n    ")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -12,7 +12,8 @@ from leadline.graph import Graph
 from leadline.pipeline import prepare
 from leadline.recipe import Calibrate, Equalize, Fold, Heads, Recipe, Rotate, Smooth
 from leadline.steps import apply
-from ranks import NETWORKS, OWN, feeds, furthest, run_through
+from rank_runs import OWN, feeds, furthest, run_through
+from ranks import NETWORKS
 
 NAMES = list(NETWORKS)
 RECIPES = {name: Recipe.load(name) for name in Recipe.names()} | OWN
@@ -56,7 +57,7 @@ def test_steps_that_rewrite_keep_the_function(name, steps, every_trial_wins):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES[::3])
 def test_recipes_run_through(name, tmp_path):
-    """One recipe for each network, in turn; `ranks.py` itself runs all of them."""
+    """One recipe for each network, in turn; `rank_runs.py` runs all of them."""
     recipe = list(RECIPES.values())[NAMES.index(name) // 3 % len(RECIPES)]
     if recipe.name == "quantvggt-w4a4":  # leaves convolutions in float
         recipe = OWN["best-compensated"]

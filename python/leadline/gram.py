@@ -49,7 +49,9 @@ class _Moments:
         mean = self._mean()
         out = self._second / self.count
         if not np.isfinite(out).all():
-            raise refuse(type(self).__name__, "magnitudes must stay below 1e18, or their squares overflow", "more")
+            where = f" in tensor {self.name!r}" if self.name is not None else ""
+            rule = f"magnitudes must stay below 1e18{where}, or their squares overflow"
+            raise refuse(type(self).__name__, rule, "more")
         core.gram_mirror(out, *self._sum.shape, 0)
         if centered:
             out -= mean[:, :, None] * mean[:, None, :]

@@ -126,7 +126,7 @@ def channel_axes(graph: Graph) -> dict[str, int]:
     """The axis of each activation's channels, counted from the front; 0 for a scalar.
 
     It is 1 for what convolutions, pools and their like read and write, and what is computed from that in shape; else
-    the last one.
+    the last one, as linear layers have it.
     """
     second: set[str] = set()
     for nodes in (graph.nodes, graph.nodes[::-1]):  # once each way: from what they write, and from what they read
@@ -136,7 +136,7 @@ def channel_axes(graph: Graph) -> dict[str, int]:
             if node.op_type in _CHANNELS_SECOND or node.op_type == "Resize":
                 least = 4 if node.op_type == "Resize" else 3
                 second.update(name for name, shape in zip(tensors, shapes, strict=True) if len(shape) >= least)
-            elif node.op_type != "Transpose" and node.domain in ("", DOMAIN):
+            elif node.op_type not in ("Transpose", "MatMul", "Gemm") and node.domain in ("", DOMAIN):
                 alike = len({len(shape) for shape in shapes}) == 1 == len({shape[1:2] for shape in shapes})
                 if alike and len(shapes[0]) >= 3 and not second.isdisjoint(tensors):
                     second.update(tensors)

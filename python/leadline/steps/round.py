@@ -21,6 +21,9 @@ from leadline.steps.state import Record, State
 
 Doubles = NDArray[np.float64]
 
+LARGEST = 1e18
+"""Magnitude of inputs from which moments overflow."""
+
 PROBED = 4
 """Calibration samples whose outputs say how a layer's outputs count."""
 
@@ -55,12 +58,10 @@ def _unfit(state: State, layer: Layer, readers: int) -> str:
     """Why a layer's rounding cannot be chosen from moments; empty where it can."""
     if readers > 1:
         return f"{readers} layers share its weight"
-    if layer.kind == "transpose":
-        attrs = layer.node.attrs
-        taps = state.graph.shape(layer.weight)[2:]
-        apart = tuple(attrs.get("strides", ())) == taps and set(attrs.get("dilations", ())) <= {1}
-        if not apart or any(attrs.get("pads", ())):
-            return "a transposed convolution whose taps overlap"
+    placement = state.placement
+    seen = None if placement is None else state.histograms.get(placement.root.get(layer.input, ""))
+    if seen is not None and max(np.abs(seen.lo).max(), np.abs(seen.hi).max()) >= LARGEST:
+        return f"its input {layer.input} reaches {LARGEST:g}, whose square is beyond float32"
     return ""
 
 
@@ -110,7 +111,7 @@ class _Task:
         mean = self._mean[:, :, None]
         after = self._grouped(values) @ mean[:, self.half :]
         before = self._grouped(self.weight) @ (mean[:, : self.half] if self.joint else mean)
-        # of a transposed convolution, each output pixel meets one of the taps
+        # of a transposed convolution with a row for each tap, each output pixel meets one of them
         shift: NDArray[np.float64] = (after - before).reshape(self.bias.size, -1).mean(1)
         return shift
 
