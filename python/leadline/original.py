@@ -62,6 +62,19 @@ class Original:
     def __str__(self) -> str:
         return f"'{self.source.name}'"
 
+    def run(self, graph: Graph, feed: Feed, threads: int | None = None) -> Arrays:
+        """Those outputs of a Graph made of it that it has, too, for inputs of any shape that the file takes; none where
+        a Graph was given in its place.
+
+        Raises InputError where onnxruntime does not run it so.
+        """
+        if isinstance(self.source, Graph):
+            return {}
+        known = {name for node in parse(self.source, "Original").graph.node for name in node.output}
+        names = [value.name for value in graph.outputs if value.name in known]
+        with OriginalSession(self.source, names, threads=threads) as session:
+            return session.run(feed)
+
     def session(self, graph: Graph, threads: int | None = None, inner: bool = False) -> OriginalSession:
         """Load it, to give those outputs of a Graph made of it that it has, too, on inputs of that Graph's shapes; or,
         `inner`, all that its own nodes write.

@@ -32,6 +32,7 @@ from leadline.profiles import profile_of
 from leadline.progress import Quiet
 from leadline.recipe import Recipe
 from leadline.steps import Progress, Record, State, apply, recentre
+from leadline.steps.batch import prove_batch
 from leadline.types import Grid, refuse
 from leadline.verification import Verification, verify
 
@@ -316,6 +317,11 @@ def quantize(
     if not state.grids:
         received = f"recipe {state.recipe.name}, no grids"
         raise refuse("quantize", "a recipe must calibrate and have a layer to quantise", received)
+    prove_batch(
+        state,
+        lambda free: (free.to_model(), qdq.to_qdq(free, state.grids, state.codes)),
+        lambda feed: original.run(state.graph, feed, threads),
+    )
     return Quantized(
         state.graph,
         state.grids,

@@ -18,6 +18,7 @@ from leadline.types import refuse
 if TYPE_CHECKING:
     import onnx
 
+    from leadline.graph.batch import Batch
     from leadline.graph.tail import Tail
 
 DOMAIN = "leadline"
@@ -109,6 +110,8 @@ class Graph:
         border, under the file's names; what is written ends as the file does.
     notes : list of str
         What loading changed that a user should know, as ``<tensor>: <what>``; a run's log begins with them.
+    batch : Batch or None
+        The batch axis that the file leaves free, if it does; once it is proven, what is written has it, too.
     """
 
     nodes: list[Node]
@@ -121,6 +124,7 @@ class Graph:
     metadata: dict[str, str] = field(default_factory=dict)
     tail: Tail | None = None
     notes: list[str] = field(default_factory=list)
+    batch: Batch | None = None
 
     def __repr__(self) -> str:
         """On one line; the weights of a network are no text."""
@@ -172,8 +176,9 @@ class Graph:
         return to_model(self, None if weights else INLINE_BYTES)
 
     def front(self) -> Graph:
-        """The network without its tail: outputs are the tensors at the border. Everything is shared, not copied."""
-        return replace(self, tail=None)
+        """The network without its tail, at its own batch size: outputs are the tensors at the border. Everything is
+        shared, not copied."""
+        return replace(self, tail=None, batch=None)
 
     def save(self, path: str | os.PathLike[str], limit: int = 2_000_000_000) -> None:
         """Write the network; nothing is left at `path` if it fails.
@@ -195,7 +200,7 @@ class Graph:
         ]
         return Graph(
             nodes, dict(self.weights), list(self.inputs), list(self.outputs), dict(self.values),
-            self.name, self.opset, dict(self.metadata), self.tail, list(self.notes),
+            self.name, self.opset, dict(self.metadata), self.tail, list(self.notes), self.batch,
         )  # fmt: skip
 
     def producer(self, tensor: str) -> Node | None:

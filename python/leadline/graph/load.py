@@ -10,6 +10,7 @@ import numpy as np
 
 from leadline.graph import constants, names, opset
 from leadline.graph.activations import activations
+from leadline.graph.batch import free_batch
 from leadline.graph.contraction import contractions
 from leadline.graph.cut import attach, split
 from leadline.graph.edit import derived, free_name
@@ -88,6 +89,7 @@ def _fixed(source: Source, sample: Sample | None, watch: Watch, verbatim: bool =
                 raise
             roots.add(error.tensor)
     attach(graph, source, parts)
+    graph.batch = free_batch(source, graph)
     _check_dtypes({name: array.dtype for name, array in graph.weights.items()}, source.label)
     _check_dtypes({name: value.dtype for name, value in graph.values.items()}, source.label)
     _check_finite(graph, source.label)

@@ -37,7 +37,7 @@ class Source:
     name: str
     opset: int
     notes: list[str] = field(default_factory=list)
-    types: dict[str, onnx.TypeProto] = field(default_factory=dict)  # of the outputs, as declared
+    types: dict[str, onnx.TypeProto] = field(default_factory=dict)  # of inputs and outputs, as declared
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
@@ -128,7 +128,7 @@ def unpack(model: onnx.ModelProto, base_dir: str | os.PathLike[str] | None, labe
         graph.name,
         opset,
         list(_notes(model.graph, weights)),
-        {value.name: value.type for value in graph.output},
+        {value.name: value.type for value in (*graph.input, *graph.output)},
     )
 
 

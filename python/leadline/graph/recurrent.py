@@ -1,4 +1,5 @@
-"""LSTM, GRU and RNN with the sequence on the first axis, the only layout that runtimes have kernels for."""
+"""LSTM, GRU and RNN with the sequence on the first axis, the only layout that runtimes have kernels for, and without
+initial states of zeros, which are the default and hold a batch size."""
 
 from __future__ import annotations
 
@@ -16,6 +17,8 @@ def batch_second(graph: Graph) -> None:
     """Rewrite layout=1, (batch, sequence, features), as layout 0 between Transposes."""
     nodes: list[Node] = []
     for node in graph.nodes:
+        if node.op_type in RECURRENT:
+            _drop_zeros(graph, node)
         if node.op_type not in RECURRENT or node.attrs.pop("layout", 0) == 0:
             nodes.append(node)
             continue
@@ -32,6 +35,15 @@ def batch_second(graph: Graph) -> None:
                 node.outputs[index] = add_value(graph, derived(name, "turned"), [shape[i] for i in inner], dtype)
                 nodes.append(Node("Transpose", [node.outputs[index]], [name], attrs={"perm": perm}))
     graph.nodes = nodes
+
+
+def _drop_zeros(graph: Graph, node: Node) -> None:
+    for index in _STATES:
+        name = node.inputs[index] if index < len(node.inputs) else ""
+        if name in graph.weights and not graph.weights[name].any():
+            node.inputs[index] = ""
+    while not node.inputs[-1]:
+        node.inputs.pop()
 
 
 def _turned(graph: Graph, nodes: list[Node], tensor: str) -> str:

@@ -87,7 +87,7 @@ class Session:
         Raises
         ------
         InputError
-            An input is missing, unknown, or has the wrong dtype or shape.
+            An input is missing, unknown, or has the wrong dtype or shape; or onnxruntime cannot run the model on it.
         """
         names = [name for name, _, _ in self.inputs]
         if set(feed) != set(names):
@@ -103,7 +103,11 @@ class Session:
             )
             if not fits:
                 raise refuse("Session.run", f"input '{name}' must have shape {_text(dims)}", _text(array.shape))
-        return dict(zip(self.outputs, self._session.run(self.outputs, dict(feed)), strict=True))
+        try:
+            arrays = self._session.run(self.outputs, dict(feed))
+        except Exception as error:  # onnxruntime raises a dozen unrelated classes
+            raise refuse("Session.run", "the model must run on its inputs", str(error).splitlines()[0]) from error
+        return dict(zip(self.outputs, arrays, strict=True))
 
     def close(self) -> None:
         """Give the memory back; the session cannot run any more."""

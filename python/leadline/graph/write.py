@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from leadline.files import replacing
+from leadline.graph.batch import free
 from leadline.graph.functions import definitions
 from leadline.graph.ir import DOMAIN, Array, Graph, Node, Value
 
@@ -71,6 +72,8 @@ def to_model(graph: Graph, inline: int | None = None, location: str = "weights")
         body, opset_imports=opsets, ir_version=IR_VERSION, producer_name="leadline", functions=own
     )
     helper.set_model_props(model, graph.metadata)
+    if graph.batch is not None and graph.batch.proven:
+        free(model, graph.batch)
     if graph.tail is not None:
         graph.tail.append(model)
     return model
