@@ -170,3 +170,31 @@ def test_an_output_keeps_its_name_and_a_shared_bound_stays(monkeypatch: pytest.M
     model = written(clamped(minimum, other, ends=("t", "z"), bound=BOUND), activation(-3, 6), monkeypatch)
     assert kinds(model) == ["Conv", "Min", "Conv"]
     assert [value.name for value in model.graph.output] == ["y", "t", "z"]
+
+
+@pytest.mark.parametrize("reader", ["Reciprocal", "Log", "Div", "moved"])
+def test_a_clamp_to_positive_values_gives_no_zero(reader: str) -> None:
+    """1e-4 is no code of a grid to 6, and 1 / 0 no depth."""
+    clip = Node("Clip", ["c", "low", ""], ["t"], "clip")
+    graph = clamped(clip, low=np.float32(1e-4))
+    del graph.nodes[-1]
+    ends = {"Div": ["u", "t"], "moved": ["t"]}.get(reader, ["t"])
+    graph.nodes.append(Node("Transpose" if reader == "moved" else reader, ends, ["y"], "last"))
+    if reader == "moved":
+        graph.nodes[-1].outputs, graph.nodes[-1].attrs = ["m"], {"perm": [0, 1, 3, 2]}
+        graph.values["m"] = graph.values["t"].__class__("m", np.dtype(np.float32), SHAPE)
+        graph.nodes.append(Node("Reciprocal", ["m"], ["y"], "last of all"))
+    graph.weights["u"] = np.ones((), np.float32)
+    graph.values["y"] = graph.values["t"].__class__("y", np.dtype(np.float32), SHAPE)
+    graph.outputs = [graph.values["y"]]
+    graph.prune()
+    grids = {"x": activation(-4, 4), "t": activation(0, 6)}
+    model = qdq.to_qdq(graph, grids)
+    got = unfused(model, RNG.standard_normal((1, 4, 6, 6), np.float32))
+    assert np.isfinite(got).all() and np.abs(got).max() <= 6.1 / float(grids["t"].scale)
+
+
+def test_other_clamps_keep_their_bound() -> None:
+    graph = clamped(Node("Clip", ["c", "low", ""], ["t"], "clip"), low=np.float32(1e-4))
+    model = qdq.to_qdq(graph, {"x": activation(-4, 4), "t": activation(0, 6)})
+    assert "Clip" not in kinds(model)

@@ -1,4 +1,4 @@
-"""Clamps that a QuantizeLinear behind them performs anyway."""
+"""Clamps beside grids: those that a QuantizeLinear behind them performs anyway, and those that keep zeros away."""
 
 from __future__ import annotations
 
@@ -7,7 +7,28 @@ from collections.abc import Mapping
 import numpy as np
 
 from leadline.graph import Graph, Node
+from leadline.graph.edit import set_constant
+from leadline.graph.relative import relative
 from leadline.types import Grid
+
+
+def lift_clamps(graph: Graph, grids: Mapping[str, Grid]) -> None:
+    """Where something cannot take zero, raise the lower bound of a Clip to positive values to the lowest positive value
+    of the grid on its output, if that grid would round the bound to zero; in place."""
+    clips = [
+        node
+        for node in graph.nodes
+        if node.op_type == "Clip"
+        and node.outputs[0] in grids
+        and (_bounds(graph, node, node.outputs[0]) or (0,))[0] > 0
+    ]
+    sensitive = relative(graph) if clips else set()
+    for node in clips:
+        grid = grids[node.outputs[0]]
+        if node.outputs[0] in sensitive and grid.scheme.granularity == "tensor":
+            lowest, _ = _bounds(graph, node, node.outputs[0]) or (grid.scale, grid.scale)
+            if np.rint(lowest / grid.scale) < 1:
+                set_constant(graph, node, 1, "lowest", grid.scale)
 
 
 def drop_clamps(graph: Graph, grids: Mapping[str, Grid]) -> None:

@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline.export.clamps import drop_clamps
+from leadline.export.clamps import drop_clamps, lift_clamps
 from leadline.export.qdq_read import TAG, Qdq, read
 from leadline.files import replacing
 from leadline.graph import DOMAIN, Graph, Node, Value
@@ -212,6 +212,7 @@ class _Writer:
 
     def __init__(self, graph: Graph, grids: Mapping[str, Grid], codes: Mapping[str, Codes]) -> None:
         self.graph = graph.copy()
+        lift_clamps(self.graph, grids)
         drop_clamps(self.graph, grids)
         self.notes: dict[str, str] = {}  # node name -> doc_string
         self._grids, self._codes = grids, codes

@@ -26,8 +26,10 @@ def simplify(graph: Graph) -> None:
             reshape(graph, node, graph.shape(node.outputs[0]))
         elif node.op_type in ("Conv", "ConvTranspose"):
             _spell_out(graph, node)
-        elif node.op_type in ("Add", "Mul") and node.inputs[0] in graph.weights:
+        elif node.op_type in ("Add", "Mul", "Max") and len(node.inputs) == 2 and node.inputs[0] in graph.weights:
             node.inputs.reverse()
+        if node.op_type == "Max" and len(node.inputs) == 2 and _is_scalar(graph, node):
+            _clamp_from_below(graph, node)
     size = -1
     while size != len(graph.nodes):
         size = len(graph.nodes)
@@ -65,6 +67,21 @@ def drop(graph: Graph, redundant: Callable[[Node], bool]) -> None:
         node.inputs = [renamed.get(name, name) for name in node.inputs]
         node.outputs = [renamed.get(name, name) for name in node.outputs]
     graph.nodes = kept
+
+
+def _clamp_from_below(graph: Graph, node: Node) -> None:
+    bound = graph.weights[node.inputs[1]].reshape(())
+    if bound == 0:
+        node.op_type, node.inputs = "Relu", node.inputs[:1]
+    else:
+        node.op_type, node.inputs = "Clip", [node.inputs[0], share_constant(graph, node.inputs[1], bound)]
+
+
+def _is_scalar(graph: Graph, node: Node) -> bool:
+    """Whether its second operand is one float32, and the first one has the shape of the output."""
+    bound = graph.weights.get(node.inputs[1])
+    one = bound is not None and bound.size == 1 and bound.dtype == np.float32
+    return one and graph.shape(node.inputs[0]) == graph.shape(node.outputs[0])
 
 
 def _is_noop(graph: Graph, node: Node) -> bool:

@@ -171,7 +171,8 @@ def _observe(step: Calibrate, state: State, placement: Placement) -> tuple[Range
     """Fill ``state.histograms``; what comes back are moving averages, if they are asked for, and of constant masks how
     far they have to reach."""
     schemes, bounded = placement.schemes | placement.constants, masks_of(state).bounded
-    roots = sorted(name for name in set(placement.root.values()) if schemes[name].granularity != "token")
+    own = {name for name in placement.root.values() if schemes[name].granularity != "token"}
+    roots = [name for name in state.graph.activations() if name in own]  # in the order of computation, for messages
     constants = [name for name in placement.constants if name in bounded]
     axes = {name: schemes[name].axis if schemes[name].granularity == "axis" else None for name in (*roots, *constants)}
     seen = histograms(state, axes, "calibrate")

@@ -248,10 +248,16 @@ def _is_float(graph: Graph, tensor: str) -> bool:
 
 
 def _absorbed(graph: Graph, producer: Node | None, readers: list[Node]) -> bool:
-    """A tensor that only the clamp behind it reads never exists on the device."""
+    """A tensor that only the clamp behind it reads never exists on the device. A clamp to positive values is no such
+    clamp, for real zero is on every grid."""
     return (
         len(readers) == 1
         and readers[0].op_type in CLAMPS
+        and not any(
+            (graph.weights[name] > 0).any()
+            for name in readers[0].inputs[1:2]
+            if readers[0].op_type == "Clip" and name in graph.weights
+        )
         and all(name in graph.weights for name in readers[0].inputs[1:] if name)
         and producer is not None
         and producer.op_type in ABSORBING
