@@ -67,7 +67,7 @@ def hint(result):
 @pytest.fixture
 def net(tmp_path):
     path = tmp_path / "net.onnx"
-    onnx.save(conv_relu_conv(), str(path))
+    onnx.save(conv_relu_conv(skew=False), str(path))
     return path
 
 
@@ -139,7 +139,8 @@ def test_every_recipe_runs(quantize, out, name):
     if name == "quantvggt-w4a4":  # this network has convolutions only, which the recipe leaves in float
         assert result.code == 2 and "have a layer to quantise" in result.err
         return
-    assert result.code == 0, result.err
+    assert result.code == (3 if result.json["verification"]["collapse"] else 0), result.err
+    assert result.code == 0 or name in ("w4a4", "quartdepth-w4a4")
     simulated = name.startswith("quartdepth")
     files = [file for file in FILES if not (simulated and file.startswith("model.encodings"))]
     assert result.json["recipe"]["name"] == name and sorted(os.listdir(out)) == files
@@ -269,6 +270,19 @@ def test_a_page_that_cannot_be_drawn_costs_no_artefact(leadline, quantize, data,
         )
         assert verified.code == 0 and sorted(os.listdir(tmp_path / "v")) == ["report-error.txt", "report.json"]
     assert quantize().code == 0 and sorted(os.listdir(out)) == sorted({*FILES, "mine.txt"})
+
+
+def test_a_collapsed_artefact_is_written_and_exits_with_3(leadline, quantize, data, out, tmp_path):
+    onnx.save(conv_relu_conv(), str(tmp_path / "skewed.onnx"))
+    result = quantize("--recipe", "minmax-w8a8", "--json", model=tmp_path / "skewed.onnx")
+    assert result.code == 3 and sorted(os.listdir(out)) == FILES
+    (line,) = result.json["verification"]["collapse"]
+    assert line.startswith("y: SQNR") and "Collapsed: y: SQNR" in (out / "report.html").read_text("utf-8")
+    shown = leadline("verify", out / "model.fp32.onnx", out / "model.qdq.onnx", "--data", data)
+    assert shown.code == 3 and "collapsed: y: SQNR" in shown.out and "first broken tensor" in shown.out
+    for command in ("quantize", "verify"):
+        assert "Exit code 3" in leadline(command, "--help").out
+    assert quantize("--recipe", "w8a8", model=tmp_path / "skewed.onnx").code == 0
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])

@@ -89,12 +89,14 @@ def test_the_signs_of_collapse():
     truth = 1 / reference
     good, bad = score(reference, truth, inverse=True), score(reference / 3, truth, inverse=True)
     assert collapsed(reference, reference, good, good) == []
-    assert collapsed(reference / 3, reference, bad, good) == [f"AbsRel {bad.abs_rel:.2f} is above 0.4"]
+    assert collapsed(reference, reference, bad, good) == [f"AbsRel {bad.abs_rel:.2f} is above 0.4"]
     assert collapsed(reference, reference, bad, bad) == []  # the float network is no better
-    assert collapsed(np.full_like(reference, 2.5), reference) == ["the output is constant, 2.5"]
-    assert collapsed(np.full_like(reference, 2.5), np.full_like(reference, 1)) == []
-    (dead,) = collapsed(0.05 * reference, reference)
-    assert dead.startswith("the range is dead: 0.19")
+    assert collapsed(np.full_like(reference, 2.5), reference) == ["constant, 2.5"]
+    assert collapsed(np.full_like(reference, 2.5), np.full_like(reference, 2.4)) == []
+    dead, weak = collapsed(0.05 * reference, reference)
+    assert dead.startswith("the range is dead: 0.2") and weak.startswith("SQNR 0.4 dB")
+    noise = rng.normal(0, 1.5, reference.shape)
+    assert collapsed(reference + 100, reference + 100 + noise)[0].endswith("dB about its mean")
     assert (
         "12 values are NaN or infinite"
         in collapsed(np.where(reference > np.sort(reference.ravel())[-13], np.nan, reference), reference)[0]

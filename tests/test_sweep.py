@@ -241,7 +241,7 @@ def test_every_cell_has_its_figures(finished):
     results, *_ = finished
     assert results.count() == {"complete": 4, "running": 0, "waiting": 0, "pruned": 0, "fail": 0}
     for row in results.rows:
-        assert set(row.figures) == {"sqnr", "size", "seconds"}
+        assert set(row.figures) == {"sqnr", "collapsed", "size", "seconds"}
     by_bits = {bits: [r.figures for r in results.rows if r.values["weights.bits"] == bits] for bits in (4, 8)}
     assert max(f["sqnr"] for f in by_bits[4]) < min(f["sqnr"] for f in by_bits[8])
     assert max(f["size"] for f in by_bits[4]) < min(f["size"] for f in by_bits[8])

@@ -11,6 +11,7 @@ import pytest
 from data_samples import refused
 from graph_models import model, node
 from leadline.data import load
+from leadline.graph.trace import bounded
 from leadline.pipeline import quantize
 from leadline.recipe import Calibrate, Recipe, Round
 from leadline.sqnr import Sqnr
@@ -134,6 +135,56 @@ def test_a_tensor_that_its_grid_breaks_is_compared():
     broken = replace(q, grids=q.grids | {"relu": replace(q.grids["relu"], scale=q.grids["relu"].scale / 100)})
     result = broken.verify(threads=1)
     assert "relu" not in result.moved and result.tensors[0].sqnr < 10 and result.origin == "relu"
+
+
+@pytest.mark.parametrize("recipe", ["minmax-w8a8", "w4a8"])
+def test_without_rotated_or_scaled_weights_nothing_has_moved(recipe):
+    """Four bits may break a tensor while the output is whole: it is broken, not moved."""
+    q = quantized(conv_chain(RELU, skew=False), recipe)
+    codes = {name: np.roll(codes, 1, 0) if name == "w1" else codes for name, codes in q.codes.items()}
+    assert q.verify(threads=1).moved == [] == replace(q, codes=codes).verify(threads=1).moved
+
+
+def joined(boxes, scores):
+    """(1, boxes + scores, 144): boxes up to hundreds of pixels beside scores to 1, joined at the end."""
+    nodes = [
+        node("Conv", "x wb", "boxes", name="boxes", pads=[1, 1, 1, 1]),
+        node("Conv", "x ws", "logits", name="scores", pads=[1, 1, 1, 1]),
+        node("Sigmoid", "logits", "scores", name="sigmoid"),
+        node("Concat", "boxes scores", "both", axis=1),
+        node("Reshape", "both s", "y"),
+    ]
+    wb, ws = draw(1, boxes, 3, 3, 3, spread=40), draw(2, scores, 3, 3, 3)
+    return model(nodes, SHAPE, wb=wb, ws=ws, s=np.array([1, boxes + scores, 144]))
+
+
+def test_a_detector_s_scores_have_a_figure_of_their_own():
+    result = quantized(joined(4, 6), "minmax-w8a8").verify(threads=1)
+    (score,) = result.outputs
+    assert [part.name for part in score.parts] == ["y[:, 0:4]", "y[:, 4:10]"]
+    assert score.sqnr > 30 and score.parts[0].sqnr > 30 and score.parts[1].sqnr < 5 and not score.collapse
+    (line,) = result.collapse
+    assert line.startswith("y[:, 4:10]: constant, 0") and result.origin == "both"
+    assert result.to_dict()["collapse"] == [line] and "y[:, 4:10]" in result._repr_html_()
+
+
+def test_an_output_lost_about_its_mean_names_the_first_broken_tensor():
+    """Far from zero the plain figure is high whatever becomes of the map."""
+    far = conv_chain(RELU, skew=False)
+    far.graph.node[-1].output[0] = "z"
+    far.graph.node.append(node("Add", "z far", "y", name="far"))
+    far.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(300), "far"))
+    q = quantized(far, "weight-only-int8")
+    relu = quantized(far, "minmax-w8a8").grids["relu"]
+    result = replace(q, grids=q.grids | {"relu": replace(relu, scale=relu.scale * 300)}).verify(threads=1)
+    assert result.outputs[0].sqnr > 30 and result.outputs[0].centred < 5
+    assert result.collapse and result.origin == "relu"
+
+
+def test_values_of_a_sigmoid_are_told_from_others():
+    network = graph(joined(4, 6))
+    assert bounded(network, "y", 1).tolist() == [False] * 4 + [True] * 6
+    assert not bounded(network, "y", 2).any() and bounded(network, "sigmoid", 1).all()
 
 
 def test_an_error_that_is_no_scale_is_not_taken_for_one():

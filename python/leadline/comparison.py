@@ -41,6 +41,7 @@ class Run:
     def collapse(self) -> list[str]:
         """Why the artefact has collapsed, and the first layer that is broken; empty where it has not."""
         found = [reason for judgement in self.judgements for reason in judgement.collapse]
+        found += self.verification.collapse
         if found and self.verification.origin:
             found.append(f"the first broken tensor is {self.verification.origin}")
         return list(dict.fromkeys(found))

@@ -5,88 +5,48 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from leadline.affine import dequantize
 from leadline.data import Samples, load
 from leadline.display import table
 from leadline.export import qdq
 from leadline.export.qdq_read import open_model
 from leadline.export.unrounded import unrounded
 from leadline.graph import Graph, Session
-from leadline.graph.operators import by_channel, channel_axes, moves_data
+from leadline.graph.operators import moves_data
 from leadline.original import Original, OriginalSession
 from leadline.profiles import HEXAGON, profile_of
 from leadline.progress import Quiet
+from leadline.scores import BROKEN, Dense, OutputScore, Run, TensorScore, channel_sums, origin, tensor_score
 from leadline.sqnr import Sqnr
 from leadline.steps import Progress
 from leadline.targets import hexagon
 from leadline.targets.hexagon import Build
 from leadline.targets.hexagon_expected import expected
-from leadline.targets.onnxruntime import Agreement, Fused, kernels_saturate
+from leadline.targets.onnxruntime import Fused, kernels_saturate
 from leadline.targets.tail import FinalScore, Tailed, front
-from leadline.types import Grid, InputError, refuse
+from leadline.types import InputError, refuse
 
 if TYPE_CHECKING:
     import onnx
 
-BROKEN = 10.0
-"""dB: with a tenth of its power in error, a tensor no longer carries its signal."""
-
-PICTURES = 4
-"""Samples whose dense outputs are kept for the report."""
-
-
-@dataclass(frozen=True)
-class OutputScore:
-    """One output over all samples. `sqnr` and `fused` in dB: the simulation, and the target (onnxruntime's fused
-    kernels, or Hexagon's emulation; None where it does not take the artefact), against the float network. `worst` is
-    the lowest SQNR of a single sample, `largest` the largest absolute error, `centred` the simulation's SQNR with the
-    output's mean left out: far below `sqnr` where values lie close together far from zero."""
-
-    name: str
-    sqnr: float
-    centred: float
-    worst: float
-    largest: float
-    fused: float | None
-    agreement: Agreement
-
-
-@dataclass(frozen=True)
-class TensorScore:
-    """One activation: SQNR in dB over all samples. `rescaled` tells that each channel was first brought to the float
-    network's scale, because folding or equalisation had moved it. `order` counts tensors as they are computed."""
-
-    name: str
-    op: str
-    sqnr: float
-    rescaled: bool = False
-    order: int = 0
-
-
-@dataclass(frozen=True)
-class Dense:
-    """One channel of one dense output of one sample: (height, width) float32 arrays."""
-
-    output: str
-    sample: str
-    reference: NDArray[np.float32]
-    artefact: NDArray[np.float32]
+REWRITTEN = 3.0
+"""dB: a weight whose error is half its power is none that was rounded, to two bits and more."""
 
 
 @dataclass(frozen=True)
 class Verification:
     """What was measured. `tensors` are sorted worst first. `origin` is the first tensor, in the order of computation,
-    of the broken ones (below 10 dB) that lead to a broken output; None where all outputs are whole. `moved` are
-    tensors that hold something else than the float network's, as a rotation leaves them, so that nothing can be said
-    of their errors. `outputs` are those of the quantised part; `final` what is computed from them in float where shapes
-    depend on the data. `build` says what the target hexagon made of the artefact; None for onnxruntime. `judged_by`
-    names the network, run as it came, that outputs are compared with."""
+    of the broken ones (below 10 dB) that lead to an output that is broken or lost; None where all outputs are whole.
+    `moved` are tensors that hold something else than the float network's, as rotated and scaled weights leave them, so
+    that nothing can be said of their errors. `outputs` are those of the quantised part; `final` what is computed from
+    them in float where shapes depend on the data. `build` says what the target hexagon made of the artefact; None for
+    onnxruntime. `judged_by` names the network, run as it came, that outputs are compared with."""
 
     samples: int
     outputs: list[OutputScore]
@@ -101,16 +61,27 @@ class Verification:
     final: list[FinalScore] = field(default_factory=list)
 
     def _repr_html_(self) -> str:
-        rows = [(o.name, o.sqnr, o.centred, o.worst, o.largest, o.fused) for o in self.outputs]
+        rows: list[tuple[object, ...]] = []
+        for o in self.outputs:
+            rows.append((o.name, o.sqnr, o.centred, o.worst, o.largest, o.fused))
+            rows += [(part.name, part.sqnr, part.centred, "", "", "") for part in o.parts]
         outputs = table(("output", "SQNR dB", "about its mean", "worst sample", "largest error", "fused dB"), rows)
+        if self.collapse:
+            outputs += table(("collapsed",), [(line,) for line in self.collapse])
         worst = [(t.name, t.op, t.sqnr) for t in self.tensors[:10]]
         return outputs + table(("worst tensors", "operator", "SQNR dB"), worst)
+
+    @property
+    def collapse(self) -> list[str]:
+        """What of the outputs is lost, and why; empty where nothing is. See `leadline.collapse`."""
+        return [line for output in self.outputs for line in output.collapsed]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the pictures, ready for JSON."""
         return {
             "samples": self.samples,
-            "outputs": [vars(o) | {"agreement": vars(o.agreement)} for o in self.outputs],
+            "outputs": [output.to_dict() for output in self.outputs],
+            "collapse": self.collapse,
             "tensors": [vars(t) for t in self.tensors],
             "final": [vars(f) for f in self.final],
             "kernels_saturate": self.saturates,
@@ -173,7 +144,7 @@ def verify(
     tensors = {name: written.dequantised.get(name, name) for name in _compared(graph, written)}
     wanted = [value.name for value in graph.outputs]
     inner = [name for name in tensors if name not in wanted]
-    run = _Run(graph, wanted, inner)
+    run = Run(graph, wanted, inner, target if profile is HEXAGON else "")
     theirs = wanted + [tensors[name] for name in inner]
     with ExitStack() as stack:
         device: Fused | _Npu
@@ -195,18 +166,20 @@ def verify(
             run.update(label, exactly, got, device.run(feed), written.grids)
             final.update(feed | exactly, feed | got)
         build = device.build
-        scores = run.tensor_scores()
-        suspects = {s.name: tensors[s.name] for s in scores if s.sqnr < BROKEN and s.name not in wanted}
-        moved = _moved(exact, model, next(iter(samples)), suspects, wanted, run.axes)
+        scores, outputs = run.tensor_scores(), run.scores()
+        suspects = {s.name: tensors[s.name] for s in scores if s.broken and s.name not in wanted}
+        moved = []
+        if suspects and _is_rewritten(graph, written):
+            moved = _moved(exact, model, next(iter(samples)), suspects, wanted, run.axes)
     scores = [score for score in scores if score.name not in moved]
-    origin = _origin(graph, {score.name: score.sqnr for score in scores})
+    first = origin(graph, {score.name: score for score in scores}, outputs)
     saturates = kernels_saturate() and build is None
     return Verification(
         len(samples),
-        run.scores(),
+        outputs,
         scores,
         saturates,
-        origin,
+        first,
         moved,
         target,
         build,
@@ -279,6 +252,19 @@ def _check_ends(graph: Graph, model: onnx.ModelProto | str | Path) -> None:
             raise refuse("verify", f"the artefact must have the {kind} {sorted(names)}", str(sorted(has)))
 
 
+def _is_rewritten(graph: Graph, written: qdq.Qdq) -> bool:
+    """Whether weights are no roundings of the float network's: rotated or scaled, so that tensors may be, too.
+
+    Both change the layers on either side of a tensor; a single one may have been compensated."""
+    known = [name for name in {layer.weight for layer in graph.layers()} if name in written.codes]
+    strangers = 0
+    for name in known:
+        weight, codes = graph.weights[name], written.codes[name]
+        if codes.shape == weight.shape:
+            strangers += Sqnr().update(weight, dequantize(codes, written.grids[name])).db < REWRITTEN
+    return strangers >= max(2, len(known) / 10)
+
+
 def _moved(
     exact: Session,
     model: onnx.ModelProto | str | Path,
@@ -289,30 +275,13 @@ def _moved(
 ) -> list[str]:
     """Of the broken tensors, with what holds them in the artefact: those that are strangers to the float network even
     where no activation is rounded, while its outputs are whole."""
-    if not suspects:
-        return []
     wanted = exact.run(feed)
     with Session(unrounded(_whole(model)), outputs=[*outputs, *suspects.values()], optimize=False) as session:
         got = dict(zip([*outputs, *suspects], session.run(feed).values(), strict=True))
     if any(Sqnr().update(wanted[name], got[name]).db < BROKEN for name in outputs):
         return []
-    sums = {name: _channel_sums(wanted[name], got[name], axes[name]) for name in suspects}
-    return [name for name in suspects if _tensor_score(name, "", sums[name]).sqnr < BROKEN]
-
-
-def _origin(graph: Graph, sqnr: dict[str, float]) -> str | None:
-    """Upstream from the broken outputs, as long as tensors are broken: the one that is computed first."""
-    sources = {name: node.inputs for node in graph.nodes for name in node.outputs}
-    open_ = [value.name for value in graph.outputs if sqnr.get(value.name, np.inf) < BROKEN]
-    seen, broken = set(open_), set(open_)
-    while open_:
-        for name in sources.get(open_.pop(), ()):
-            # Tensors that were not compared (a reshape's) pass the search on.
-            if name not in seen and sqnr.get(name, -np.inf) < BROKEN:
-                open_.append(name)
-                broken |= {name} & set(sqnr)
-            seen.add(name)
-    return next((name for node in graph.nodes for name in node.outputs if name in broken), None)
+    sums = {name: channel_sums(wanted[name], got[name], axes[name]) for name in suspects}
+    return [name for name in suspects if tensor_score(name, "", sums[name]).broken]
 
 
 def _reference(path: str | os.PathLike[str], data: Any) -> Graph:
@@ -332,98 +301,3 @@ def _compared(graph: Graph, written: qdq.Qdq) -> list[str]:
         for name in node.outputs
         if not moves_data(node) and ((name in layers and name in written.tensors) or name in written.grids)
     ]
-
-
-class _Run:
-    """Sums over samples; memory does not grow with their number."""
-
-    def __init__(self, graph: Graph, outputs: list[str], inner: list[str]) -> None:
-        self._ops = {name: node.op_type for node in graph.nodes for name in node.outputs}
-        self._order = {name: position for position, name in enumerate(self._ops)}
-        self._sums: dict[str, NDArray[np.float64]] = {}
-        self._inner, self.axes = inner, channel_axes(graph)
-        self._simulated = {name: Sqnr() for name in outputs}
-        self._fused = {name: Sqnr() for name in outputs}
-        self._worst = dict.fromkeys(outputs, np.inf)
-        self._agreement = {name: Agreement() for name in outputs}
-        self.pictures: list[Dense] = []
-        self._seen = 0
-
-    def update(
-        self,
-        label: str,
-        wanted: dict[str, NDArray[Any]],
-        got: dict[str, NDArray[Any]],
-        fused: dict[str, NDArray[Any]],
-        grids: dict[str, Grid],
-    ) -> None:
-        for name, total in self._simulated.items():
-            if got[name].shape != wanted[name].shape:
-                rule = f"the artefact's output {name!r} must have the shape {wanted[name].shape}"
-                raise refuse("verify", rule, got[name].shape)
-            one = Sqnr()
-            for score in (total, one):
-                score.update(wanted[name], got[name])
-            self._worst[name] = min(self._worst[name], one.db)
-            known = name in grids and grids[name].scheme.granularity != "token"
-            step = float(grids[name].scale.min()) if known else float(np.std(wanted[name])) / 256
-            if name in fused:
-                self._fused[name].update(wanted[name], fused[name])
-                self._agreement[name] = self._agreement[name].updated(got[name], fused[name], step)
-            if self._seen < PICTURES and (planes := _planes(wanted[name], got[name])):
-                self.pictures.append(Dense(name, label, *planes))
-        for name in self._inner:
-            if name in wanted:
-                sums = _channel_sums(wanted[name], got[name], self.axes[name])
-                self._sums[name] = self._sums.get(name, 0) + sums
-        self._seen += 1
-
-    def scores(self) -> list[OutputScore]:
-        return [
-            OutputScore(
-                name,
-                s.db,
-                s.centred_db,
-                float(self._worst[name]),
-                s.largest,
-                self._fused[name].db if self._agreement[name].count else None,
-                self._agreement[name],
-            )
-            for name, s in self._simulated.items()
-        ]
-
-    def tensor_scores(self) -> list[TensorScore]:
-        scores = [_tensor_score(name, self._ops[name], sums) for name, sums in self._sums.items()]
-        scores += [TensorScore(name, self._ops.get(name, ""), s.db) for name, s in self._simulated.items()]
-        in_order = sorted(scores, key=lambda score: self._order.get(score.name, -1))
-        numbered = [replace(score, order=position) for position, score in enumerate(in_order)]
-        return sorted(numbered, key=lambda score: (score.sqnr, score.name))
-
-
-def _channel_sums(x: NDArray[Any], y: NDArray[Any], axis: int) -> NDArray[np.float64]:
-    """Rows: sum of x*x, of x*y, of y*y and of (x-y)^2; columns: channels, which lie along the axis."""
-    a, b = (by_channel(v, axis).astype(np.float64) for v in (x, y))
-    return np.stack([(a * a).sum(1), (a * b).sum(1), (b * b).sum(1), np.square(a - b).sum(1)])
-
-
-def _tensor_score(name: str, op: str, sums: NDArray[np.float64]) -> TensorScore:
-    """Plain SQNR, unless a factor for each channel explains the difference: then with that factor removed.
-
-    Folding and equalisation leave such factors beside the original network; a folded LayerScale may be negative.
-    """
-    xx, xy, yy, error = sums
-    plain = Sqnr(float(xx.sum()), float(error.sum())).db
-    alive = yy > 0
-    # With y brought to x's scale by f = xy / yy, the remaining error is xx - xy^2 / yy.
-    rest = np.where(alive, xx - np.divide(xy**2, yy, out=np.zeros_like(yy), where=alive), xx)
-    scaled = Sqnr(float(xx.sum()), float(np.maximum(rest, 0).sum())).db
-    moved = scaled > plain + 6 and plain < 15
-    return TensorScore(name, op, scaled if moved else plain, moved)
-
-
-def _planes(x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-    """The first channel of a dense output; None where the output is no picture."""
-    if x.ndim < 3 or min(x.shape[-2:]) < 8:
-        return None
-    first = (0,) * (x.ndim - 2)
-    return x[first].astype(np.float32), y[first].astype(np.float32)

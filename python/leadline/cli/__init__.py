@@ -35,7 +35,8 @@ app.add_typer(sweep.app, name="sweep")
 
 
 def main() -> None:
-    """Exit codes: 0 done, 1 an audit found what its target refuses, 2 a user's mistake, 130 interrupted."""
+    """Exit codes: 0 done, 1 an audit found what its target refuses, 2 a user's mistake, 3 done, but the artefact has
+    collapsed, 130 interrupted."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a name that the terminal cannot spell stops no run
             stream.reconfigure(errors="backslashreplace")

@@ -128,3 +128,9 @@ def print_written(out: Path, drawn: bool) -> None:
     """Where the report is."""
     name = "report.html" if drawn else "report.json"
     Console(stderr=True).print(f"wrote {out}/{name}", markup=False, highlight=False, soft_wrap=True)
+
+
+def exit_if_collapsed(lines: list[str]) -> None:
+    """With code 3."""
+    if lines:
+        raise typer.Exit(3)

@@ -59,7 +59,11 @@ def quantize(
     threads: flags.Threads = None,
     as_json: flags.Json = False,
 ) -> None:
-    """Quantise a network, check the artefact against it, and write both with a report."""
+    """Quantise a network, check the artefact against it, and write both with a report.
+
+    Exit code 3: all is written, but an output, or a part of one, has collapsed: below 5 dB, dead, constant or not
+    finite where the float network's is not, or without correlation to it.
+    """
     from leadline import pipeline, report
     from leadline.export.encodings import Version
     from leadline.files import REPORT, filling
@@ -102,6 +106,7 @@ def quantize(
     else:
         report.show(document, Console())
         flags.print_written(out, drawn)
+    flags.exit_if_collapsed(verification.collapse)
 
 
 @flags.with_pictures
@@ -126,7 +131,10 @@ def verify(
     threads: flags.Threads = None,
     as_json: flags.Json = False,
 ) -> None:
-    """Compare an artefact with its float network on samples: SQNR, worst layers, fused kernels."""
+    """Compare an artefact with its float network on samples: SQNR, worst layers, fused kernels.
+
+    Exit code 3: an output, or a part of one, has collapsed; see `leadline quantize --help`.
+    """
     from leadline import pipeline, report
     from leadline.files import REPORT, filling
     from leadline.original import Original
@@ -154,3 +162,4 @@ def verify(
         from leadline.targets.hexagon import compile_context
 
         compile_context(qdq, context, soc, arch)
+    flags.exit_if_collapsed(verification.collapse)

@@ -137,7 +137,8 @@ def channel_axes(graph: Graph) -> dict[str, int]:
                 least = 4 if node.op_type == "Resize" else 3
                 second.update(name for name, shape in zip(tensors, shapes, strict=True) if len(shape) >= least)
             elif node.op_type not in ("Transpose", "MatMul", "Gemm") and node.domain in ("", DOMAIN):
-                alike = len({len(shape) for shape in shapes}) == 1 == len({shape[1:2] for shape in shapes})
+                alike = len({len(shape) for shape in shapes}) == 1
+                alike &= node.op_type == "Concat" or len({shape[1:2] for shape in shapes}) == 1
                 if alike and len(shapes[0]) >= 3 and not second.isdisjoint(tensors):
                     second.update(tensors)
     return {name: 1 if name in second else max(len(value.shape) - 1, 0) for name, value in graph.values.items()}

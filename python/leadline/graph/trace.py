@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leadline.graph.evaluate import run_node
 from leadline.graph.ir import Graph, Node
-from leadline.graph.operators import PICKS
+from leadline.graph.operators import BOUNDED, PICKS, moves_data
 
 Ids = NDArray[np.int64]
 
@@ -103,3 +104,24 @@ def _slices(graph: Graph, node: Node, rank: int) -> tuple[slice, ...]:
     for i, axis in enumerate(axes or range(len(starts))):
         found[axis] = slice(starts[i], ends[i], steps[i] if steps else 1)
     return tuple(found)
+
+
+def bounded(graph: Graph, tensor: str, axis: int) -> NDArray[np.bool_]:
+    """Of each index of an axis: whether a bounded operator (a Sigmoid, a Softmax) gave all that it holds."""
+    producers = {name: node for node in graph.nodes for name in node.outputs}
+    known: dict[str, NDArray[Any]] = {}
+
+    def held(name: str) -> NDArray[Any]:
+        """Of each element, 1 or 0: the nodes that move data are run on it."""
+        if name not in known:
+            node = producers.get(name)
+            if node is not None and (moves_data(node) or node.op_type == "Concat"):
+                data = node.inputs if node.op_type == "Concat" else node.inputs[:1]
+                feed = {one: held(one) if one in data else graph.weights[one] for one in node.inputs if one}
+                known.update(run_node(node, feed, graph.opset, graph.name))
+            else:
+                known[name] = np.full(graph.shape(name), node is not None and node.op_type in BOUNDED, np.float32)
+        return known[name]
+
+    rows = np.moveaxis(held(tensor), axis, 0).reshape(graph.shape(tensor)[axis], -1)
+    return np.asarray(rows.all(1))

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from leadline.data import Samples
     from leadline.graph import Graph
     from leadline.pipeline import Quantized
-    from leadline.verification import Dense, Verification
+    from leadline.scores import Dense
+    from leadline.verification import Verification
 
 __all__ = [
     "compared",
@@ -60,7 +61,7 @@ COLUMNS = ("AbsRel", "delta1", "RMSE m", "edge F1", "corr.", "SSIM")
 TEMPORAL = ("alignment error", "change along flow", "flicker")
 
 WORST = 15
-MOVED = "hold something else than the float network's, as rotation leaves them, and are not compared."
+MOVED = "hold something else than the float network's, as rotated and scaled weights leave them, and are not compared."
 """Tensors that the terminal and the page list first."""
 
 
@@ -225,7 +226,14 @@ def show(document: dict[str, Any], console: Console) -> None:
             *(() if row["fused"] is None else (f"{row['fused']:.1f}", f"{agreement['within_one']:.1%}",
             f"{agreement['largest']:.0f}")),
         )  # fmt: skip
+        for part in row["parts"]:
+            outputs.add_row(part["name"], f"{part['sqnr']:.1f}", f"{part['centred']:.1f}")
     console.print(outputs, markup=False)
+    for line in verification["collapse"]:
+        console.print(f"collapsed: {line}", markup=False, highlight=False, soft_wrap=True)
+    if verification["collapse"] and verification["origin"]:
+        text = f"the first broken tensor is {verification['origin']}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     if verification["build"] is not None:
         console.print(verification["build"]["text"], markup=False, highlight=False, soft_wrap=True)
     if _strays(verification):
@@ -288,7 +296,8 @@ def _mean(values: Sequence[float] | None) -> str:
 
 def _strays(verification: dict[str, Any]) -> bool:
     outputs = verification["outputs"]
-    return bool(verification["kernels_saturate"]) and any(row["fused"] < row["sqnr"] - 1 for row in outputs)
+    fused = [row for row in outputs if row["fused"] is not None]
+    return bool(verification["kernels_saturate"]) and any(row["fused"] < row["sqnr"] - 1 for row in fused)
 
 
 def _coverage(coverage: dict[str, Any]) -> str:

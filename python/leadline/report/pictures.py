@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from leadline.depth.metrics import valid
 
 if TYPE_CHECKING:
-    from leadline.verification import Dense
+    from leadline.scores import Dense
 
 # Anchors of viridis and inferno, which grow evenly in lightness, and of a blue-white-red for signed differences.
 VIRIDIS = ("440154", "482878", "3e4989", "31688e", "26828e", "1f9e89", "35b779", "6ece58", "b5de2b", "fde725")

@@ -18,6 +18,7 @@ from leadline.evaluation import Footage, Judgement, judge, predict
 from leadline.graph import Graph, Session, inspect_inputs
 from leadline.pipeline import Quantized
 from leadline.progress import Quiet
+from leadline.scores import Run
 from leadline.sqnr import Sqnr
 from leadline.steps import Progress
 from leadline.sweep.cell import Cell, content
@@ -42,13 +43,14 @@ def measure(
     artefact = quantized.to_qdq()
     figures = {"size": float(artefact.ByteSize()), "seconds": round(seconds, 3)}
     if not cell.evaluation:
-        return figures | {"sqnr": _sqnr(graph, artefact, quantized.held_out, threads)}
+        return figures | _judged(graph, artefact, quantized.held_out, threads)
     for data in cell.evaluation:
         prefix = f"{data.name}." if len(cell.evaluation) > 1 else ""
         if data.source:
             preprocess = preprocessing(cell, data)
             samples = load(data.source, graph.inputs, preprocess, data.samples or None, data.seed)
-            figures[f"{prefix}sqnr"] = _sqnr(graph, artefact, samples, threads)
+            judged = _judged(graph, artefact, samples, threads)
+            figures |= {prefix + name: value for name, value in judged.items()}
             continue
         pictures = preprocessing(cell, data) or Preprocess()
         footage = Footage([frame for _, frame in frames(data, size, cache)], video=data.video)
@@ -59,10 +61,11 @@ def measure(
         asked = digest("float network", content(cell.file), asdict(data) | {"name": ""}, pictures)
         reference = _shared(cache, asked, float_network)
         output = predict(artefact, footage.frames, pictures, threads=threads, progress=progress)
-        judged = judge(output, footage, reference)
-        figures |= {prefix + name: value for name, value in _figures(judged).items()}
+        depth = judge(output, footage, reference)
+        figures |= {prefix + name: value for name, value in _figures(depth).items()}
         figures |= {f"float.{prefix}{name}": value for name, value in _figures(reference).items()}
-        figures[f"{prefix}sqnr"] = Sqnr().update(reference.output, judged.output).db
+        figures[f"{prefix}sqnr"] = Sqnr().update(reference.output, depth.output).db
+        figures[f"{prefix}collapsed"] = float(bool(depth.collapse))
     return figures
 
 
@@ -160,15 +163,15 @@ def _figures(judged: Judgement) -> dict[str, float]:
     return found | {name: float(np.mean(profile)) for name, profile in judged.temporal.items()}
 
 
-def _sqnr(graph: Graph, artefact: Any, samples: Samples, threads: int | None) -> float:
-    """In dB, the mean over the outputs."""
-    scores = {value.name: Sqnr() for value in graph.outputs}
+def _judged(graph: Graph, artefact: Any, samples: Samples, threads: int | None) -> dict[str, float]:
+    """The SQNR in dB, the mean over the outputs, and whether one of them, or a part of it, has collapsed: 1 or 0."""
+    run = Run(graph, [value.name for value in graph.outputs], [])
     with Session(graph, threads=threads) as exact, Session(artefact, optimize=False, threads=threads) as simulated:
         for feed in Quiet().over(samples, "judge", len(samples)):
-            wanted, got = exact.run(feed), simulated.run(feed)
-            for name, score in scores.items():
-                score.update(wanted[name], got[name])
-    return float(np.mean([score.db for score in scores.values()]))
+            run.update("", exact.run(feed), simulated.run(feed), {}, {})
+    scores = run.scores()
+    lost = any(score.collapsed for score in scores)
+    return {"sqnr": float(np.mean([score.sqnr for score in scores])), "collapsed": float(lost)}
 
 
 def _shared(cache: Cache | None, key: str, compute: Callable[[], T]) -> T:

@@ -19,7 +19,7 @@ from leadline.types import refuse
 Table = tuple[list[str], list[list[str]]]
 """Column names, and rows of text."""
 
-DIGITS = {"sqnr": 2, "rmse": 3, "seconds": 1, "size": 0}
+DIGITS = {"sqnr": 2, "rmse": 3, "seconds": 1, "size": 0, "collapsed": 0}
 """Of a metric, behind the point; four for the others."""
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ def write(results: Results, folder: Path) -> bool:
     def draw() -> str:
         drawn = _charts(results) if available() else {}
         for name, chart in drawn.items():
-            _save(chart, folder / f"{name}.png")
+            _save(chart, folder, name)
         return page(
             title=results.about["name"],
             description=results.about["description"],
@@ -45,11 +47,11 @@ def write(results: Results, folder: Path) -> bool:
     return write_page(folder / "report.html", draw)
 
 
-def _save(chart: Any, path: Path) -> None:
+def _save(chart: Any, folder: Path, name: str) -> None:
     import vl_convert
 
     content = to_json(chart.properties(width=640, height=HEIGHT).to_dict())
-    with replacing(path) as temporary:
+    with replacing(folder / (re.sub(r"[^\w.-]", "_", name) + ".png")) as temporary:
         temporary.write_bytes(vl_convert.vegalite_to_png(content, scale=2))
 
 
@@ -80,7 +82,7 @@ def importances(results: Results, metric: str) -> dict[str, float]:
     2023). Empty where too few cells or values are there to tell."""
     import optuna
 
-    done = [row for row in results.complete if metric in row.figures]
+    done = [row for row in results.complete if math.isfinite(row.figures.get(metric, math.nan))]
     choices = {
         key: list(dict.fromkeys(row.values.get(key) for row in done)) for key in results.about["varied"]
     }  # fmt: skip

@@ -28,6 +28,7 @@ DIRECTIONS: dict[str, Literal["minimize", "maximize"]] = {
     "alignment_error": "minimize",
     "warped_change": "minimize",
     "flicker": "minimize",
+    "collapsed": "minimize",
     "size": "minimize",
     "seconds": "minimize",
 }

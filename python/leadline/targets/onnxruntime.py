@@ -32,7 +32,11 @@ class Agreement:
 
     def updated(self, simulated: NDArray[Any], fused: NDArray[Any], step: float) -> Agreement:
         """With one more sample."""
-        distance: NDArray[np.float64] = np.abs(np.asarray(simulated, np.float64) - fused) / (step or 1.0)
+        x, y = np.asarray(simulated, np.float64), np.asarray(fused, np.float64)
+        with np.errstate(invalid="ignore"):
+            distance: NDArray[np.float64] = np.abs(x - y) / (step or 1.0)
+        same = (x == y) | (np.isnan(x) & np.isnan(y))
+        distance = np.where(same, 0.0, np.nan_to_num(distance, nan=np.inf, posinf=np.inf))
         if distance.size == 0:
             return self
         count = self.count + distance.size

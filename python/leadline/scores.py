@@ -1,0 +1,288 @@
+"""What verification adds up: outputs, their parts and inner tensors beside the float network's, over samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadline.collapse import FLAT, LOST, Comparison, Likeness
+from leadline.graph import Graph
+from leadline.graph.operators import by_channel, channel_axes
+from leadline.graph.trace import bounded
+from leadline.sqnr import Sqnr
+from leadline.targets.onnxruntime import Agreement
+from leadline.types import Grid, refuse
+
+BROKEN = 10.0
+"""dB: with a tenth of its power in error, a tensor no longer carries its signal."""
+
+PICTURES = 4
+"""Samples whose dense outputs are kept for the report."""
+
+
+@dataclass(frozen=True)
+class PartScore:
+    """Neighbouring channels of an output whose magnitude is another than the rest's, named as numpy spells them:
+    ``output0[:, 4:84]``. Figures as those of an output; `share` is that of its elements."""
+
+    name: str
+    sqnr: float
+    centred: float
+    share: float
+    collapse: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class OutputScore:
+    """One output over all samples.
+
+    Attributes
+    ----------
+    sqnr, fused : float
+        dB: the simulation, and the target (onnxruntime's fused kernels, or Hexagon's emulation; None where it does not
+        take the artefact), against the float network.
+    centred : float
+        The simulation's SQNR with the output's mean left out: far below `sqnr` where values lie close together far
+        from zero.
+    worst : float
+        The lowest SQNR of a single sample.
+    largest : float
+        The largest absolute error.
+    agreement : Agreement
+        Of the target with the simulation.
+    correlation : float or None
+        Pearson's, of maps, each about its own mean.
+    equal : float or None
+        Share of equal elements, of integers and booleans.
+    parts : list of PartScore
+        Where magnitudes lie ten times apart: in the whole output the large values hide what becomes of the small ones.
+    collapse : list of str
+        Why the whole output is lost; see `leadline.collapse`. Empty where it is not.
+    """
+
+    name: str
+    sqnr: float
+    centred: float
+    worst: float
+    largest: float
+    fused: float | None
+    agreement: Agreement
+    correlation: float | None = None
+    equal: float | None = None
+    parts: list[PartScore] = field(default_factory=list)
+    collapse: list[str] = field(default_factory=list)
+
+    @property
+    def lost(self) -> float:
+        """Share of its elements that are lost."""
+        return 1.0 if self.collapse else sum(part.share for part in self.parts if part.collapse)
+
+    @property
+    def collapsed(self) -> list[str]:
+        """What of it is lost, and why: a line for the output and for each part."""
+        reasons = {self.name: self.collapse} | {part.name: part.collapse for part in self.parts}
+        return [f"{name}: {'; '.join(found)}" for name, found in reasons.items() if found]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return vars(self) | {"agreement": vars(self.agreement), "parts": [vars(part) for part in self.parts]}
+
+
+@dataclass(frozen=True)
+class TensorScore:
+    """One activation: SQNR in dB over all samples, and with its mean left out. `rescaled` tells that each channel was
+    first brought to the float network's scale, because folding or equalisation had moved it. `order` counts tensors
+    as they are computed. `lost` is the share of channels below 5 dB."""
+
+    name: str
+    op: str
+    sqnr: float
+    centred: float
+    rescaled: bool = False
+    order: int = 0
+    lost: float = 0.0
+
+    @property
+    def broken(self) -> bool:
+        """Whether it no longer carries its signal."""
+        return min(self.sqnr, self.centred) < BROKEN
+
+
+@dataclass(frozen=True)
+class Dense:
+    """One channel of one dense output of one sample: (height, width) float32 arrays."""
+
+    output: str
+    sample: str
+    reference: NDArray[np.float32]
+    artefact: NDArray[np.float32]
+
+
+class Run:
+    """Sums over samples; memory does not grow with their number.
+
+    `outputs` and `inner` are tensors of `graph`. With `judged` the target's outputs may be lost as well as the
+    simulation's: where it says what a device does.
+    """
+
+    def __init__(self, graph: Graph, outputs: list[str], inner: list[str], judged: str = "") -> None:
+        self._graph, self._inner, self._judged = graph, inner, judged
+        self._ops = {name: node.op_type for node in graph.nodes for name in node.outputs}
+        self._order = {name: position for position, name in enumerate(self._ops)}
+        self.axes = channel_axes(graph)
+        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._simulated = {name: Comparison(self.axes[name]) for name in outputs}
+        self._fused = {name: Comparison(self.axes[name], whole=not judged) for name in outputs}
+        self._worst = dict.fromkeys(outputs, np.inf)
+        self._agreement = {name: Agreement() for name in outputs}
+        self.pictures: list[Dense] = []
+        self._seen = 0
+
+    def update(
+        self,
+        label: str,
+        wanted: Mapping[str, NDArray[Any]],
+        got: Mapping[str, NDArray[Any]],
+        fused: Mapping[str, NDArray[Any]],
+        grids: Mapping[str, Grid],
+    ) -> None:
+        """Add one sample."""
+        for name, total in self._simulated.items():
+            if got[name].shape != wanted[name].shape:
+                rule = f"the artefact's output {name!r} must have the shape {wanted[name].shape}"
+                raise refuse("verify", rule, got[name].shape)
+            total.update(wanted[name], got[name])
+            self._worst[name] = min(self._worst[name], Sqnr().update(wanted[name], got[name]).db)
+            if name in fused:
+                known = name in grids and grids[name].scheme.granularity != "token"
+                step = float(grids[name].scale.min()) if known else _spread(wanted[name]) / 256
+                self._fused[name].update(wanted[name], fused[name])
+                self._agreement[name] = self._agreement[name].updated(got[name], fused[name], step)
+            if self._seen < PICTURES and (planes := _planes(wanted[name], got[name])):
+                self.pictures.append(Dense(name, label, *planes))
+        for name in self._inner:
+            if name in wanted:
+                sums = channel_sums(wanted[name], got[name], self.axes[name])
+                self._sums[name] = self._sums.get(name, 0) + sums
+        self._seen += 1
+
+    def scores(self) -> list[OutputScore]:
+        """Of the outputs, in their order."""
+        return [self._score(name) for name in self._simulated]
+
+    def _score(self, name: str) -> OutputScore:
+        simulated, fused, agreement = self._simulated[name], self._fused[name], self._agreement[name]
+        judged = [("", simulated)] + [(f"on {self._judged}: ", fused)] * bool(self._judged and agreement.count)
+        whole = simulated.likeness()
+        peak = max(map(abs, whole.reference))
+
+        def reasons(part: Any = None) -> list[str]:
+            return [
+                said + reason
+                for said, comparison in judged
+                for reason in comparison.likeness(part).reasons(1.0 if part is None else peak)
+            ]
+
+        parts = []
+        for part in simulated.parts(lambda axis: bounded(self._graph, name, axis)):
+            likeness = simulated.likeness(part)
+            share = likeness.sqnr.count / max(whole.sqnr.count, 1)
+            parts.append(PartScore(part.of(name), likeness.sqnr.db, likeness.sqnr.centred_db, share, reasons(part)))
+        return OutputScore(
+            name,
+            whole.sqnr.db,
+            whole.sqnr.centred_db,
+            float(self._worst[name]),
+            whole.sqnr.largest,
+            fused.likeness().sqnr.db if agreement.count else None,
+            agreement,
+            whole.correlation,
+            whole.equal,
+            parts,
+            reasons(),
+        )
+
+    def tensor_scores(self) -> list[TensorScore]:
+        """Of all that were compared, worst first."""
+        scores = [tensor_score(name, self._ops[name], sums) for name, sums in self._sums.items()]
+        for name, comparison in self._simulated.items():
+            likeness = comparison.likeness()
+            scores.append(TensorScore(name, self._ops.get(name, ""), likeness.sqnr.db, _about_mean(likeness)))
+        in_order = sorted(scores, key=lambda score: self._order.get(score.name, -1))
+        numbered = [replace(score, order=position) for position, score in enumerate(in_order)]
+        return sorted(numbered, key=lambda score: (score.sqnr, score.name))
+
+
+def channel_sums(x: NDArray[Any], y: NDArray[Any], axis: int) -> NDArray[np.float64]:
+    """Rows: sum of x*x, of x*y, of y*y, of (x-y)^2, of x, and the number of elements; columns: channels."""
+    a, b = (by_channel(v, axis).astype(np.float64) for v in (x, y))
+    known = np.isfinite(a)
+    lost = known & ~np.isfinite(b)
+    known &= ~lost
+    if not known.all():  # nothing can be said of what is infinite in float; elsewhere it is an infinite error
+        a, b = np.where(known, a, 0), np.where(known, b, 0)
+    error = np.where(lost.any(1), np.inf, np.square(a - b).sum(1))
+    return np.stack([(a * a).sum(1), (a * b).sum(1), (b * b).sum(1), error, a.sum(1), known.sum(1)])
+
+
+def tensor_score(name: str, op: str, sums: NDArray[np.float64]) -> TensorScore:
+    """Plain SQNR, unless a factor for each channel explains the difference: then with that factor removed.
+
+    Folding and equalisation leave such factors beside the original network; a folded LayerScale may be negative.
+    """
+    xx, xy, yy, error, x, count = sums
+    total = float(xx.sum()), float(x.sum()), int(count.sum())
+    plain = Sqnr(total[0], float(error.sum()), 0.0, *total[1:])
+    alive = yy > 0
+    # With y brought to x's scale by f = xy / yy, the remaining error is xx - xy^2 / yy.
+    rest = np.where(alive, xx - np.divide(xy**2, yy, out=np.zeros_like(yy), where=alive), xx)
+    scaled = Sqnr(total[0], float(np.maximum(rest, 0).sum()), 0.0, *total[1:])
+    moved = scaled.db > plain.db + 6 and plain.db < 15 and bool(np.isfinite(error).all())
+    best = scaled if moved else plain
+    lost = float(np.mean((rest if moved else error)[xx > 0] > 10 ** (-LOST / 10) * xx[xx > 0])) if xx.any() else 0.0
+    return TensorScore(name, op, best.db, best.db if _is_flat(best) else best.centred_db, moved, lost=lost)
+
+
+def origin(graph: Graph, scores: Mapping[str, TensorScore], outputs: list[OutputScore]) -> str | None:
+    """Upstream from the outputs that are lost or broken, as long as tensors are broken: what is computed first.
+
+    An output that is lost in part comes of tensors that have lost as many of their channels, too; half of it will do.
+    """
+    sources = {name: node.inputs for node in graph.nodes for name in node.outputs}
+    broken = {output.name for output in outputs if output.lost or scores[output.name].broken}
+    partly = min((output.lost for output in outputs if output.lost and not scores[output.name].broken), default=2.0) / 2
+    open_, seen = list(broken), set(broken)
+    while open_:
+        for name in sources.get(open_.pop(), ()):
+            # Tensors that were not compared (a reshape's) pass the search on.
+            if name not in seen and (name not in scores or scores[name].broken or scores[name].lost >= partly):
+                open_.append(name)
+                broken |= {name} & set(scores)
+            seen.add(name)
+    return next((name for node in graph.nodes for name in node.outputs if name in broken), None)
+
+
+def _about_mean(likeness: Likeness) -> float:
+    return likeness.sqnr.db if _is_flat(likeness.sqnr) else likeness.sqnr.centred_db
+
+
+def _is_flat(score: Sqnr) -> bool:
+    return score.centred_signal <= FLAT**2 * score.signal
+
+
+def _spread(x: NDArray[Any]) -> float:
+    known = x[np.isfinite(x)]
+    return float(np.std(known, dtype=np.float64)) if known.size else 0.0
+
+
+def _planes(x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    """The first channel of a dense output; None where the output is no picture."""
+    if x.ndim < 3 or min(x.shape[-2:]) < 8 or not x.size:
+        return None
+    first = (0,) * (x.ndim - 2)
+    with np.errstate(over="ignore"):  # doubles may not fit
+        return x[first].astype(np.float32), y[first].astype(np.float32)
