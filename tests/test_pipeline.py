@@ -147,7 +147,6 @@ TYPES = {  # recipe -> type of the convolutions' weights, of the linear ones', o
     "w4a8": ("INT4", "INT4", "UINT8"),
     "w4a4": ("INT4", "INT4", "UINT8"),  # 4-bit activations travel as 8 bits
     "minmax-w8a8": ("INT8", "INT8", "UINT8"),
-    "detector-w8a8": ("INT8", "INT8", "UINT8"),
     "w8a16": ("INT8", "INT8", "UINT16"),
     "weight-only-int8": ("INT8", "INT8", None),
     "int4-block128": ("INT8", "INT4", None),

@@ -8,13 +8,19 @@ import numpy as np
 import pytest
 
 from data_samples import refused
+from head_networks import APART, JOINED, KINDS, frames
 from leadline import quantize
 from leadline.cache import Cache
-from leadline.graph import Graph
+from leadline.graph import Graph, Session
+from leadline.graph.heads import find
 from leadline.inspector import inspect
-from leadline.pipeline import Quantized
+from leadline.pipeline import Quantized, prepare
 from leadline.recipe import Calibrate, Equalize, Heads, Override, Recipe
-from small_networks import outputs, residual
+from leadline.sqnr import Sqnr
+from leadline.steps import apply
+from leadline.steps.gate import output_error
+from leadline.types import Grid, Scheme
+from small_networks import outputs, residual, samples
 from yolov8_onnx import detector, picture, yolov8
 
 SIZE = 64
@@ -30,12 +36,16 @@ def pictures() -> np.ndarray:
     return np.stack([picture(i, SIZE, SIZE)[0].transpose(2, 0, 1) for i in range(6)]).astype(np.float32) / 255
 
 
-def plain(**heads: object) -> Recipe:
-    """The shipped recipe without what takes time."""
-    recipe = Recipe.load("detector-w8a8")
+def quick(name: str, **heads: object) -> Recipe:
+    """A shipped recipe without what takes time."""
+    recipe = Recipe.load(name)
     steps = [replace(step, activations="minmax") if isinstance(step, Calibrate) else step for step in recipe.steps]
     steps = [replace(step, **heads) if isinstance(step, Heads) else step for step in steps]
     return replace(recipe, steps=tuple(step for step in steps if not isinstance(step, Equalize)))
+
+
+def plain(**heads: object) -> Recipe:
+    return quick("w8a8", **heads)
 
 
 def scores(done: Quantized, pictures: np.ndarray) -> np.ndarray:
@@ -64,7 +74,11 @@ def test_scores_survive(graph, pictures, separate, tmp_path):
     assert done.grids["model.22.dfl.conv"].scheme.bits == 16
     notes = [record.note for record in done.log if record.step == "heads"]
     wide = {name for name, grid in done.grids.items() if grid.scheme.bits == 16}
-    assert ("output0.0" if separate else "output0") in wide and "output0.1" not in wide
+    assert {value.name for value in done.graph.outputs} <= wide
+    assert {layer.output for layer in done.graph.layers() if layer.output in wide} == {
+        *(f"model.22.cv{branch}.{level}.2" for branch in (2, 3) for level in range(3)),
+        "model.22.dfl.conv",
+    }
     assert any("at 16 bits" in note for note in notes) and any("never meet" in note for note in notes)
     done.save(tmp_path)
     assert "one grid for inputs of different ranges" not in str(inspect(tmp_path / "model.qdq.onnx").to_dict())
@@ -93,11 +107,88 @@ def test_overrides_that_the_recipe_states_win(graph, pictures):
     assert done.recipe.overrides[0] == own and len(done.recipe.overrides) > 10
 
 
-def test_a_network_without_a_head_is_told_so():
-    done = quantize(Graph.from_model(residual()), plain(), np.zeros((4, 3, 12, 12), np.float32), threads=1)
-    assert [record.note for record in done.log if record.step == "heads"] == [
-        "no Concat at an output joins scores with something wider"
-    ]
+RECIPES = ("w8a8", "adaround-w8a8", "w4a8", "w4a4", "w8a16")
+
+
+def bare(recipe: Recipe) -> Recipe:
+    return replace(recipe, steps=tuple(step for step in recipe.steps if not isinstance(step, Heads)))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_network_without_a_head_is_left_alone(name):
+    data = samples(8)
+    recipe = Recipe.load(name)
+    assert sum(isinstance(step, Heads) for step in recipe.steps) == 1
+    with_step, without = (
+        quantize(Graph.from_model(residual()), own, data, threads=1) for own in (recipe, bare(recipe))
+    )
+    assert with_step.to_qdq().SerializeToString() == without.to_qdq().SerializeToString()
+    assert [record.to_dict() for record in with_step.log] == [record.to_dict() for record in without.log]
+
+
+def columns(kind: str, found: dict[str, np.ndarray], names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and positions."""
+    if kind in JOINED:
+        rows = np.moveaxis(next(iter(found.values())), 1 if kind == "yolov8" else -1, 0)
+        return rows[4:], rows[:4]
+    return tuple(
+        np.concatenate([array.ravel() for name, array in found.items() if (name in names) == own])
+        for own in (True, False)
+    )
+
+
+LEAST = {"w8a8": 25, "adaround-w8a8": 25, "w4a8": 20, "w4a4": 12, "w8a16": 30}
+"""dB of the scores. Whatever shares the boxes' 8-bit grid has none; 4-bit features cost most of it."""
+
+
+@pytest.mark.parametrize("kind", [*JOINED, *APART])
+@pytest.mark.parametrize("name", ["w8a8", "w4a8"])
+def test_every_kind_keeps_its_scores_and_its_boxes(kind, name):
+    graph, data = Graph.from_model(KINDS[kind]()), np.concatenate(frames(12))
+    done = quantize(graph, quick(name), data, threads=1)
+    scores_of = tuple(name for head in find(done.graph) for name in head.scores)
+    kept = [Sqnr(), Sqnr()]
+    with Session(graph, threads=1) as exact, Session(done.to_qdq(), optimize=False, threads=1) as rough:
+        for x in frames(6, seed=1):
+            parts = [columns(kind, session.run({"x": x}), scores_of) for session in (exact, rough)]
+            for score, wanted, got in zip(kept, *parts, strict=True):
+                score.update(wanted, got)
+    assert kept[0].db > LEAST[name] and kept[1].db > LEAST[name] + 5
+    (head,) = find(done.graph)
+    assert all(done.grids[name].scheme.bits == 16 for name in head.wide if name in done.grids)
+    weights = {layer.name: done.grids[layer.weight].scheme.bits for layer in done.graph.layers()}
+    assert all(weights[name] == 8 for name in head.layers)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_keeps_the_scores_of_a_joined_head(name):
+    test_every_kind_keeps_its_scores_and_its_boxes("yolov8", name)
+
+
+def test_labels_stay_whole_numbers():
+    graph, data = Graph.from_model(KINDS["yolov10"]()), np.concatenate(frames(12))
+    done = quantize(graph, plain(), data, threads=1)
+    (head,) = find(done.graph)
+    assert head.labels and not {*head.labels, *head.joined}.intersection(done.grids)
+    with Session(done.to_qdq(), optimize=False, threads=1) as session:
+        for x in frames(4, seed=1):
+            (found,) = session.run({"x": x}).values()
+            assert np.array_equal(found[..., 5], np.rint(found[..., 5]))
+            assert (np.diff(found[0, :, 4]) <= 0).all()  # the best first
+
+
+def test_gates_look_at_scores_and_at_positions_where_they_are_high():
+    graph, data = Graph.from_model(KINDS["yolov8"]()), np.concatenate(frames(8))
+    state, _ = prepare(graph, "w8a8", data, threads=1)
+    for step in state.recipe.steps[:2]:
+        apply(step, state)
+    (head,) = find(state.graph)
+    assert list(state.judged) == [*head.scores, *head.others]
+    assert state.judged[head.others[0]] == ((head.scores[0], 1, 1),) and state.judged[head.scores[0]] == ()
+    assert output_error(state) == pytest.approx(1e-20)  # nothing is quantised
+    # A step of a tenth in the scores is an error, however large the boxes are.
+    coarse = Grid(np.float32(0.1), np.int32(0), Scheme(signed=False, symmetric=False))
+    assert output_error(replace(state, grids={head.scores[0]: coarse})) > 1e-3
 
 
 def test_a_cached_step_gives_the_same_recipe(graph, pictures, tmp_path):

@@ -50,7 +50,7 @@ def quick(recipe: Recipe) -> Recipe:
 
 
 def test_the_system_says_what_it_found(system: System) -> None:
-    assert system.recipe == "detector-w8a8" and system.outputs == ("output0",)
+    assert system.recipe == "w8a8" and system.outputs == ("output0",)
     assert system.preprocess == Preprocess(resize=(160, 160), letterbox=True)
     assert system.notes[0] == "4 classes, 525 anchors" and "'model.22.concat_5'" in system.notes[1]
     assert next(iter(system.inputs.values())).shape == (1, 3, 160, 160)

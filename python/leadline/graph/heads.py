@@ -1,286 +1,246 @@
-"""Detection heads: branches of different ranges that meet in one Concat, where one grid would have to hold them all.
+"""Detection heads: scores beside boxes or other positions, in one output of the network or in several.
 
-YOLO-like exports write boxes (0 to some hundred pixels) above class scores (0 to 1) in one output. On one 8-bit grid
-its step is over two pixels, and every score becomes 0. Some also lead the logits of both through a Concat that a Split
-takes apart again. Found by what the operators say about their ranges, not by names.
+YOLO-like exports join boxes (0 to some hundred pixels) and class scores (0 to 1) in one output. On one 8-bit grid its
+step is over two pixels, and every score becomes 0. CenterNet, SSD and DETR give them an output each. Found by what
+operators and shapes say, not by names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from leadline.graph.edit import add_value, new_name
+import numpy as np
+
 from leadline.graph.ir import Graph, Node
-from leadline.graph.operators import BOUNDED, REARRANGES, moves_data
-from leadline.graph.simplify import reshape, simplify
-from leadline.types import refuse
+from leadline.graph.operators import BOUNDED, SELECTS, moves_data
+
+_KEEP_BOUNDS = frozenset("Mul Sqrt".split())
+"""Of what lies between 0 and 1, give the same."""
+
+BOX = 4
+"""Numbers that say where a box is."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Scores that tell how much positions count: their highest along an axis, which lies where `onto` is in those."""
+
+    scores: str
+    axis: int
+    onto: int
 
 
 @dataclass(frozen=True)
 class Head:
-    """A Concat that writes an output of the network, of parts with different ranges.
+    """Scores and the positions that they belong to.
 
     Attributes
     ----------
-    concat : str
-        The node's name.
-    output : str
-        The network's output that holds the parts.
+    outputs : tuple of str
+        The network's outputs that hold them.
+    concats : tuple of str
+        Names of the Concats that join them in one output, in the order of the nodes; empty where each has its own.
     parts : tuple of str
-        The Concat's inputs.
+        What is joined, or the outputs themselves.
     scores, others : tuple of str
-        Those that a Sigmoid or Softmax bounds by 0 and 1, and those that nothing bounds.
-    decoding : tuple of str
-        Tensors that the others are computed in from logits, in the order of the nodes: what a Softmax gives (of which a
-        layer may take the expectation), and all behind it up to the Concat, or, without one, all behind the last
-        layers. They carry positions, which need more digits than features do.
-    peaks : tuple of str
-        What the last layers write and all behind it up to the Concat, likewise. The few values that say "here" are far
-        from all others: they are the signal, not outliers.
+        Of the parts: classes and the like, and positions.
+    labels : tuple of str
+        Of the parts: integers (the best class).
+    joined : tuple of str
+        Tensors that hold several parts, in order.
+    wide : tuple of str
+        What the last layers write and all behind it, in order. The few values that say "here" are far from all others:
+        they are the signal, not outliers; and positions need more digits than features do. A layer that takes the
+        expectation of a Softmax is not the last one.
+    layers : tuple of str
+        Names of those last layers, and of such as take an expectation.
+    weights : dict of position to tuple of Weight
+        The scores of each position, where shapes tell.
     """
 
-    concat: str
-    output: str
+    outputs: tuple[str, ...]
+    concats: tuple[str, ...]
     parts: tuple[str, ...]
     scores: tuple[str, ...]
     others: tuple[str, ...]
-    decoding: tuple[str, ...]
-    peaks: tuple[str, ...]
+    labels: tuple[str, ...]
+    joined: tuple[str, ...]
+    wide: tuple[str, ...]
+    layers: tuple[str, ...]
+    weights: dict[str, tuple[Weight, ...]]
+
+    def __str__(self) -> str:
+        """For a log: which outputs, and what lies beside what."""
+        return f"{', '.join(self.outputs)}: {', '.join(self.scores)} beside {', '.join(self.others)}"
 
 
 def find(graph: Graph) -> list[Head]:
-    """Every such Concat."""
-    outputs = {value.name for value in graph.outputs}
-    producers = graph.producers()
-    heads = []
-    for node in graph.nodes:
-        if node.op_type != "Concat" or len(node.inputs) < 2 or any(name in graph.weights for name in node.inputs):
-            continue
-        output = _leads_to(graph, node, outputs)
-        if output is None:
-            continue
-        bounded = [name for name in node.inputs if _is_bounded(producers, name)]
-        others = [name for name in node.inputs if name not in bounded]
-        if bounded and others:
-            reached = _upstream(graph, node.inputs, through_bounded=True)
-            written = {layer.output for layer in graph.layers()}
-            sources = {name for writer in graph.nodes if reached.intersection(writer.outputs) for name in writer.inputs}
-            peaks = _in_order(graph, reached | (sources & written))
-            own = (tuple(node.inputs), tuple(bounded), tuple(others), _decoding(graph, others), peaks)
-            heads.append(Head(node.name, output, *own))
-    return heads
+    """Every head: first those in one output each, then what the other outputs form together."""
+    view = _View(graph)
+    heads, apart = [], []
+    for value in graph.outputs:
+        tree = _Tree(view, value.name)
+        head = tree.head() if value.dtype == np.float32 else None
+        if head is not None:
+            heads.append(head)
+        elif value.dtype == np.float32:
+            apart.append(value.name)
+    beside = _apart(view, apart)
+    return heads if beside is None else [*heads, beside]
 
 
-def _leads_to(graph: Graph, node: Node, outputs: set[str]) -> str | None:
-    """The output that holds what a node writes, merely rearranged; None where anything else reads it, too."""
-    tensor = node.outputs[0]
-    for _ in range(len(graph.nodes)):
-        readers = graph.consumers(tensor)
-        if tensor in outputs:
-            return None if readers else tensor
-        if len(readers) != 1 or readers[0].op_type not in REARRANGES:
-            return None
-        tensor = readers[0].outputs[0]
-    return None
-
-
-def _is_bounded(producers: dict[str, Node], tensor: str) -> bool:
-    writer = producers.get(tensor)
-    while writer is not None and moves_data(writer):
-        writer = producers.get(writer.inputs[0])
-    return writer is not None and writer.op_type in BOUNDED
-
-
-def _decoding(graph: Graph, ends: Sequence[str]) -> tuple[str, ...]:
-    reached = _upstream(graph, ends, through_bounded=False)
-    # What moves a layer's own output has that layer's grid.
-    for node in graph.nodes:
-        moved = moves_data(node) or node.op_type == "Concat"
-        if moved and not reached.intersection(node.inputs):
-            reached.difference_update(node.outputs)
-    return _in_order(graph, reached)
-
-
-def _upstream(graph: Graph, ends: Sequence[str], through_bounded: bool) -> set[str]:
-    """Up to the last layers, without what they write; past those that take the expectation of a Softmax; and past
-    a Sigmoid or Softmax itself, or up to it."""
-    producers, layers = graph.producers(), {id(layer.node) for layer in graph.layers()}
-    reached, open_ = set[str](), [name for name in ends if name in producers]
-    while open_:
-        tensor = open_.pop()
-        node = producers[tensor]
-        if tensor in reached or (id(node) in layers and not _is_bounded(producers, node.inputs[0])):
-            continue
-        reached.add(tensor)
-        if through_bounded or node.op_type not in BOUNDED:
-            open_ += [name for name in node.inputs if name in producers]
-    return reached
-
-
-def _in_order(graph: Graph, names: set[str]) -> tuple[str, ...]:
-    return tuple(name for node in graph.nodes for name in node.outputs if name in names)
-
-
-def separate(graph: Graph, names: Sequence[str] = ()) -> list[tuple[Head, tuple[str, ...]]]:
-    """Give each part of a head an output of its own, in place of the common one. Exact.
-
-    What rearranges the Concat's output (a Transpose) rearranges each part instead; with a Reshape there
-    the head stays whole.
-
-    Parameters
-    ----------
-    graph : Graph
-        Changed in place.
-    names : sequence of str
-        Of the new outputs, one for each input of the Concat, where the network has one head. Default: the old output's
-        name with ``.0``, ``.1`` behind it.
-
-    Returns
-    -------
-    list of (Head, its new outputs)
-        As the head was, and in the order of its Concat's inputs.
-
-    Raises
-    ------
-    InputError
-        As many names as the head has parts are needed, and none may be taken.
-    """
-    done = []
-    for head in find(graph):
-        node = next(node for node in graph.nodes if node.name == head.concat)
-        chain = _chain(graph, node, head.output)
-        if any(step.op_type == "Reshape" for step in chain):
-            continue
-        given = list(names) or [new_name(graph, f"{head.output}.{i}") for i in range(len(node.inputs))]
-        taken = [name for name in given if name in graph.weights or name in graph.values]
-        if len(given) != len(node.inputs) or taken or len(set(given)) != len(given):
-            rule = f"names must be {len(node.inputs)} new ones, for the parts of '{head.output}'"
-            raise refuse("separate", rule, ", ".join(given))
-        _replace(graph, node, chain, head.output, given)
-        done.append((head, tuple(given)))
-    return done
-
-
-def _chain(graph: Graph, node: Node, output: str) -> list[Node]:
-    chain = []
-    tensor = node.outputs[0]
-    while tensor != output:
-        (reader,) = graph.consumers(tensor)
-        chain.append(reader)
-        tensor = reader.outputs[0]
-    return chain
-
-
-def _replace(graph: Graph, concat: Node, chain: list[Node], output: str, names: Sequence[str]) -> None:
-    gone = {id(concat), *map(id, chain)}
-    nodes = [node for node in graph.nodes if id(node) not in gone]
-    values = []
-    for part, name in zip(concat.inputs, names, strict=True):
-        steps = chain or [Node("Identity", [], [])]
-        tensor, shape = part, graph.shape(part)
-        for i, step in enumerate(steps):
-            if step.op_type == "Transpose":
-                shape = tuple(shape[axis] for axis in step.attrs.get("perm", range(len(shape))[::-1]))
-            wanted = name if i == len(steps) - 1 else f"{name}.{i}"
-            written = add_value(graph, wanted, shape, graph.values[part].dtype)
-            nodes.append(Node(step.op_type, [tensor], [written], written, dict(step.attrs)))
-            tensor = written
-        values.append(graph.values[name])
-    graph.nodes = nodes
-    graph.outputs = [new for old in graph.outputs for new in (values if old.name == output else [old])]
-    simplify(graph)  # an output takes the place of a tensor that only it reads
-
-
-def part(graph: Graph) -> list[str]:
-    """Undo a Concat that a Split takes apart again, across Reshapes and Concats along other axes. Exact.
-
-    Returns
-    -------
-    list of str
-        One line for each: ``<node>: <what was done>``.
-    """
-    lines = []
-    for node in list(graph.nodes):
-        if node.op_type != "Split" or node.inputs[0] in graph.weights:
-            continue
-        axis = int(node.attrs.get("axis", 0)) % len(graph.shape(node.inputs[0]))
-        sizes = [graph.shape(name)[axis] for name in node.outputs]
-        parts = _Parts(graph)
-        found = parts.of(node.inputs[0], axis, sizes)
-        if found is None or not parts.undone:
-            continue
-        renamed = dict(zip(node.outputs, found, strict=True))
-        ends = {value.name for value in graph.outputs}
-        made = [Node("Identity", [new], [old], old) for old, new in renamed.items() if old in ends]
-        where = graph.nodes.index(node)
-        graph.nodes[where : where + 1] = [*parts.nodes, *made]
-        for other in graph.nodes:
-            if other not in made:
-                other.inputs = [name if name in ends else renamed.get(name, name) for name in other.inputs]
-        lines.append(f"{node.name}: its parts never meet, {len(parts.undone)} Concats undone")
-    graph.prune()
-    return lines
-
-
-class _Parts:
-    """The parts of a tensor along an axis, made of what it was joined from."""
+class _View:
+    """What is asked of a graph again and again."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph, self.producers = graph, graph.producers()
-        self.nodes: list[Node] = []
-        self.undone: list[str] = []
+        self.layers = {id(layer.node): layer for layer in graph.layers()}
 
-    def of(self, tensor: str, axis: int, sizes: Sequence[int]) -> list[str] | None:
-        """None where they were not joined in these sizes."""
+    def source(self, tensor: str) -> Node | None:
+        """The node that made the values, before they were moved and selected."""
         node = self.producers.get(tensor)
-        if node is None or any(value.name == tensor for value in self.graph.outputs):
-            return None
-        if node.op_type == "Concat":
-            joined = int(node.attrs["axis"]) % len(self.graph.shape(tensor))
-            return self._taken_apart(node, joined, sizes) if joined == axis else self._along(node, axis, sizes)
-        if node.op_type == "Reshape":
-            return self._reshaped(node, axis, sizes)
+        while node is not None and (moves_data(node) or node.op_type in SELECTS):
+            node = self.producers.get(node.inputs[0])
+        return node
+
+    def is_bounded(self, tensor: str) -> bool:
+        """Whether its values lie between 0 and 1."""
+        node = self.source(tensor)
+        if node is None or node.op_type in BOUNDED:
+            return node is not None
+        return node.op_type in _KEEP_BOUNDS and all(self.is_bounded(name) for name in node.inputs)
+
+    def is_integer(self, tensor: str) -> bool:
+        """Whether it holds integers, in float."""
+        node = self.source(tensor)
+        before = None if node is None or node.op_type != "Cast" else self.graph.values.get(node.inputs[0])
+        return before is not None and before.dtype.kind in "iu"
+
+    def behind(self, ends: Iterable[str], known: Iterable[str] = ()) -> tuple[set[str], tuple[str, ...]]:
+        """What the last layers write and all from there to the ends; and the names of the layers."""
+        reached, layers = set(known), set[str]()
+        waiting = [name for name in ends if name in self.producers]
+        while waiting:
+            tensor = waiting.pop()
+            node = self.producers[tensor]
+            reached.add(tensor)
+            if id(node) in self.layers:
+                layers.add(node.name)
+                if not self.is_bounded(node.inputs[0]):
+                    continue
+            waiting += [name for name in node.inputs if name in self.producers and name not in reached]
+        return reached, tuple(node.name for node in self.graph.nodes if node.name in layers)
+
+    def in_order(self, names: set[str]) -> tuple[str, ...]:
+        return tuple(name for node in self.graph.nodes for name in node.outputs if name in names)
+
+    def head(
+        self,
+        outputs: Sequence[str],
+        concats: Sequence[str],
+        parts: dict[str, str],
+        joined: set[str],
+    ) -> Head:
+        """Of what each part is: "score", "other" or "label"."""
+        kinds = {kind: tuple(name for name in parts if parts[name] == kind) for kind in ("score", "other", "label")}
+        wide, layers = self.behind(parts, joined)
+        weights = {name: tuple(self.weights(name, kinds["score"])) for name in kinds["other"]}
+        return Head(
+            tuple(outputs), tuple(concats), tuple(parts), kinds["score"], kinds["other"], kinds["label"],
+            self.in_order(joined), self.in_order(wide), layers, weights,
+        )  # fmt: skip
+
+    def weights(self, other: str, scores: Sequence[str]) -> Iterator[Weight]:
+        for score in scores:
+            axes = aligned(self.graph.shape(other), self.graph.shape(score))
+            if axes is not None and self.is_bounded(score):
+                yield Weight(score, axes[1], axes[0])
+
+
+def aligned(other: Sequence[int], score: Sequence[int]) -> tuple[int, int] | None:
+    """The axes along which two tensors hold their features, of the same positions: without them shapes are equal.
+
+    Preferred is one axis in both, then the fewest features; the first axis is the batch. None where there is none, or
+    only one position.
+    """
+    if len(other) != len(score):
         return None
+    found = [
+        (i != k, other[i], i, k)
+        for i in range(1, len(other))
+        for k in range(1, len(score))
+        if [*other[:i], *other[i + 1 :]] == [*score[:k], *score[k + 1 :]]
+        and any(size > 1 for size in (*other[:i], *other[i + 1 :]))
+    ]
+    return min(found)[2:] if found else None
 
-    def _taken_apart(self, node: Node, axis: int, sizes: Sequence[int]) -> list[str] | None:
-        own = [self.graph.shape(name)[axis] for name in node.inputs]
-        if own != list(sizes):
-            return None
-        self.undone.append(node.name)
-        return list(node.inputs)
 
-    def _along(self, node: Node, axis: int, sizes: Sequence[int]) -> list[str] | None:
-        """Parts of what is joined along another axis, joined for each part."""
-        rows = [self.of(name, axis, sizes) for name in node.inputs]
-        if any(row is None for row in rows):
-            return None
-        made = []
-        for i, size in enumerate(sizes):
-            shape = tuple(size if k == axis else dim for k, dim in enumerate(self.graph.shape(node.outputs[0])))
-            inputs = [row[i] for row in rows if row is not None]
-            made.append(self._write(Node("Concat", inputs, [], "", dict(node.attrs)), node, i, shape))
-        return made
+class _Tree:
+    """What an output is joined from, by Concats alone, moved at most: the parts, and the tensors between."""
 
-    def _reshaped(self, node: Node, axis: int, sizes: Sequence[int]) -> list[str] | None:
-        """A Reshape that keeps the axis, and what lies before it, reshapes each part alike."""
-        before, after = self.graph.shape(node.inputs[0]), self.graph.shape(node.outputs[0])
-        if len(before) <= axis or before[: axis + 1] != after[: axis + 1]:
-            return None
-        parts = self.of(node.inputs[0], axis, sizes)
-        if parts is None:
-            return None
-        made = []
-        for i, (name, size) in enumerate(zip(parts, sizes, strict=True)):
-            own = Node("Reshape", [name], [], "")
-            shape = tuple(size if k == axis else dim for k, dim in enumerate(after))
-            written = self._write(own, node, i, shape)
-            reshape(self.graph, own, shape)
-            made.append(written)
-        return made
+    def __init__(self, view: _View, output: str) -> None:
+        self.view, self.output = view, output
+        self.concats: list[Node] = []
+        self.parts: dict[str, tuple[Node, int]] = {}
+        """Each with the Concat that reads it, and its size there."""
+        self.joined: set[str] = set()
+        self._walk(output)
 
-    def _write(self, node: Node, like: Node, index: int, shape: tuple[int, ...]) -> str:
-        name = add_value(self.graph, f"{like.outputs[0]}.{index}", shape, self.graph.values[like.outputs[0]].dtype)
-        node.name, node.outputs = name, [name]
-        self.nodes.append(node)
-        return name
+    def _walk(self, tensor: str, reader: Node | None = None) -> None:
+        path, name = [tensor], tensor
+        while (node := self.view.producers.get(name)) is not None and (
+            moves_data(node) or node.op_type in SELECTS or node.op_type == "Concat"
+        ):
+            if node.op_type == "Concat":
+                self.joined.update(path)
+                if all(node is not other for other in self.concats):
+                    self.concats.append(node)
+                    for part in node.inputs:
+                        self._walk(part, node)
+                return
+            name = node.inputs[0]
+            path.append(name)
+        if reader is not None and tensor in self.view.graph.values:
+            shape = self.view.graph.shape(tensor)
+            self.parts[tensor] = reader, shape[int(reader.attrs["axis"]) % len(shape)]
+
+    def head(self) -> Head | None:
+        kinds = {part: self._kind(part) for part in self.parts}
+        if "other" not in kinds.values():  # boxes, too, may lie between 0 and 1
+            kinds |= dict.fromkeys((part for part in kinds if kinds[part] == "score" and self._is_box(part)), "other")
+        if not {"score", "other"} <= set(kinds.values()):
+            return None
+        order = {id(node): i for i, node in enumerate(self.view.graph.nodes)}
+        concats = sorted(self.concats, key=lambda node: order[id(node)])
+        return self.view.head([self.output], [node.name for node in concats], kinds, self.joined)
+
+    def _kind(self, part: str) -> str:
+        if self.view.is_integer(part):
+            return "label"
+        return "score" if self.view.is_bounded(part) else "other"
+
+    def _is_box(self, part: str) -> bool:
+        reader, size = self.parts[part]
+        return size == BOX and any(own != BOX for other, own in self.parts.values() if other is reader)
+
+
+def _apart(view: _View, outputs: Sequence[str]) -> Head | None:
+    """Outputs of scores and of positions: over the same places, numbers in pairs that nothing bounds beside what is
+    bounded; or in lists of four, whatever bounds them."""
+    kinds: dict[str, str] = {}
+    for other in outputs:
+        for score in outputs:
+            axes = aligned(view.graph.shape(other), view.graph.shape(score)) if other != score else None
+            if axes is not None and kinds.get(other) != "score" and _are_positions(view, other, score, axes):
+                kinds |= {other: "other", score: "score"}
+    ordered = {name: kinds[name] for name in outputs if name in kinds}
+    return view.head(list(ordered), [], ordered, set()) if ordered else None
+
+
+def _are_positions(view: _View, other: str, score: str, axes: tuple[int, int]) -> bool:
+    shape, features = view.graph.shape(other), view.graph.shape(other)[axes[0]]
+    if view.is_bounded(score) and not view.is_bounded(other):
+        return features % 2 == 0
+    is_list = len(shape) == 3 and axes[0] == 2
+    return is_list and features == BOX != view.graph.shape(score)[axes[1]]

@@ -24,6 +24,9 @@ PICKS = RESHAPES | frozenset("Transpose Slice Gather Split".split())
 MOVES_DATA = PICKS | frozenset("Expand Tile MaxPool DepthToSpace SpaceToDepth".split())
 """Outputs hold only values of the first input. (MaxPool's indices are no data.)"""
 
+SELECTS = frozenset("GatherElements GatherND TopK ReduceMax ReduceMin".split())
+"""Give elements of their first input, each from a place that data tell. (TopK's indices are no data.)"""
+
 CLAMPS = frozenset("Relu Clip Min".split())
 """Clamps (a Clip or Min with constant bounds) that a grid's own range may perform."""
 

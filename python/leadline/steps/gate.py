@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from leadline.graph import Session
 from leadline.sqnr import Sqnr
@@ -21,10 +26,16 @@ def output_error(state: State, count: int = SAMPLES) -> float:
 
     Over the samples it is the geometric mean, each sample weighing as much as its signal. In a deep network most noise
     lies in the one or two samples where a decision tips over, and a plain sum would let these few decide; without the
-    weights the samples in which a detector finds nothing would.
+    weights the samples in which a detector finds nothing would. A detector's scores and positions are judged each by
+    itself, and positions where the float network sees something: most of them are of the ground, and mean nothing.
     """
     held_out = state.held_out.take(SAMPLES)
-    names = [value.name for value in state.graph.outputs]
+    judged = state.judged or {value.name: () for value in state.graph.outputs}
+    names = list(judged)
+    if state.judged:  # as outputs they are what their grids leave of them
+        graph = state.graph.copy()
+        graph.outputs = [graph.values[name] for name in names]
+        state = replace(state, graph=graph)
     if not state.reference:  # the float function never changes, so its outputs are computed once in a run
         with Session(state.graph, threads=state.threads) as session:
             state.reference.extend(session.run(feed) for feed in held_out)
@@ -33,8 +44,20 @@ def output_error(state: State, count: int = SAMPLES) -> float:
         for feed, wanted in zip(held_out.take(count), state.reference, strict=False):
             got = session.run(feed)
             for name in names:
-                scores[name].append(Sqnr().update(wanted[name], got[name]))
+                exact, rough = wanted[name], got[name]
+                if judged[name]:
+                    weight = _weight(wanted, judged[name])
+                    exact, rough = exact * weight, rough * weight
+                scores[name].append(Sqnr().update(exact, rough))
     return float(np.mean([10 ** (-_typical(samples) / 10) for samples in scores.values()]))
+
+
+def _weight(seen: Mapping[str, NDArray[Any]], scores: Iterable[tuple[str, int, int]]) -> Any:
+    """The product of the scores' highest values at each place."""
+    weight: Any = np.float32(1)
+    for name, axis, onto in scores:
+        weight = weight * np.expand_dims(seen[name].max(axis), onto)
+    return weight
 
 
 def _typical(samples: list[Sqnr]) -> float:

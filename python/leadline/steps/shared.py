@@ -10,7 +10,7 @@ from leadline.recipe import CorrectBias, Step
 from leadline.steps.state import State
 from leadline.steps.trial import plain
 
-CHANGED = ("graph", "placement", "grids", "codes", "histograms", "ranges")
+CHANGED = ("graph", "placement", "grids", "codes", "histograms", "ranges", "judged")
 """Of a State: what steps change, beside the log that they add to."""
 
 
@@ -34,6 +34,7 @@ def stepped(step: Step, state: State, run: Callable[[], None]) -> None:
         state.grids,
         state.codes,
         state.ranges,
+        state.judged,
         state.calibration,
         state.held_out,
     )

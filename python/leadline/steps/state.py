@@ -69,8 +69,11 @@ class State:
     histograms: dict[str, Histogram] = field(default_factory=dict)
     ranges: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     """Of activations whose range a step has decided before calibration."""
+    judged: dict[str, tuple[tuple[str, int, int], ...]] = field(default_factory=dict)
+    """What gates look at in place of the outputs, where a step says so: a tensor, and the scores that say how much its
+    places count: their highest along an axis, and where that axis goes. See `leadline.steps.heads`."""
     log: list[Record] = field(default_factory=list)
     reference: list[dict[str, NDArray[Any]]] = field(default_factory=list)
-    """The float outputs of the held-out samples that gates look at; see `leadline.steps.gate`."""
+    """What the float network gives on the held-out samples that gates look at; see `leadline.steps.gate`."""
     cache: Cache | None = None
     """Where runs that have something in common find it; see `leadline.steps.shared`."""

@@ -1,7 +1,7 @@
 """YOLOv8 from its ONNX export, for Qualcomm's NPU: INT8, with scores that survive.
 
-The export joins boxes (pixels) and class scores (0 to 1) in one output; see `leadline.graph.heads` and the recipe
-"detector-w8a8". Needs no torch, and no code or weights of the detector's makers: the user brings the file.
+The export joins boxes (pixels) and class scores (0 to 1) in one output; see `leadline.graph.heads`, and the step
+"heads" of the recipes. Needs no torch, and no code or weights of the detector's makers: the user brings the file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from leadline.types import refuse
 if TYPE_CHECKING:
     import onnx
 
-RECIPE = "detector-w8a8"
+RECIPE = "w8a8"
 SIZE = 640
 
 
@@ -45,7 +45,7 @@ def load(path: str | os.PathLike[str], size: int | tuple[int, int] | None = None
     Returns
     -------
     System
-        Its network is a Graph, its recipe "detector-w8a8", its pictures are letterboxed. `recipe` varies the recipe.
+        Its network is a Graph, its recipe "w8a8", its pictures are letterboxed. `recipe` varies the recipe.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def load(path: str | os.PathLike[str], size: int | tuple[int, int] | None = None
     classes, anchors = shapes[0][1] - 4, shapes[0][2]
     notes = (
         f"{classes} classes, {anchors} anchors",
-        f"'{head.concat}' joins boxes and scores; boxes are decoded in {len(head.decoding)} tensors",
+        f"'{head.concats[-1]}' joins boxes and scores, {len(head.wide)} tensors behind the last features",
     )
     example = np.zeros((1, 3, *given), np.float32)
     preprocess = Preprocess(resize=given, letterbox=True)
@@ -78,8 +78,8 @@ def load(path: str | os.PathLike[str], size: int | tuple[int, int] | None = None
 
 
 def recipe(observer: Observer = "best", *, separate: bool = False, bits: int = 16) -> Recipe:
-    """The recipe "detector-w8a8" with another observer of activations ("minmax", "entropy", ...), with outputs of their
-    own for boxes and scores, or with other bits for what boxes are decoded in."""
+    """The recipe "w8a8" with another observer of activations ("minmax", "entropy", ...), with outputs of their
+    own for boxes and scores, or with other bits for what the last layers write and all behind them."""
     base = Recipe.load(RECIPE)
     changes: dict[type[Any], dict[str, Any]] = {
         Calibrate: {"activations": observer},
