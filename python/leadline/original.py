@@ -119,6 +119,8 @@ class OriginalSession(Session):
     """Takes feeds, and gives outputs, of the Graph's types: float32 where the file has other floats."""
 
     def run(self, feed: Feed) -> Arrays:
+        if not self.outputs:  # the Graph made of it gives others
+            return {}
         typed = {name: feed[name].astype(dtype, copy=False) for name, dtype, _ in self.inputs if name in feed}
         return {name: _single(array) for name, array in super().run(typed).items()}
 
@@ -171,16 +173,20 @@ class Proof:
                 name: _noise(self._wanted[0][name], array) for name, array in session.run(rounded).items()
             }
 
-    def hold(self, graph: Graph, after: str, count: int = 1) -> None:
+    def hold(
+        self, graph: Graph, after: str, count: int = 1, apart: Mapping[str, tuple[int, tuple[str, ...]]] | None = None
+    ) -> None:
         """Raises InputError, naming the output, the first tensor that left, and what was done before, where a Graph
-        does not compute the original on the first `count` samples."""
-        names = [value.name for value in graph.outputs if value.name in self._wanted[0]]
-        with Session(graph, outputs=names, threads=self._threads) as session:
+        does not compute the original on the first `count` samples. `apart`: outputs that the Graph gives in parts, the
+        axis and their names."""
+        with Session(graph, threads=self._threads) as session:
             for label, feed, wanted in list(zip(self._labels, self._feeds, self._wanted, strict=True))[:count]:
                 got = session.run(feed)
-                for name in names:
+                for name, (axis, parts) in (apart or {}).items():
+                    got[name] = np.concatenate([got[part] for part in parts], axis)
+                for name in [name for name in got if name in wanted]:
                     if reason := self._departure(name, wanted[name], got[name]):
-                        tensor = self._first(graph, name)
+                        tensor = self._first(graph, name if apart is None or name not in apart else apart[name][1][0])
                         rule = (
                             f"after {after} the network must still compute {self.original}, but its output '{name}' "
                             f"{reason} on {label}, from tensor '{tensor}' on; this is a fault of leadline, not of the "

@@ -311,9 +311,9 @@ def quantize(
         state.log.append(Record("load", state.graph.name, proof.note, kept=False))
     for step in state.recipe.steps:
         apply(step, state)
-        proof.hold(state.graph, f"step {step.step}")
+        proof.hold(state.graph, f"step {step.step}", apart=state.apart)
     recentre(state)
-    proof.hold(state.graph, "all steps", SAMPLES)
+    proof.hold(state.graph, "all steps", SAMPLES, state.apart)
     if not state.grids:
         received = f"recipe {state.recipe.name}, no grids"
         raise refuse("quantize", "a recipe must calibrate and have a layer to quantise", received)

@@ -27,8 +27,12 @@ def widen_heads(step: Heads, state: State) -> None:
     if not find(parted):
         return
     state.graph = graph = parted
+    before = {value.name: value.shape for value in graph.outputs}
     state.log += [Record.of("heads", line) for line in lines]
     for head, outputs in parting.separate(graph) if step.separate else ():
+        (old,), new = head.outputs, graph.shape(outputs[0])
+        axis = next(i for i, size in enumerate(new) if size != before[old][i])
+        state.apart = state.apart | {old: (axis, outputs)}
         state.log.append(Record("heads", head.outputs[0], f"its parts are outputs of their own, {', '.join(outputs)}"))
     heads = find(graph)
     state.judged = _judged(state, heads)

@@ -10,7 +10,7 @@ from leadline.recipe import CorrectBias, Step
 from leadline.steps.state import State
 from leadline.steps.trial import plain
 
-CHANGED = ("graph", "placement", "grids", "codes", "histograms", "ranges", "judged")
+CHANGED = ("graph", "placement", "grids", "codes", "histograms", "ranges", "judged", "apart")
 """Of a State: what steps change, beside the log that they add to."""
 
 

@@ -72,6 +72,8 @@ class State:
     judged: dict[str, tuple[tuple[str, int, int], ...]] = field(default_factory=dict)
     """What gates look at in place of the outputs, where a step says so: a tensor, and the scores that say how much its
     places count: their highest along an axis, and where that axis goes. See `leadline.steps.heads`."""
+    apart: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
+    """Outputs that a step has taken apart: along which axis, and what the parts are called."""
     log: list[Record] = field(default_factory=list)
     reference: list[dict[str, NDArray[Any]]] = field(default_factory=list)
     """What the float network gives on the held-out samples that gates look at; see `leadline.steps.gate`."""
