@@ -32,10 +32,12 @@ from yolov8_onnx import detector, picture
 TILE = 160
 RECIPES: dict[str, Recipe] = {
     "minmax-w8a8": Recipe.load("minmax-w8a8"),
-    "detector-w8a8, minmax": yolov8.recipe("minmax"),
-    "detector-w8a8, entropy": yolov8.recipe("entropy"),
-    "detector-w8a8": yolov8.recipe(),
-    "detector-w8a8, separate": yolov8.recipe(separate=True),
+    "w8a8, minmax": yolov8.recipe("minmax"),
+    "w8a8, entropy": yolov8.recipe("entropy"),
+    "w8a8": yolov8.recipe(),
+    "w8a8, separate": yolov8.recipe(separate=True),
+    "w4a8": Recipe.load("w4a8"),
+    "w8a16": Recipe.load("w8a16"),
 }
 
 

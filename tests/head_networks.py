@@ -1,4 +1,4 @@
-"""Small networks with a detection head of each kind: boxes in pixels beside rare high scores, as exporters write them."""
+"""Small networks with a detection head of each kind, as exporters write them: boxes in pixels, rare high scores."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def flat() -> tuple[np.ndarray, np.ndarray]:
 
 
 def anchored(slices: bool = False) -> onnx.ModelProto:
-    """YOLOv5, v7: one convolution for all of a level, a Sigmoid over it, anchors; (1, places x anchors, 5 + classes)."""
+    """YOLOv5, v7: one convolution and Sigmoid for all of a level, anchors; (1, places x anchors, 5 + classes)."""
     b, rows = Builder(), []
     for x, side, stride in zip(b.levels(), SIDES, STRIDES, strict=True):
         size = 5 + CLASSES
@@ -148,7 +148,7 @@ def best(count: int = 12) -> onnx.ModelProto:
 
 
 def apart(last: bool) -> onnx.ModelProto:
-    """What non-maximum suppression takes: boxes (1, places, 4) and scores (1, classes, places) or (1, places, classes)."""
+    """What non-maximum suppression takes: boxes (1, places, 4), scores (1, classes, places) or as the boxes."""
     b = Builder()
     box, score = _decoded(b, True)
     return b.model(box, score if last else b.add("Transpose", score, perm=[0, 2, 1]))

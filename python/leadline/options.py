@@ -83,7 +83,8 @@ class Fold(Options):
 
 @dataclass(frozen=True)
 class Heads(Options):
-    """Detection heads: part what is only joined to be split again, and compute boxes at more bits than features. Exact.
+    """Detection heads: part what is only joined to be split again, give what the last layers write and all behind them
+    more bits than features have, and have gates judge scores and boxes apart. Nothing where there are none.
 
     On one 8-bit grid for boxes in pixels and scores of 0 to 1, as exports of YOLOv8 ask for, all scores become 0.
     """
@@ -93,7 +94,7 @@ class Heads(Options):
     separate: bool = False
     """Give boxes and scores an output each; else they stay in one, of `bits` bits."""
     bits: Annotated[int, Within(8, 16)] = 16
-    """Of the activations that boxes are decoded in, from the softmax of their logits on."""
+    """Of the activations from the last layers' outputs on, where the recipe's have fewer."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline.recipe import Calibrate, Heads, Polish, Recipe, Rotate
+from leadline.recipe import Calibrate, Polish, Recipe, Rotate
 from leadline.types import Granularity, Scheme, refuse
 
 WIDTHS = frozenset(range(2, 17))
@@ -107,9 +107,6 @@ class Profile:
         if self.float_only_in_blocks and not any(activations.values()) and not blocks:
             raise refused(f"{self.name} takes float activations beside weights in blocks alone", "no blocks")
         for step in recipe.steps:
-            if isinstance(step, Heads) and any(activations.values()) and step.bits not in self.activation_bits:
-                rule = f"{self.name} takes activations of {_listed(self.activation_bits)} bits"
-                raise refused(rule, f"heads with bits {step.bits}")
             own = isinstance(step, Polish) or (isinstance(step, Rotate) and step.online)
             if own and not self.own_operators:
                 raise refused(f"{self.name} has no operators for logarithms and rotations at run time", step.step)

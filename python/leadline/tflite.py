@@ -42,7 +42,7 @@ from leadline.export.tflite_write import check_io, prepare, write
 from leadline.gram import ConvGram, Gram
 from leadline.observers import Histogram, search_range
 from leadline.profiles import LITERT
-from leadline.recipe import Calibrate, CorrectBias, Fold, Recipe, Round
+from leadline.recipe import Calibrate, CorrectBias, Fold, Heads, Recipe, Round
 from leadline.sqnr import Sqnr
 from leadline.types import Grid, Scheme, refuse
 
@@ -194,7 +194,7 @@ class _Work:
         self.sites = sites(runner.model)
         self.static = recipe.activations is not None
         self.notes: list[str] = []
-        unknown = {step.step for step in recipe.steps if not isinstance(step, (Fold, *_DONE))}
+        unknown = {step.step for step in recipe.steps if not isinstance(step, (Fold, Heads, *_DONE))}
         self.notes += [f"{step}: needs the network as ONNX, not done" for step in sorted(unknown)]
         self.calibrate = next((step for step in recipe.steps if isinstance(step, Calibrate)), Calibrate())
         self.round = next((step for step in recipe.steps if isinstance(step, Round)), Round())

@@ -27,6 +27,7 @@ from leadline.export.tflite_match import Matching, Site, match, to_tflite
 from leadline.export.tflite_read import Tflite, read
 from leadline.export.tflite_run import observe
 from leadline.export.tflite_write import GUARD, Io, Preset, prepare, write
+from leadline.export.widths import without_wide
 from leadline.files import replacing
 from leadline.graph import Graph, Layer, Node
 from leadline.types import Grid, Scheme, refuse
@@ -47,6 +48,14 @@ class Quantized(Protocol):
     def codes(self) -> Mapping[str, NDArray[np.integer[Any]]]: ...
     @property
     def held_out(self) -> Samples: ...
+
+
+@dataclass(frozen=True)
+class _Narrow:
+    graph: Graph
+    grids: Mapping[str, Grid]
+    codes: Mapping[str, NDArray[np.integer[Any]]]
+    held_out: Samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +137,8 @@ def plan(
     Parameters
     ----------
     quantized : Quantized
-        With activations of 8 bits and one scale, or with float activations.
+        With activations of 8 bits and one scale, or with float activations. Among those of 8 bits, wider ones (a
+        detector's last layers and all behind them) stay in float.
     data : Samples, optional
         For the ranges of tensors that only the ``.tflite`` has, such as the pieces of a LayerNorm, and for matching.
         Default: the held-out samples.
@@ -142,14 +152,19 @@ def plan(
         A grid that LiteRT has no kernels for; or an extra is not installed.
     """
     graph, samples = quantized.graph, data if data is not None else quantized.held_out
+    grids, codes, wide = without_wide(graph, quantized.grids, quantized.codes)
+    quantized = _Narrow(graph, grids, codes, quantized.held_out)
     content = convert(graph) if content is None else content
     matching = match(graph, content, next(iter(samples)), threads)
     model = read(content)
     notes = [f"{name}: the converter rewrote this layer, it stays in float" for name in matching.missing]
     activations = _activations(graph, quantized.grids, matching, model)
+    floating = _behind(model, {index for index, names in matching.activations.items() if set(names).issubset(wide)})
+    if wide:
+        notes.append(f"{wide[0]}: and {len(floating)} tensors from there on stay in float: LiteRT mixes no widths")
     if activations:
         written = [tensor for tensor in model.main.activations() if tensor.dtype == "float32"]
-        own = [tensor.name for tensor in written if tensor.name not in activations]
+        own = [tensor.name for tensor in written if tensor.name not in activations and tensor.index not in floating]
         feeds = (list(feed.values()) for feed in samples)
         activations |= observe(content, own, feeds, threads)
     tied = tie(model, activations)
@@ -162,6 +177,15 @@ def plan(
             notes += note
             parameters |= _bias(layer, graph, quantized, site, model, tied, entry[0])
     return Converted(content, tied, parameters, tuple(notes), quantized.held_out, matching=matching)
+
+
+def _behind(model: Tflite, indices: set[int]) -> set[int]:
+    """Tensors, and all that is computed from them."""
+    reached = set(indices)
+    for operator in model.main.operators:
+        if reached.intersection(operator.inputs):
+            reached.update(operator.outputs)
+    return reached
 
 
 def _activations(graph: Graph, grids: Mapping[str, Grid], matching: Matching, model: Tflite) -> dict[str, Grid]:

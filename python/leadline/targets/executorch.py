@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leadline.export.widths import without_wide
 from leadline.files import replacing
 from leadline.graph import Graph
 from leadline.sqnr import Sqnr
@@ -83,8 +84,9 @@ def export_grids(
     Parameters
     ----------
     graph, grids, codes
-        Activations per tensor, weights per tensor or per channel and symmetric, all of at most 8 bits. Or, where the
-        inputs of linear layers have no grids, their weights in 4 bits and blocks of 32 or its multiples.
+        Activations per tensor, weights per tensor or per channel and symmetric, all of at most 8 bits; wider
+        activations among such (a detector's last layers and all behind them) stay in float. Or, where the inputs of
+        linear layers have no grids, their weights in 4 bits and blocks of 32 or its multiples.
     path : path
         The ``.pte`` file.
 
@@ -99,6 +101,7 @@ def export_grids(
 
     from leadline.targets.executorch_module import blocks, integer_module
 
+    grids, codes, _ = without_wide(graph, grids, codes)
     module = integer_module(graph, grids, codes)
     example = tuple(torch.zeros(value.shape) for value in graph.inputs)
     dynamic = blocks(graph, grids, codes)
@@ -114,6 +117,7 @@ def simulation(graph: Graph, grids: Mapping[str, Grid], codes: Mapping[str, NDAr
     check_installed("simulation")
     from leadline.targets.executorch_module import integer_module
 
+    grids, codes, _ = without_wide(graph, grids, codes)
     return integer_module(graph, grids, codes)
 
 
