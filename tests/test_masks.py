@@ -169,3 +169,13 @@ def test_bounds_reach_as_far_as_readers_see() -> None:
         assert TOKENS * np.exp(bounds[added].lo - highest.min()) <= 0.5 / 2**bits * 1.001
         assert bounds["mask"].lo + seen[added].max() <= bounds[added].lo + 1e-4
         assert masks.clipped(seen, ["mask"])["mask"].min() >= bounds["mask"].lo - 1e-4
+
+
+@pytest.mark.parametrize("value", [LOWEST, -1e9, -1e4, -100.0])
+@pytest.mark.parametrize("kind", ["add", "where", "where_zero", "input", "bool"])
+def test_rows_masked_as_a_whole_at_a_finite_distance(kind: str, value: float) -> None:
+    """-1e4 leaves the scores beside it in the sum, -1e9 does not; the artefact does as the original."""
+    decibels, q = score(attention(kind, value, rows=True), recipe())
+    assert decibels > unmasked(8, 8) - 1
+    levelled = [r for r in q.log if "masks whole rows" in r.note]
+    assert len(levelled) == (value > -1e5 and kind in ("add", "where_zero", "input"))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline.graph.edit import add_constant, add_value, derived
+from leadline.graph.edit import add_constant, add_value, derived, insert, set_constant, share_constant
 from leadline.graph.evaluate import run_node
 from leadline.graph.ir import Graph, Node
 from leadline.graph.operators import moves_data
@@ -156,6 +156,60 @@ class _Sources:
         output = add_value(self.graph, derived(inputs[0], op_type), shape, np.dtype(dtype))
         self.nodes.append(Node(op_type, inputs, [output], "", dict(attrs)))
         return output
+
+
+RESOLVED = 2.0**14
+"""Beyond it float32 has no digits left for the scores beside a mask: a row masked as a whole is even, or NaN."""
+
+
+def whole_masks(graph: Graph) -> list[tuple[Node, str, int]]:
+    """The sums in front of a Softmax that may mask a whole row: the Add, the mask, and the axis of its rows."""
+    producers = graph.producers()
+    scored = _computed(graph)
+    found = []
+    for node in graph.nodes:
+        added = producers.get(node.inputs[0]) if node.op_type == "Softmax" else None
+        if added is None or added.op_type != "Add":
+            continue
+        masks = [name for name in added.inputs if name not in scored]
+        shape, axis = graph.shape(added.outputs[0]), int(node.attrs.get("axis", -1))
+        axis = axis - len(shape) if axis >= 0 else axis
+        if len(masks) == 1 and len(graph.shape(masks[0])) >= -axis and graph.shape(masks[0])[axis] > 1:
+            found.append((added, masks[0], axis))
+    return found
+
+
+def level(graph: Graph, added: Node, mask: str, axis: int) -> None:
+    """Take the largest value of each row of a mask away from it, as far as float32 resolves the scores beside it: a
+    Softmax does not see that, and rows that are masked as a whole keep their scores on a grid."""
+    position = added.inputs.index(mask)
+    if mask in graph.weights:
+        array = graph.weights[mask]
+        top = np.maximum(array.max(axis=axis, keepdims=True), -np.float32(RESOLVED))
+        set_constant(graph, added, position, "level", array - top)
+        return
+    shape = list(graph.shape(mask))
+    shape[axis] = 1
+    axes = share_constant(graph, f"axes.{axis}", np.array([axis], np.int64))
+    low = share_constant(graph, "resolved", np.array(-RESOLVED, np.float32))
+    top, clipped = add_value(graph, f"{mask}.top", shape), add_value(graph, f"{mask}.offset", shape)
+    levelled = added.inputs[position] = add_value(graph, f"{mask}.level", graph.shape(mask))
+    insert(
+        graph,
+        added,
+        Node("ReduceMax", [mask, axes], [top], top, {"keepdims": 1}),
+        Node("Clip", [top, low], [clipped], clipped),
+        Node("Sub", [mask, clipped], [levelled], levelled),
+    )
+
+
+def _computed(graph: Graph) -> set[str]:
+    """What layers and products of activations make: no masks."""
+    found: set[str] = set()
+    for node in graph.nodes:
+        if node.op_type in ("Conv", "Gemm", "MatMul", "ConvTranspose") or not found.isdisjoint(node.inputs):
+            found.update(node.outputs)
+    return found
 
 
 def _fold(graph: Graph) -> None:

@@ -64,7 +64,7 @@ class Masks:
     """
 
     def __init__(self, graph: Graph, bits: int = 8) -> None:
-        self._graph, self._bits = graph, bits
+        self._graph, self._bits, self._producers = graph, bits, graph.producers()
         marks, limits = _marks(graph, MASK, inputs=True), self._limits({}, graph.nodes)
         self.bounded = {name for name, mark in marks.items() if _reached(mark, limits.get(name, Bounds()))}
         self._nodes = [node for node in graph.nodes if not self.bounded.isdisjoint(node.inputs)]
@@ -135,6 +135,8 @@ class Masks:
             return Bounds()
         other = node.inputs[1 - position]
         if node.op_type in ("Add", "Sub"):
+            if node.op_type == "Sub" and self._is_top(node):
+                return Bounds(written.lo)
             ends = self._ends(other, seen)
             if node.op_type == "Add":
                 return Bounds(written.lo - ends.hi, written.hi - ends.lo)
@@ -151,6 +153,13 @@ class Masks:
             least, most = 1 / most, 1 / least
         lo, hi = (written.lo, written.hi) if most > 0 else (written.hi, written.lo)
         return Bounds(min(lo * least, lo * most), max(hi * least, hi * most))
+
+    def _is_top(self, node: Node) -> bool:
+        """Whether it takes the largest of each row away: with the row, that follows."""
+        top = self._producers.get(node.inputs[1])
+        while top is not None and (top.op_type == "Clip" or moves_data(top)):
+            top = self._producers.get(top.inputs[0])
+        return top is not None and top.op_type == "ReduceMax" and top.inputs[0] == node.inputs[0]
 
     def _ends(self, name: str, seen: Mapping[str, Array]) -> Bounds:
         """The lowest and highest finite value; zeros before data are seen."""

@@ -15,7 +15,7 @@ from leadline.observers import Histogram, MovingAverage, search_range
 from leadline.recipe import Calibrate, Observer
 from leadline.steps.fitting import fit, output_grid, suit_multipliers
 from leadline.steps.gate import LUCK, output_error
-from leadline.steps.observe import histograms, masks_of, observe
+from leadline.steps.observe import histograms, level_masks, masks_of, observe
 from leadline.steps.placement import Placement, place
 from leadline.steps.state import Record, State
 from leadline.types import Grid, Scheme
@@ -49,6 +49,9 @@ def calibrate(step: Calibrate, state: State) -> None:
     another for moving averages."""
     own_biases(state.graph)
     own_branches(state.graph)
+    for name in level_masks(state):
+        note = "masks whole rows, so each row's largest value is taken away from it"
+        state.log.append(Record("calibrate", name, note))
     state.placement = placement = fit(state.graph, place(state.graph, state.recipe, state.profile), state.profile)
     state.log += [Record.of("calibrate", note) for note in placement.notes]
     ranges, masks = _observe(step, state, placement)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
 from leadline.cache import digest
 from leadline.graph import Session
-from leadline.graph.masks import Masks
+from leadline.graph.guards import RESOLVED, level, whole_masks
+from leadline.graph.masks import MASK, Masks
 from leadline.observers import Histogram
 from leadline.steps.state import State
 
 T = TypeVar("T")
+
+LOOKED_AT = 16
+"""Calibration samples that tell whether a mask covers whole rows."""
 
 
 def observe(state: State, tensors: Sequence[str], what: str) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
@@ -54,3 +59,24 @@ def histograms(state: State, axes: Mapping[str, int | None], what: str) -> dict[
 
     bits = None if state.recipe.activations is None else state.recipe.activations.bits
     return observed(state, "histograms", (axes, bits), compute)
+
+
+def level_masks(state: State) -> list[str]:
+    """Level the masks that mask whole rows of the calibration samples at a finite distance (`graph.guards.level`); what
+    they are called. A grid ends at masks, and such rows would come out even."""
+    found = [one for one in whole_masks(state.graph) if one[1] not in {value.name for value in state.graph.outputs}]
+    needed: set[int] = set()
+    names = sorted({mask for _, mask, _ in found if mask in state.graph.values})
+    inputs = {value.name for value in state.graph.inputs}
+    feeds = list(state.calibration.take(LOOKED_AT)) if names else [{}]
+    watched = [name for name in names if name not in inputs]
+    with Session(state.graph, outputs=watched or None, threads=state.threads) if names else nullcontext() as session:
+        for feed in feeds:
+            seen = {} if session is None else session.run(feed) | feed
+            for place, (_, mask, axis) in enumerate(found):
+                top = (seen[mask] if mask in seen else state.graph.weights[mask]).max(axis=axis)
+                if ((top <= -MASK) & (top >= -RESOLVED)).any():
+                    needed.add(place)
+    for place in sorted(needed):
+        level(state.graph, *found[place])
+    return sorted({found[place][1] for place in needed})
