@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from leadline.collapse import FLAT, LOST, Comparison, Likeness
 from leadline.graph import Graph
+from leadline.graph.masks import Masks
 from leadline.graph.operators import by_channel, channel_axes
 from leadline.graph.trace import bounded
 from leadline.sqnr import Sqnr
@@ -134,6 +135,7 @@ class Run:
         self._ops = {name: node.op_type for node in graph.nodes for name in node.outputs}
         self._order = {name: position for position, name in enumerate(self._ops)}
         self.axes = channel_axes(graph)
+        self._masked = Masks(graph).bounded
         self._sums: dict[str, NDArray[np.float64]] = {}
         self._simulated = {name: Comparison(self.axes[name]) for name in outputs}
         self._fused = {name: Comparison(self.axes[name], whole=not judged) for name in outputs}
@@ -166,7 +168,10 @@ class Run:
                 self.pictures.append(Dense(name, label, *planes))
         for name in self._inner:
             if name in wanted:
-                sums = channel_sums(wanted[name], got[name], self.axes[name])
+                exact, grid = wanted[name], grids.get(name)
+                if name in self._masked and grid is not None and grid.scheme.granularity == "tensor":
+                    exact = np.clip(exact, grid.lo, grid.hi)  # how far masks lie beyond it nobody sees
+                sums = channel_sums(exact, got[name], self.axes[name])
                 self._sums[name] = self._sums.get(name, 0) + sums
         self._seen += 1
 
