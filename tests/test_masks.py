@@ -179,8 +179,6 @@ def test_rows_masked_as_a_whole_at_a_finite_distance(kind: str, value: float) ->
     assert decibels > unmasked(8, 8) - 1
     levelled = [r for r in q.log if "masks whole rows" in r.note]
     assert len(levelled) == (value > -1e5 and kind in ("add", "where_zero", "input"))
-<<<<<<< Updated upstream
-=======
 
 
 @pytest.mark.parametrize("value", [-np.inf, -1e9])
@@ -192,4 +190,3 @@ def test_verification_looks_at_no_mask(kind: str, value: float) -> None:
     assert found.origin is None and not found.moved
     masked = next(node for node in q.graph.nodes if node.op_type == "Softmax").inputs[0]
     assert {one.name: one.sqnr for one in found.tensors}[masked] > 20
->>>>>>> Stashed changes
