@@ -28,7 +28,7 @@ from leadline.graph.features import network_features
 from leadline.graph.ir import Sample
 from leadline.observers import Histogram
 from leadline.original import SAMPLES, Original, Proof
-from leadline.profiles import profile_of
+from leadline.profiles import Profile, profile_of
 from leadline.progress import Quiet
 from leadline.recipe import Recipe
 from leadline.steps import Progress, Record, State, apply, recentre
@@ -378,15 +378,16 @@ def prepare(
         warnings.warn("one sample: the artefact is checked on what it was calibrated on", stacklevel=3)
     state = State(network.copy(), recipe, calibration, kept_out, progress, _simulate, threads, profile, cache=cache)
     if network.tail is not None:
-        state.log.append(Record("load", ", ".join(network.tail.written), _kept_behind(network.tail)))
+        state.log.append(Record("load", ", ".join(network.tail.written), _kept_behind(network.tail, profile)))
     state.log += [Record.of("load", note) for note in network.notes]
     return state, given
 
 
-def _kept_behind(tail: Tail) -> str:
+def _kept_behind(tail: Tail, profile: Profile) -> str:
     more = f" and {len(tail.causes) - 1} more" if len(tail.causes) > 1 else ""
     what = f"{len(tail.nodes)} operators behind the quantised part stay as they are, in float"
-    return f"{what}: shapes depend on the data from {tail.causes[0]}{more} on"
+    where = f"; {profile.name} leaves them to the CPU" if profile.integers_only else ""
+    return f"{what}: shapes depend on the data from {tail.causes[0]}{more} on{where}"
 
 
 def load_pair(

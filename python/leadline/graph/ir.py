@@ -151,8 +151,8 @@ class Graph:
         Raises
         ------
         InputError
-            The file is missing, damaged, not ONNX, already quantised, not float32, holds NaN or infinity, has
-            control flow or operators outside ONNX, or does not fit the sample.
+            The file is missing, damaged, not ONNX, already quantised, not float, holds NaN or infinity, has operators
+            outside ONNX, or layers behind what depends on the data (see `tail`), or does not fit the sample.
         """
         from leadline.graph import load
         from leadline.graph.read import read
