@@ -139,6 +139,45 @@ def last_normed(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto
     return [node("LayerNormalization", "a gain offset", "b", axis=-1)]
 
 
+def wide_normed(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    """LayerNormalization over all axes but the first."""
+    w("gain", *shape[1:], fan=9, around=1.0), w("offset", *shape[1:], fan=9)
+    return [node("LayerNormalization", "a gain offset", "b", axis=1)]
+
+
+def statistics(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    """LayerNormalization, whose mean and deviation are read, not what it normalises."""
+    w("gain", shape[-1], fan=9, around=1.0)
+    return [
+        node("LayerNormalization", "a gain", "unread mean inverse", axis=-1),
+        node("Sub", "a mean", "centred"),
+        node("Mul", "centred inverse", "b"),
+    ]
+
+
+def shuffled(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    """Channels in groups, which change places: one axis more, up to six."""
+    grouped = (*shape[:axis], 2, CHANNELS // 2, *shape[axis + 1 :])
+    perm = list(range(len(grouped)))
+    perm[axis], perm[axis + 1] = axis + 1, axis
+    return [
+        node("Reshape", f"a {w.integers('grouped', *grouped)}", "g"),
+        node("Transpose", "g", "t", perm=perm),
+        node("Sigmoid", "t", "s"),
+        node("Reshape", f"s {w.integers('back', *shape)}", "b"),
+    ]
+
+
+def extremes(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
+    """Integers in between, of another rank, and a choice by them."""
+    at = another(shape, axis)
+    return [
+        node("ArgMax", "a", "place", axis=at, keepdims=1),
+        node("GatherElements", "a place", "most", axis=at),
+        node("Sub", "a most", "b"),
+    ]
+
+
 def plain(*steps: tuple[str, dict[str, Any]]) -> Middle:
     def nodes(w: Weights, shape: tuple[int, ...], axis: int) -> list[NodeProto]:
         names = ["a", *(f"s{i}" for i in range(len(steps) - 1)), "b"]
@@ -251,6 +290,12 @@ MIDDLES: dict[str, tuple[str, Middle]] = {
     "Dropout": ("cl", dropped),
     "Dropout-mask": ("cl", mask_alone),
     "LayerNormalization": ("cl", last_normed),
+    "LayerNormalization-wide": ("cl", wide_normed),
+    "LayerNormalization-statistics": ("cl", statistics),
+    "shuffled": ("cl", shuffled),
+    "extremes": ("cl", extremes),
+    "LRN": ("c", plain(("LRN", {"size": 3}), ("Relu", {}))),
+    "LpPool": ("c", pooled("LpPool")),
     "BatchNormalization": ("c", normed("BatchNormalization")),
     "InstanceNormalization": ("c", normed("InstanceNormalization")),
     "MaxPool": ("c", pooled("MaxPool")),

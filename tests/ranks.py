@@ -213,9 +213,11 @@ def between(rank: int, first: bool, nodes: Middle) -> Callable[[Weights], Parts]
 
 for name, (where, nodes) in MIDDLES.items():
     for rank in SHAPES:
-        if "c" in where and rank > 2:
+        if "c" in where and rank > 2 and not (name == "LRN" and rank != 4):  # onnxruntime has no other
             network(f"{name}-between-convolutions-rank-{rank}", between(rank, True, nodes))
-        if "l" in where and not (rank == 1 and name in ("joined", "gathered", "TopK")):
+        if "l" in where and not (
+            rank == 1 and name in ("joined", "gathered", "TopK", "extremes", "LayerNormalization-wide")
+        ):
             network(f"{name}-between-linears-rank-{rank}", between(rank, False, nodes))
 
 
@@ -356,6 +358,66 @@ def left_out(w: Weights) -> Parts:
 
 
 network("Split-then-TopK", left_out)
+
+
+def normed_rows(w: Weights) -> Parts:
+    """BatchNormalization of a matrix, in front of layers and behind them, with a chain to fold into."""
+    for name in ("1", "2"):
+        w(f"gain{name}", 6, fan=9, around=1.0), w(f"offset{name}", 6, fan=9), w(f"mean{name}", 6, fan=9)
+        w(f"variance{name}", 6, fan=100, around=1.0)
+    w("w1", 6, 6), w("w2", 6, 4)
+    nodes = [
+        node("BatchNormalization", "x gain1 offset1 mean1 variance1", "n"),
+        node("MatMul", "n w1", "a", name="first"),
+        node("BatchNormalization", "a gain2 offset2 mean2 variance2", "m"),
+        node("Relu", "m", "b"),
+        node("MatMul", "b w2", "y", name="last"),
+    ]
+    return nodes, (3, 6)
+
+
+def computed_kernel(axes: int) -> Callable[[Weights], Parts]:
+    """A convolution whose kernel the network computes, and its bias."""
+
+    def build(w: Weights) -> Parts:
+        w("w1", 4, 3, *[3] * axes), w("w2", 4 * 4 * 3**axes, 4, fan=4), w("w3", 3, 4, *[1] * axes)
+        nodes = [
+            node("Conv", "x w1", "a", name="first"),
+            node("GlobalAveragePool", "a", "p"),
+            node("Reshape", f"p {w.integers('line', 4)}", "v"),
+            node("MatMul", "w2 v", "k"),
+            node("Reshape", f"k {w.integers('kernel', 4, 4, *[3] * axes)}", "kernel_"),
+            node("Conv", "a kernel_ v", "b", name="computed", pads=[1] * 2 * axes),
+            node("Relu", "b", "c"),
+            node("Conv", "c w3", "y", name="last"),
+        ]
+        return nodes, (1, 3, *SPACE[axes])
+
+    return build
+
+
+network("BatchNormalization-of-rows", normed_rows)
+for axes in SPACE:
+    network(f"Conv{axes}d-of-a-computed-kernel", computed_kernel(axes))
+
+
+def shared_weights(shape: tuple[int, ...]) -> Callable[[Weights], Parts]:
+    """Two products with one constant."""
+
+    def build(w: Weights) -> Parts:
+        w("w", *shape)
+        nodes = [
+            node("MatMul", "x w", "a", name="first"),
+            node("Relu", "a", "b"),
+            node("MatMul", "b w", "y", name="last"),
+        ]
+        return nodes, (2, 3, 6)
+
+    return build
+
+
+network("shared-matrix", shared_weights((6, 6)))
+network("shared-batch", shared_weights((2, 6, 6)))
 
 
 # Ends of networks.

@@ -122,6 +122,12 @@ def test_model_that_onnxruntime_refuses(tmp_path):
         Session(tmp_path / "text.onnx")
 
 
+def test_network_that_onnxruntime_gives_up_on():
+    session = Session(model([node("LRN", "x", "y", size=3)], (1, 4, 5)), optimize=False)  # it has rank 4 only
+    with pytest.raises(InputError, match=r"\[Session.run\] the model must run on its inputs. Received .*LRN"):
+        session.run({"x": random(1, 4, 5)})
+
+
 def test_quantised_model_runs():
     """verify and inspect open what Graph.load refuses."""
     nodes = [node("QuantizeLinear", "x s z", "q"), node("DequantizeLinear", "q s z", "y")]
