@@ -24,6 +24,7 @@ from leadline.sweep import page as sweep_page
 from leadline.sweep.outcome import Results
 from leadline.sweep.store import Row
 from leadline.targets.hexagon import Build
+from leadline.targets.tail import FinalScore
 from leadline.verification import verify
 from small_networks import SHAPE, conv_relu_conv, graph, quantized, samples
 from test_report import Page
@@ -118,7 +119,8 @@ def test_every_kind_of_output(base, kind, tmp_path):
 STATES = (
     "as it is", "moved tensors", "no tensors", "broken", "collapsed", "no outputs with grids", "many outputs",
     "kernels saturate", "hexagon took it", "hexagon refused it", "hexagon left some", "no encodings", "limits",
-    "skipped files", "no steps", "steps without notes", "infinite ranges", "other files", "hostile names",
+    "skipped files", "no steps", "steps without notes", "infinite ranges", "other files", "a tail in float",
+    "hostile names",
 )  # fmt: skip
 
 
@@ -129,6 +131,7 @@ def states(verification):
     left = Build(3, (("Erf_<1>", "Erf"),), "")
     lost = replace(score, collapse=["constant, 0", "SQNR -3.4 dB"], sqnr=-3.4)
     endless = {"name": "x", "bits": 8, "seen": [-np.inf, np.inf], "chosen": [0, np.nan], "clipped": 0.0}
+    tail = [FinalScore("boxes", 3, 2, 17.5), FinalScore("<n>", 3, 0, None)]
     weight = {"bits": 8, "size": 1, "sqnr": 9.0, "used": 0.5, "at_ends": 0.0, "not_nearest": 0.0}
     network = {"file": "".join(HOSTILE[:3]), "inputs": {n: [1] for n in HOSTILE}, "outputs": {}, "parameters": 0}
     hostile = [replace(score, name=name, collapse=[name]) for name in HOSTILE]
@@ -151,6 +154,7 @@ def states(verification):
         "no steps": ({"steps": [], "ranges": [], "rounding": []}, {}),
         "steps without notes": ({"steps": [Record("a", "b", kept=kept).to_dict() for kept in (True, False)]}, {}),
         "infinite ranges": ({"ranges": [endless]}, {}),
+        "a tail in float": ({}, {"final": tail, "judged_by": "<net>"}),
         "other files": ({"files": {"a/net.onnx": 10, "b/net.onnx": 5}}, {}),
         "hostile names": (
             {
@@ -188,6 +192,7 @@ def test_every_state_of_a_run(base, state, charts, tmp_path, monkeypatch):
         "hexagon left some": "Erf_<1> (Erf)",
         "limits": "no device runs this: a <grid> per token",
         "skipped files": "a.png: broken",
+        "a tail in float": "boxes 2 of 3 samples 17.50 <n> 0 of 3 samples",
     }
     assert said.get(state, "") in page.text
     if state == "hostile names":
