@@ -181,6 +181,19 @@ def test_an_output_lost_about_its_mean_names_the_first_broken_tensor():
     assert result.collapse and result.origin == "relu"
 
 
+def test_what_topk_picks_may_come_in_another_order():
+    """Two that change places are the same picks."""
+    nodes = [node("Reshape", "x s", "a"), node("Add", "a n", "b"), node("TopK", "b k", "v y", axis=1)]
+    noise = np.zeros(432, np.float32)
+    proto = model(nodes, SHAPE, s=np.array([1, 432]), n=noise, k=np.array([400]))
+    proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    other = onnx.ModelProto()
+    other.CopyFrom(proto)
+    other.graph.initializer[1].CopyFrom(onnx.numpy_helper.from_array(draw(5, 432, spread=0.03), "n"))
+    result = verify(graph(proto), other, samples(3), threads=1)
+    assert result.outputs[0].equal > 0.5 and result.collapse == []
+
+
 def test_values_of_a_sigmoid_are_told_from_others():
     network = graph(joined(4, 6))
     assert bounded(network, "y", 1).tolist() == [False] * 4 + [True] * 6

@@ -217,7 +217,9 @@ class Comparison:
         self._channels = min(self._channels, x.ndim - 1)
         for axis, length in enumerate(x.shape):
             rest = x.size // max(length, 1)
-            if axis == self._channels or (1 < length <= LONGEST and rest >= SEVERAL and not self._whole):
+            place = x.ndim > 3 and 1 == self._channels < axis  # (batch, channels, height, width)
+            several = 1 < length <= LONGEST and rest >= SEVERAL
+            if axis == self._channels or (several and not place and not self._whole):
                 rows = (np.moveaxis(v, axis, 0).reshape(length, rest) for v in (x, y))
                 self._axes.setdefault(axis, Sums()).update(*rows)
 

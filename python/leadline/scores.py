@@ -14,6 +14,7 @@ from leadline.graph import Graph
 from leadline.graph.masks import Masks
 from leadline.graph.operators import by_channel, channel_axes
 from leadline.graph.trace import bounded
+from leadline.graph.trace import origin as made_by
 from leadline.sqnr import Sqnr
 from leadline.targets.onnxruntime import Agreement
 from leadline.types import Grid, refuse
@@ -137,6 +138,9 @@ class Run:
         self.axes = channel_axes(graph)
         self._masked = Masks(graph).bounded
         self._sums: dict[str, NDArray[np.float64]] = {}
+        producers = {name: node for node in graph.nodes for name in node.outputs}
+        sources = {name: made_by(graph, producers, name)[1] for name in outputs}
+        self._picked = {name for name, node in sources.items() if node is not None and node.op_type == "TopK"}
         self._simulated = {name: Comparison(self.axes[name]) for name in outputs}
         self._fused = {name: Comparison(self.axes[name], whole=not judged) for name in outputs}
         self._worst = dict.fromkeys(outputs, np.inf)
@@ -157,8 +161,11 @@ class Run:
             if got[name].shape != wanted[name].shape:
                 rule = f"the artefact's output {name!r} must have the shape {wanted[name].shape}"
                 raise refuse("verify", rule, got[name].shape)
-            total.update(wanted[name], got[name])
-            self._worst[name] = min(self._worst[name], Sqnr().update(wanted[name], got[name]).db)
+            pair = wanted[name], got[name]
+            if name in self._picked:  # which elements these are, whatever their order
+                pair = np.sort(pair[0]), np.sort(pair[1])
+            total.update(*pair)
+            self._worst[name] = min(self._worst[name], Sqnr().update(*pair).db)
             if name in fused:
                 known = name in grids and grids[name].scheme.granularity != "token"
                 step = float(grids[name].scale.min()) if known else _spread(wanted[name]) / 256
