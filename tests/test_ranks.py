@@ -9,6 +9,7 @@ import pytest
 
 from graph_models import FLOAT_NOISE
 from leadline.data import load
+from leadline.export.tflite_match import to_tflite
 from leadline.graph import Graph
 from leadline.pipeline import prepare, quantize
 from leadline.recipe import Calibrate, Equalize, Fold, Heads, Recipe, Rotate, Round, Smooth
@@ -87,3 +88,20 @@ def test_every_tensor_has_a_fitting_grid(name):
 def test_hexagon_fits_every_rank(name, tmp_path):
     result = run_through(NETWORKS[name](), RECIPES["w8a8"], tmp_path, target="hexagon")
     assert (tmp_path / "model.qdq.onnx").exists() and result.target == "hexagon"
+
+
+@pytest.mark.parametrize("kind", ["Conv{}d-plain", "Conv{}d-depthwise", "ConvTranspose{}d-grouped"])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_weights_take_the_layout_of_tflite(axes, kind):
+    """(out, kernel, in), of depthwise ones (1, kernel, channels); transposed ones as the convolutions they undo."""
+    graph = Graph.from_model(NETWORKS[kind.format(axes)]())
+    layer = next(layer for layer in graph.layers() if layer.name == "middle")
+    weight = graph.weights[layer.weight]
+    moved = to_tflite(layer, weight)
+    outputs, inputs = weight.shape[:2] if layer.kind != "transpose" else weight.shape[1::-1]
+    wanted = (1, *[3] * axes, outputs) if layer.kind == "depthwise" else (outputs, *[3] * axes, inputs)
+    assert moved.shape == wanted
+    tap = (2, 1, 0)[:axes]
+    for first, second in [(0, 0), (3, 0), (weight.shape[0] - 1, weight.shape[1] - 1)]:
+        ends = (first, second) if layer.kind == "conv" else (second, first)
+        assert moved[ends[0], *tap, ends[1]] == weight[first, second, *tap]

@@ -172,10 +172,11 @@ def plan(
     for layer in graph.layers():
         if layer.name in matching.layers and layer.weight in quantized.grids:
             site = matching.layers[layer.name]
-            entry, note = _weight(layer, graph, quantized, site)
-            parameters[model.main.tensors[site.weight].name] = entry
+            (grid, stored), note = _weight(layer, graph, quantized, site)
+            tensor = model.main.tensors[site.weight]
+            parameters[tensor.name] = grid, stored.reshape(tensor.shape)
             notes += note
-            parameters |= _bias(layer, graph, quantized, site, model, tied, entry[0])
+            parameters |= _bias(layer, graph, quantized, site, model, tied, grid)
     return Converted(content, tied, parameters, tuple(notes), quantized.held_out, matching=matching)
 
 

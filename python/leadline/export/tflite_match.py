@@ -77,14 +77,13 @@ def sites(model: Tflite) -> list[Site]:
 def to_tflite(layer: Layer, weight: Array) -> Array:
     """A layer's weight, or its codes, in the layout of a ``.tflite``.
 
-    Linear (out, in) stays (a MatMul's (in, out) is transposed); convolutions become (out, height, width, in), depthwise
-    ones (1, height, width, channels).
+    Linear (out, in) stays (MatMul's (in, out) are transposed); convolutions become (out, height, width, in), depthwise
+    ones (1, height, width, channels), each with as many spatial axes as they have: the file may add some of one.
     """
     if layer.kind == "linear":
-        return weight if layer.axis == 0 else np.ascontiguousarray(weight.T)
-    if layer.kind == "conv":
-        return np.ascontiguousarray(weight.transpose(0, 2, 3, 1))
-    return np.ascontiguousarray(weight.transpose(1, 2, 3, 0))  # depthwise (C, 1, H, W), transposed (in, out, H, W)
+        return weight if layer.axis == 0 else np.ascontiguousarray(weight.swapaxes(-1, -2))
+    # depthwise (C, 1, H, W), transposed (in, out, H, W)
+    return np.ascontiguousarray(np.moveaxis(weight, 1 if layer.kind == "conv" else 0, -1))
 
 
 def match(graph: Graph, content: bytes, feed: Mapping[str, Array], threads: int | None = None) -> Matching:
