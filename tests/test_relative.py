@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from leadline.graph import Graph
-from leadline.graph.relative import relative
+from leadline.graph import Graph, Session
+from leadline.graph.relative import keep_positive, relative
 from leadline.recipe import Recipe
 from masked_networks import Net
 from test_masks import recipe, score
@@ -127,3 +127,32 @@ def test_residual_streams_that_are_normalised_keep_their_grids() -> None:
 def test_recipes_say_what_stays_float() -> None:
     _, q = score(network("reciprocal"), Recipe.load("minmax-w8a8"))
     assert any("relative error" in record.note for record in q.log)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_nothing_is_float_nothing_is_infinite(kind: str) -> None:
+    """Hexagon: 16 bits, but where arithmetic of 8 bits reads them, and a clamp in place."""
+    network_, make = network(kind, True)
+    _, q = score((network_, make), recipe(), "hexagon")
+    requantised = {name for node in q.graph.nodes if node.op_type == "Identity" for name in node.outputs}
+    for name in relative(q.graph) - requantised:
+        assert name not in q.grids or q.grids[name].scheme.bits == 16
+    assert (
+        any("16 bits" in record.note for record in q.log) or kind.startswith("log of softmax") or not relative(q.graph)
+    )
+
+
+def test_clips_are_put_where_a_bound_is_proved() -> None:
+    net = Net()
+    x = net.input("x", [1, 4])
+    squares = net("ReduceMean", net("Mul", x, x), axes=[1])
+    root = net("Sqrt", net("Add", squares, *_floats(net, 1e-6)))
+    out = net("Add", net("Div", x, root), net("Div", x, net("Sub", root, *_floats(net, 0.5))))
+    graph = Graph.from_model(net.model(out, [1, 4], opset=13))
+    before = Session(graph).run({"x": np.full((1, 4), 1e-5, F)})["y"]
+    names = keep_positive(graph)
+    assert len(names) == 1 and graph.producers()[names[0]].op_type == "Sqrt"
+    clip = next(node for node in graph.nodes if node.op_type == "Clip")
+    assert float(graph.weights[clip.inputs[1]]) == pytest.approx(1e-3)
+    np.testing.assert_array_equal(Session(graph).run({"x": np.full((1, 4), 1e-5, F)})["y"], before)
+    assert keep_positive(graph) == []

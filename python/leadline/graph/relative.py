@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from leadline.graph.edit import add_constant, add_value, insert
 from leadline.graph.ir import Graph, Node
 from leadline.graph.operators import CLAMPS, ELEMENTWISE, REDUCES, moves_data
 
@@ -98,3 +99,58 @@ def _downstream(graph: Graph, readers: dict[str, list[Node]], tensor: str) -> It
             alone = node.op_type in ELEMENTWISE and sum(other in graph.values for other in node.inputs) == 1
             if not node.domain and (alone or moves_data(node) or node.op_type in CLAMPS):
                 pending += [output for output in node.outputs if output]
+
+
+def keep_positive(graph: Graph) -> list[str]:
+    """Put a Clip behind what is divided by, or read by a logarithm, and provably has a positive lower bound. In float
+    that changes nothing; on a grid the exporter raises the bound to the lowest positive value. Returns their names."""
+    found = []
+    for node in list(graph.nodes):
+        tensor = _sensitive(graph, node)
+        producers = graph.producers()
+        if tensor is None or tensor not in producers or producers[tensor].op_type == "Clip":
+            continue
+        lowest = _lowest(graph, producers, tensor)
+        if lowest > 0:
+            clipped = add_value(graph, f"{tensor}.positive", graph.shape(tensor))
+            bound = add_constant(graph, f"{tensor}.lowest", np.array(lowest, np.float32))
+            node.inputs = [clipped if name == tensor else name for name in node.inputs]
+            insert(graph, node, Node("Clip", [tensor, bound], [clipped], clipped))
+            found.append(tensor)
+    return found
+
+
+_TINY = float(np.finfo(np.float32).tiny)
+_POSITIVE = {"Exp", "Sigmoid", "Softmax", "Softplus"}
+_NOT_NEGATIVE = {"Abs", "Relu", "ReduceL1", "ReduceL2", "ReduceSumSquare"}
+_NO_LOWER = {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "GlobalAveragePool", "GlobalMaxPool"}
+
+
+def _lowest(graph: Graph, producers: dict[str, Node], tensor: str) -> float:
+    """A bound that no value lies below, as far as operators tell; -inf where they do not."""
+    if tensor in graph.weights:
+        return float(graph.weights[tensor].min(initial=np.inf))
+    node = producers.get(tensor)
+    if node is None or node.domain:
+        return -np.inf
+    inputs = [name for name in node.inputs if name]
+    first = _lowest(graph, producers, inputs[0]) if inputs else -np.inf
+    match node.op_type:
+        case kind if kind in _POSITIVE:
+            return _TINY
+        case "Mul" if inputs[0] == inputs[1]:
+            return 0.0
+        case "Add":
+            return first + _lowest(graph, producers, inputs[1])
+        case "Mul":
+            second = _lowest(graph, producers, inputs[1])
+            return first * second if min(first, second) >= 0 else -np.inf
+        case "Sqrt":
+            return float(np.sqrt(max(first, 0.0)))
+        case "Clip" if len(node.inputs) > 1 and node.inputs[1]:
+            return max(first, _lowest(graph, producers, node.inputs[1]))
+        case kind if kind in _NO_LOWER or moves_data(node):
+            return first
+        case kind if kind in _NOT_NEGATIVE:
+            return max(first, 0.0)
+    return -np.inf

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from leadline.affine import accumulator_grid, choose_grid, range_of
 from leadline.graph import Graph, Layer
 from leadline.graph.edit import own_biases, own_branches
+from leadline.graph.relative import keep_positive
 from leadline.observers import Histogram, MovingAverage, search_range
 from leadline.recipe import Calibrate, Observer
 from leadline.steps.fitting import fit, output_grid, suit_multipliers
@@ -49,6 +50,9 @@ def calibrate(step: Calibrate, state: State) -> None:
     another for moving averages."""
     own_biases(state.graph)
     own_branches(state.graph)
+    if state.profile.integers_only:
+        for name in keep_positive(state.graph):
+            state.log.append(Record("calibrate", name, "kept above zero, which its reader cannot take"))
     for name in level_masks(state):
         note = "masks whole rows, so each row's largest value is taken away from it"
         state.log.append(Record("calibrate", name, note))
