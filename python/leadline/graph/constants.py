@@ -13,13 +13,14 @@ from onnx import helper
 
 from leadline.graph import control, evaluate
 from leadline.graph.edit import derived
-from leadline.graph.expand import Steps, body, standard, taken_apart
+from leadline.graph.expand import body, standard, taken_apart
 from leadline.graph.ir import OPSET, Array, Graph, Node, Value
 from leadline.graph.known import Known, first_output
 from leadline.graph.operators import RANDOM, SHAPE_DEPENDS_ON_DATA, SHAPE_INPUTS
 from leadline.graph.opset import restated
 from leadline.graph.sequences import Sequences
 from leadline.graph.tail import DependsOnDataError
+from leadline.graph.writer import Steps
 from leadline.types import InputError, refuse
 
 FLOATS = frozenset(np.dtype(kind) for kind in ("float16", "float64"))
@@ -82,7 +83,8 @@ class _Walk:
         self.kept: list[Node] = []
         values = {value.name: value for value in graph.inputs}
         taken = {*values, *graph.weights, *(name for node in graph.nodes for name in node.outputs)}
-        self.known = Known(label, values, graph.weights, taken)
+        read = {name for node in graph.nodes for name in node.inputs}.union(value.name for value in graph.outputs)
+        self.known = Known(label, values, graph.weights, taken, frozenset(read))
         self.sequences = Sequences(self.known)
         self._sample = {
             n: as_float32(array) for n, array in sample.items() if array.ndim < 2 and array.size <= _SAMPLED
@@ -116,6 +118,8 @@ class _Walk:
         if control.has_branches(node):
             return [(item, opset) for item in control.written_out(node, known)]
         check(node, opset, known)
+        if node.op_type == "CastLike":  # of its second input, the type alone counts
+            node = Node("Cast", node.inputs[:1], node.outputs, node.name, {"to": _code(known.dtype(node.inputs[1]))})
         if node.op_type in ("Shape", "Size", "EyeLike") and node.inputs[0] in known.values:
             known.weights.update(_of_shape(node, opset, known))
         elif all(name in known.weights for name in node.inputs if name):
@@ -141,8 +145,6 @@ class _Walk:
             raise known.refuse(
                 f"operators of {{label}} must be in opset {OPSET}, or made of such", node, f", opset {opset}"
             )
-        if node.op_type == "CastLike":
-            node = Node("Cast", node.inputs[:1], node.outputs, node.name, {"to": _code(known.dtype(node.inputs[1]))})
         if node.op_type == "Cast" and np.dtype(helper.tensor_dtype_to_np_dtype(node.attrs["to"])) in FLOATS:
             node.attrs["to"] = onnx.TensorProto.FLOAT
         for value in self._outputs(node):

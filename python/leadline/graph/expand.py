@@ -2,61 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import AttributeProto, helper
 
+from leadline.graph.contrib import RULES
 from leadline.graph.control import renamed
 from leadline.graph.ir import OPSET, Array, Node
 from leadline.graph.known import Known
 from leadline.graph.patterns import beside
 from leadline.graph.read import to_node
 from leadline.graph.write import to_node as to_proto
-
-Steps = list[tuple[Node, int]]
-"""Nodes, each with the opset in which it is written."""
-
-
-@dataclass
-class Writer:
-    """Writes the nodes that take the place of `node`. Called with an operator and its inputs, names or arrays."""
-
-    node: Node
-    known: Known
-    steps: Steps = field(default_factory=list)
-
-    def __call__(self, op_type: str, *inputs: str | Array, to: str = "", opset: int = OPSET, **attrs: Any) -> str:
-        """A node, and the name of what it writes: `to`, or a new one."""
-        names = [name if isinstance(name, str) else self.known.constant(name) for name in inputs]
-        to = to or self.known.inner(self.node, op_type)
-        self.steps.append((Node(op_type, names, [to], beside(self.node, op_type), attrs), opset))
-        return to
-
-    def input(self, place: int) -> str:
-        return self.node.inputs[place] if place < len(self.node.inputs) else ""
-
-    def output(self, place: int) -> str:
-        return self.node.outputs[place] if place < len(self.node.outputs) else ""
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.known.shape(name)
-
-
-def ints(*values: int) -> Array:
-    return np.array(values, np.int64)
-
-
-def real(value: float) -> Array:
-    return np.array(value, np.float32)
+from leadline.graph.writer import Rule, Steps, Writer, ints, real
 
 
 def standard(node: Node, opset: int, known: Known) -> None:
     """Refuse operators that neither ONNX nor leadline defines."""
-    if (node.domain, node.op_type) in _ALWAYS:
+    if (node.domain, node.op_type) in RULES:
         return
     if node.domain or not onnx.defs.has(node.op_type, opset):
         rule = "operators of {label} must be standard ONNX (export again without runtime-specific optimisation)"
@@ -67,7 +32,7 @@ def taken_apart(node: Node, opset: int, known: Known, verbatim: bool) -> Steps |
     """The nodes that leadline writes in a node's place; None where it has nothing better than ONNX."""
     standard(node, opset, known)
     unknown = node.domain or not onnx.defs.has(node.op_type, opset)
-    rule = _ALWAYS.get((node.domain, node.op_type)) if unknown else None
+    rule = RULES.get((node.domain, node.op_type)) if unknown else None
     if rule is None and opset > OPSET:
         rule = _SINCE.get(node.op_type)
         if node.op_type == "Mod" and (node.attrs.get("fmod") or known.dtype(node.inputs[0]).kind != "f"):
@@ -79,12 +44,6 @@ def taken_apart(node: Node, opset: int, known: Known, verbatim: bool) -> Steps |
     writer = Writer(node, known)
     rule(writer)
     return writer.steps
-
-
-def _swish(write: Writer, alpha: float, x: str = "") -> None:
-    x = x or write.input(0)
-    inner = x if alpha == 1 else write("Mul", x, real(alpha))
-    write("Mul", x, write("Sigmoid", inner), to=write.output(0))
 
 
 def _mish(write: Writer) -> None:
@@ -147,10 +106,8 @@ def _tensor_scatter(write: Writer) -> None:
     write("ScatterElements", cache, every, update, to=write.output(0), axis=axis)
 
 
-Rule = Callable[[Writer], None]
 _BETTER: dict[str, Rule] = {"GroupNormalization": _group_normalization, "Mish": _mish}
 _SINCE: dict[str, Rule] = {"CumProd": _cum_prod, "Mod": _mod, "TensorScatter": _tensor_scatter}
-_ALWAYS: dict[tuple[str, str], Rule] = {}
 
 
 def body(node: Node, opset: int, known: Known) -> Steps | None:

@@ -25,6 +25,8 @@ class Known:
     values: dict[str, Value]
     weights: dict[str, Array]
     taken: set[str]
+    read: frozenset[str] = frozenset()
+    """What nodes of the file read, and its outputs."""
     notes: list[str] = field(default_factory=list)
 
     def shape(self, tensor: str) -> tuple[int, ...]:

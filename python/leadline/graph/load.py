@@ -76,7 +76,7 @@ def _turned(source: Source) -> Source:
 
 
 def _fixed(source: Source, sample: Sample | None, watch: Watch, verbatim: bool = False) -> Graph:
-    opset.check(source.opset, source.label)
+    opset.check(source.opset or OPSET, source.label)  # 0 where a file has no operators of ONNX's own
     _name_first_outputs(source)
     roots: set[str] = set()
     while True:
@@ -101,7 +101,7 @@ def _folded(source: Source, sample: Sample | None, watch: Watch, verbatim: bool)
     inputs = _inputs(source, values)
     outputs = [Value(name, np.dtype(np.float32), ()) for name in source.outputs]  # real types come with the shapes
     _check_dtypes({value.name: value.dtype for value in inputs}, source.label)
-    graph = Graph(source.nodes, dict(source.weights), inputs, outputs, {}, source.name, source.opset)
+    graph = Graph(source.nodes, dict(source.weights), inputs, outputs, {}, source.name, source.opset or OPSET)
     graph.notes += source.notes
     given = {name: np.asarray(array) for name, array in values.items() if isinstance(array, np.ndarray)}
     constants.fold(graph, source.label, given, verbatim)

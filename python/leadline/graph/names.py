@@ -52,7 +52,8 @@ def assign(graph: Graph) -> None:
     names = {name: name for name in kept}
     taken = kept | (graph.tail.names if graph.tail is not None else set())
     for name in graph.weights:
-        if (clean := _clean(_origin(name))) and clean not in taken:
+        origin = _origin(name)
+        if origin not in graph.values and (clean := _clean(origin)) and clean not in taken:
             names[name] = clean
             taken.add(clean)
     node_names: set[str] = set()

@@ -37,7 +37,7 @@ _GRID_SAMPLE = {"bilinear": "linear", "bicubic": "cubic"}  # modes before opset 
 def check(opset: int, label: str) -> None:
     if not OLDEST <= opset <= NEWEST:
         rule = f"'{label}' must use ONNX opset {OLDEST} to {NEWEST}; export it with opset_version={OPSET}"
-        raise refuse("Graph.load", rule, f"opset {opset}" if opset else "a file without ONNX's own operators")
+        raise refuse("Graph.load", rule, f"opset {opset}")
 
 
 def restated(node: Node, opset: int, known: Known) -> list[Node] | None:

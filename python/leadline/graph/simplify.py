@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from leadline.graph.edit import share_constant
-from leadline.graph.ir import Graph, Node, Value
+from leadline.graph.ir import Array, Graph, Node, Value
 
 _UNARY = {
     "Abs", "Ceil", "Celu", "Clip", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu",
@@ -28,6 +28,8 @@ def simplify(graph: Graph) -> None:
             _spell_out(graph, node)
         elif node.op_type in ("Add", "Mul", "Max") and len(node.inputs) == 2 and node.inputs[0] in graph.weights:
             node.inputs.reverse()
+        elif node.op_type == "Where" and (condition := graph.weights.get(node.inputs[0])) is not None:
+            _choose(graph, node, condition)
         if node.op_type == "Max" and len(node.inputs) == 2 and _is_scalar(graph, node):
             _clamp_from_below(graph, node)
     size = -1
@@ -43,6 +45,14 @@ def reshape(graph: Graph, node: Node, shape: tuple[int, ...]) -> None:
     """Turn `node` into a Reshape to `shape`; equal shapes share one constant."""
     name = share_constant(graph, f"shape.{'x'.join(map(str, shape))}", np.array(shape, np.int64))
     node.op_type, node.inputs, node.attrs = "Reshape", [node.inputs[0], name], {"allowzero": 1} if 0 in shape else {}
+
+
+def _choose(graph: Graph, node: Node, condition: Array) -> None:
+    """A condition that always says the same leaves nothing to choose."""
+    if condition.size and condition.all() == condition.any():
+        chosen = node.inputs[1 if condition.all() else 2]
+        if graph.shape(chosen) == graph.shape(node.outputs[0]):
+            node.op_type, node.inputs, node.attrs = "Identity", [chosen], {}
 
 
 def drop(graph: Graph, redundant: Callable[[Node], bool]) -> None:

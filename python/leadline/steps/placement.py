@@ -157,6 +157,8 @@ def _activations(
     for node in graph.nodes:
         if node.op_type not in QUANTISED and node.domain != DOMAIN:
             continue
+        if all(name in graph.weights for name in node.inputs):
+            continue  # an output that is constant
         for tensor in (*_data_inputs(node), *node.outputs):
             producer = producers.get(tensor)
             if tensor in wanted or not _is_float(graph, tensor) or _stays_float(tensor, producer, readers):
