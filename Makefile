@@ -97,7 +97,8 @@ test-cpp: $(VENV)/.cpp
 notebooks: $(VENV)/.tests
 	@LEADLINE_FAST=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=300 notebooks
 
-test-full: $(RIVALS:%=test-full-%)
+test-full: $(RIVALS:%=test-full-%) $(VENV)/.tests
+	@$(BIN)/python -m pytest -m full tests/test_conformance.py $(PYTEST)
 
 test-full-%: .cache/%/.tests
 	@.cache/$*/bin/python tests/testbed.py fetch || echo "tests that need what is missing will be skipped"

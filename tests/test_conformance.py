@@ -7,10 +7,10 @@ import pytest
 import conformance
 
 SAMPLE = (
-    "Add Attention AveragePool BatchNormalization CastLike Celu Clip Conv ConvTranspose CumProd Dropout Einsum GRU Gelu "
-    "GroupNormalization HardSwish Identity If InstanceNormalization LSTM LayerNormalization LinearAttention Mish Mod "
-    "NonMaxSuppression Pad RMSNormalization ReduceMean Reshape Resize RotaryEmbedding Scan SequenceMap Slice Softmax "
-    "Split Squeeze Swish TensorScatter TopK Transpose Unique Where"
+    "Add Attention AveragePool BatchNormalization CastLike Celu Clip Conv ConvTranspose CumProd Dropout Einsum "
+    "GRU Gelu GroupNormalization HardSwish Identity If InstanceNormalization LSTM LayerNormalization "
+    "LinearAttention Mish Mod NonMaxSuppression Pad RMSNormalization ReduceMean Reshape Resize RotaryEmbedding "
+    "Scan SequenceMap Slice Softmax Split Squeeze Swish TensorScatter TopK Transpose Unique Where"
 ).split()
 
 

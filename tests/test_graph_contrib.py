@@ -51,11 +51,16 @@ CASES = {
     ),
     **{
         f"conv-{kind}": (
-            [fused("FusedConv", "x w b", pads=[1] * 4, activation=kind, **({'activation_params': parameters} if parameters else {}))],
+            [fused("FusedConv", "x w b", pads=[1] * 4, activation=kind, **parameters)],
             PICTURE,
             ["Conv", kind],
         )
-        for kind, parameters in {"Relu": [], "Clip": [0.0, 6.0], "LeakyRelu": [0.1], "HardSigmoid": [0.2, 0.5]}.items()
+        for kind, parameters in {
+            "Relu": {},
+            "Clip": {"activation_params": [0.0, 6.0]},
+            "LeakyRelu": {"activation_params": [0.1]},
+            "HardSigmoid": {"activation_params": [0.2, 0.5]},
+        }.items()
     },
     "conv-sum": (
         [node("Conv", "x v", "z"), fused("FusedConv", "x w b z", pads=[1] * 4, activation="Relu")],

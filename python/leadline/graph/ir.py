@@ -139,7 +139,8 @@ class Graph:
         Parameters
         ----------
         path : path
-            An ONNX file, opset 7 to 24, with or without external data.
+            An ONNX file, opset 7 to what the installed onnx knows, with or without external data. Where it has
+            float16, bfloat16 or float64, the Graph has float32, and says so in `notes`.
         sample : dict of input name to array or shape, optional
             Fixes the input shapes; it wins over the shapes that the file declares. Without it a free first axis
             becomes 1 and any other free axis is refused.
@@ -151,8 +152,8 @@ class Graph:
         Raises
         ------
         InputError
-            The file is missing, damaged, not ONNX, already quantised, not float, holds NaN or infinity, has operators
-            outside ONNX, or layers behind what depends on the data (see `tail`), or does not fit the sample.
+            The file is missing, damaged, not ONNX, already quantised, holds strings, NaN or infinite weights, has
+            operators that neither ONNX nor `leadline.graph.contrib` defines, or does not fit the sample.
         """
         from leadline.graph import load
         from leadline.graph.read import read
