@@ -160,7 +160,6 @@ def _renamed(op_type: str) -> Rule:
 RULES: dict[tuple[str, str], Rule] = {
     ("", "LayerNormalization"): _layer_norm,
     ("", "SimplifiedLayerNormalization"): _rms_norm,
-    ("", "Gelu"): _gelu("none"),
     (_MICROSOFT, "Attention"): _packed_attention,
     (_MICROSOFT, "BiasGelu"): _gelu("none"),
     (_MICROSOFT, "ExpandDims"): _expand_dims,
