@@ -40,7 +40,7 @@ def quick(name: str, **heads: object) -> Recipe:
     """A shipped recipe without what takes time."""
     recipe = Recipe.load(name)
     steps = [replace(step, activations="minmax") if isinstance(step, Calibrate) else step for step in recipe.steps]
-    steps = [replace(step, **heads) if isinstance(step, Heads) else step for step in steps]
+    steps = [replace(step, **{"widen": 0.0, **heads}) if isinstance(step, Heads) else step for step in steps]
     return replace(recipe, steps=tuple(step for step in steps if not isinstance(step, Equalize)))
 
 
@@ -97,6 +97,20 @@ def test_rare_peaks_are_no_outliers(separate):
     )
     assert scores(kept, data).max() > 0.6
     assert scores(lost, data).max() < 0.25
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2])
+def test_the_features_that_cost_most_are_wide(graph, pictures, share):
+    done = quantize(graph, plain(widen=share), pictures, threads=1)
+    (head,) = find(done.graph)
+    wide = {name for name in done.graph.values if name in done.grids and done.grids[name].scheme.bits == 16}
+    features = wide - set(head.wide) - set(done.graph.weights)
+    (note,) = [r.note for r in done.log if r.step == "heads" and "features at 16 bits" in r.note]
+    count, _, total = note.split()[:3]
+    assert int(count) == round(share * int(total)) > 0 and features
+    for node in done.graph.nodes:  # a gate and its factors are wide together
+        if node.op_type == "Mul" and node.outputs[0] in features:
+            assert features.issuperset(node.inputs)
 
 
 def test_overrides_that_the_recipe_states_win(graph, pictures):

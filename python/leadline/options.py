@@ -84,7 +84,8 @@ class Fold(Options):
 @dataclass(frozen=True)
 class Heads(Options):
     """Detection heads: part what is only joined to be split again, give what the last layers write and all behind them
-    more bits than features have, and have gates judge scores and boxes apart. Nothing where there are none.
+    more bits than features have, and a few features, too, and have gates judge scores and boxes apart. Nothing where
+    there are none.
 
     On one 8-bit grid for boxes in pixels and scores of 0 to 1, as exports of YOLOv8 ask for, all scores become 0.
     """
@@ -95,6 +96,8 @@ class Heads(Options):
     """Give boxes and scores an output each; else they stay in one, of `bits` bits."""
     bits: Annotated[int, Within(8, 16)] = 16
     """Of the activations from the last layers' outputs on, where the recipe's have fewer."""
+    widen: Annotated[float, Within(0, 1)] = 0.05
+    """Share of the features that get as many, too: those whose rounding to 8 bits costs scores and boxes most."""
 
 
 @dataclass(frozen=True)
