@@ -232,6 +232,15 @@ def test_the_comparison_is_behind_the_border():
     assert next(n.op_type for n in graph.tail.nodes) == "Greater"
 
 
+def test_nodes_of_one_name_get_names_of_their_own():
+    nodes, weights, ends_ = nonzero()
+    for item in nodes:
+        item.name = "/head/filter"
+    graph = Graph.from_model(network((nodes, weights, ends_)))
+    with Session(graph.to_model()) as session:
+        session.run(feeds(1)[0])
+
+
 def test_a_converted_tail_takes_its_axes_as_inputs():
     graph = Graph.from_model(network(suppression(axes_as_input=False), 11))
     squeeze = next(n for n in graph.tail.nodes if n.op_type == "Squeeze")

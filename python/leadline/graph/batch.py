@@ -7,7 +7,9 @@ Reshape, of an Expand, the sizes of a Resize, a constant that a Concat joins), i
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,8 +19,9 @@ from leadline.graph.edit import free_name
 from leadline.graph.ir import Array, Graph
 from leadline.graph.operators import RESHAPES
 from leadline.graph.read import Source
-from leadline.types import refuse
+from leadline.types import InputError, refuse
 
+_MOST_TRIES = 256
 _VALUES_FOR_INFERENCE = 1024  # elements: shapes, axes, pads and scales are short
 
 
@@ -71,12 +74,56 @@ def free(model: onnx.ModelProto, batch: Batch) -> None:
 
     Raises InputError, naming the node, where the batch cannot be followed or a constant depends on it.
     """
-    _Freeing(model, batch).run()
+    choices: dict[str, int] = {}
+    known: Known = {}
+    light = _without_weights(model)
+    for _ in range(_MOST_TRIES):
+        trial = onnx.ModelProto()
+        trial.CopyFrom(light)
+        attempt = _Freeing(trial, batch, choices, known)
+        try:
+            attempt.run()
+            break
+        except InputError:
+            choices = _next_choices(attempt)
+            if not choices:
+                raise
+    _Freeing(model, batch, choices, known).run()
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Only the types and shapes of large constants: what is tried is copied."""
+    light = onnx.ModelProto(opset_import=model.opset_import)
+    graph = light.graph
+    for name in ("node", "input", "output", "value_info"):
+        getattr(graph, name).extend(getattr(model.graph, name))
+    graph.name = model.graph.name
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= _VALUES_FOR_INFERENCE:
+            graph.initializer.append(tensor)
+        else:
+            graph.initializer.add(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+    return light
+
+
+def _next_choices(attempt: _Freeing) -> dict[str, int]:
+    """What to try next: of the Reshapes met so far, the last that can hold the batch in another place does."""
+    met = list(attempt.met.items())
+    while met:
+        name, (chosen, count) = met.pop()
+        if chosen + 1 < count:
+            return {other: place for other, (place, _) in met} | {name: chosen + 1}
+    return {}
+
+
+Known = dict[tuple[Any, ...], "dict[str, tuple[int, ...]] | str"]
+"""Of a node with inputs of some shapes: the shapes of its outputs, or why there are none."""
 
 
 class _Freeing:
-    def __init__(self, model: onnx.ModelProto, batch: Batch) -> None:
-        self._graph, self._batch = model.graph, batch
+    def __init__(self, model: onnx.ModelProto, batch: Batch, choices: Mapping[str, int], known: Known) -> None:
+        self._graph, self._batch, self._choices, self._known = model.graph, batch, choices, known
+        self.met: dict[str, tuple[int, int]] = {}  # of Reshapes that may hold it in several places: which, of how many
         self._opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
         self._values = {v.name: v for v in (*self._graph.value_info, *self._graph.input, *self._graph.output)}
         self._stored = {tensor.name: tensor for tensor in self._graph.initializer}
@@ -133,6 +180,8 @@ class _Freeing:
             if len(changed) > 1 or dims[changed[0]] != 2 * before[changed[0]]:
                 raise self._fail(node, f"whose shape {before} becomes {dims}")
             self._spread[name] = _Spread(dims, changed[0], self._outer(node, before[changed[0]]))
+        if not any(name in self._spread for name in node.output):
+            raise self._fail(node, "which makes one of all samples")
 
     def _outer(self, node: onnx.NodeProto, length: int) -> int:
         """What lies around the batch on an axis of some length: as in the input that has it from there."""
@@ -145,17 +194,24 @@ class _Freeing:
         raise self._fail(node, "which joins samples with something else on one axis")
 
     def _reshape(self, node: onnx.NodeProto) -> None:
-        """The new axis that holds the batch has as many elements before it as the old one, of all that can be."""
+        """The new axis that holds the batch has as many elements before it as the old one. Where several have, one of
+        its own is the likeliest; then, in a matrix, one that joins it with what lies around it (rows of a linear
+        layer), and elsewhere with what lies within (heads)."""
         source, target, size = self._spread[node.input[0]], self._dims(node.output[0]), self._batch.size
         before = math.prod(source.dims[: source.axis]) * source.outer
         found = []
         for axis, length in enumerate(target):
-            prefix = math.prod(target[:axis])
-            if before % prefix == 0 and length % (before // prefix * size) == 0:
-                found.append((before // prefix, axis))
+            around = before // math.prod(target[:axis])
+            if before % math.prod(target[:axis]) == 0 and length % (around * size) == 0:
+                joined = length != around * size if len(target) == 2 else around != 1
+                found.append((length != size, joined, around, axis))
         if not found:
             raise self._fail(node, f"of shape {target}, which mixes it with other axes")
-        outer, axis = min(found)
+        found.sort()
+        chosen = self._choices.get(node.output[0], 0)
+        if len(found) > 1:
+            self.met[node.output[0]] = (chosen, len(found))
+        *_, outer, axis = found[chosen]
         dims = (*target[:axis], 2 * target[axis], *target[axis + 1 :])
         shape = np.array([-1 if i == axis else dim for i, dim in enumerate(target)], np.int64)
         node.input[1] = self._constant(f"shape.{'x'.join(map(str, shape))}", shape)
@@ -178,6 +234,8 @@ class _Freeing:
         if sizes is None or spread is None or len(sizes) != len(given) or sizes[spread.axis] != given[spread.axis]:
             return
         scales = np.array(sizes, np.float32) / np.array(given, np.float32)
+        short = np.floor(np.array(given) * scales.astype(np.float64)) < sizes
+        scales = np.where(short, np.nextafter(scales, np.float32(np.inf)), scales)
         if np.array_equal(np.floor(np.array(given, np.float32) * scales), sizes):
             node.input[2] = self._constant(f"{node.input[3]}.scales", scales)
             del node.input[3:]
@@ -250,6 +308,19 @@ class _Freeing:
 
     def _doubled(self, node: onnx.NodeProto) -> dict[str, tuple[int, ...]]:
         """The shapes of what a node writes at twice the batch."""
+        dims = [self._spread[name].dims if name in self._spread else self._dims(name) for name in node.input if name]
+        key = (node.output[0], tuple(node.input), tuple(dims))
+        if key not in self._known:
+            try:
+                self._known[key] = self._inferred(node)
+            except InputError as error:
+                self._known[key] = str(error).partition(f"writing '{node.output[0]}', ")[2].rstrip(".")
+        found = self._known[key]
+        if isinstance(found, str):
+            raise self._fail(node, found)
+        return found
+
+    def _inferred(self, node: onnx.NodeProto) -> dict[str, tuple[int, ...]]:
         if node.domain not in ("", "ai.onnx"):  # leadline's own keep shapes
             source = self._spread.get(node.input[0])
             if source is None or self._dims(node.output[0])[source.axis] != self._dims(node.input[0])[source.axis]:

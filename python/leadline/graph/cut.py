@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from leadline.graph.edit import free_name
 from leadline.graph.ir import OPSET, Graph, Node
 from leadline.graph.operators import RANDOM, RECURRENT, SHAPE_DEPENDS_ON_DATA
 from leadline.graph.read import Source, to_node
@@ -73,7 +74,7 @@ def attach(graph: Graph, source: Source, cut: Split) -> None:
     weights = {name: array for name, array in source.weights.items() if name in read}
     own = {name for node in cut.behind for name in node.outputs}
     outputs = [(name, _type(source, name) if name in own else None) for name in source.outputs]
-    tail = Tail([_in_float32(node) for node in cut.behind], weights, outputs, cut.causes)
+    tail = Tail(_named([_in_float32(node) for node in cut.behind]), weights, outputs, cut.causes)
     for name, array in weights.items():
         if array.dtype.name in ("float16", "float64", "bfloat16"):
             weights[name] = array.astype(np.float32)
@@ -141,6 +142,16 @@ def _type(source: Source, name: str) -> onnx.TypeProto:
     if kind.tensor_type.elem_type in _WIDER:
         kind.tensor_type.elem_type = TensorProto.FLOAT
     return kind
+
+
+def _named(nodes: list[Node]) -> list[Node]:
+    """No two of one name: exporters repeat that of a module."""
+    taken: set[str] = set()
+    for node in nodes:
+        if node.name:
+            node.name = free_name(node.name, taken)
+            taken.add(node.name)
+    return nodes
 
 
 def _in_float32(node: Node) -> Node:
