@@ -74,7 +74,7 @@ def attach(graph: Graph, source: Source, cut: Split) -> None:
     weights = {name: array for name, array in source.weights.items() if name in read}
     own = {name for node in cut.behind for name in node.outputs}
     outputs = [(name, _type(source, name) if name in own else None) for name in source.outputs]
-    tail = Tail(_named([_in_float32(node) for node in cut.behind]), weights, outputs, cut.causes)
+    tail = Tail([_in_float32(node) for node in cut.behind], weights, outputs, cut.causes)
     for name, array in weights.items():
         if array.dtype.name in ("float16", "float64", "bfloat16"):
             weights[name] = array.astype(np.float32)
@@ -244,4 +244,4 @@ def _without_integers_at_the_border(graph: Graph, tail: Tail) -> Tail:
         nodes.insert(0, node)
         read.update(filter(None, node.inputs))
     weights |= {name: graph.weights[name] for name in read if name in graph.weights}
-    return replace(tail, nodes=nodes, weights=weights)
+    return replace(tail, nodes=_named(nodes), weights=weights)
