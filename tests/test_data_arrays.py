@@ -89,6 +89,18 @@ def test_samples_with_and_without_a_batch_axis() -> None:
         load(images[:5], views)
 
 
+@pytest.mark.parametrize("rank", range(6))
+def test_inputs_of_every_rank(tmp_path: Path, rank: int) -> None:
+    """One by one as the network takes them, and stacked."""
+    shape = (1, 2, 3, 1, 2)[:rank]
+    arrays = [np.full(shape, i, np.float32) for i in range(3)]
+    np.savez(tmp_path / "d.npz", v=np.stack(arrays))
+    for source in ([{"v": array} for array in arrays], tmp_path / "d.npz"):
+        feeds = list(load(source, [("v", np.float32, shape)]))
+        assert [feed["v"].shape for feed in feeds] == [shape] * 3
+        assert all(np.array_equal(feed["v"], array) for feed, array in zip(feeds, arrays, strict=True))
+
+
 @pytest.mark.parametrize(
     ("array", "received"),
     [

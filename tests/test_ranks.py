@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import sys
 
+import numpy as np
+import onnx
 import pytest
 
-from graph_models import FLOAT_NOISE
+from graph_models import FLOAT_NOISE, model, node
 from leadline.data import load
 from leadline.export.tflite_match import to_tflite
 from leadline.graph import Graph
@@ -24,11 +26,11 @@ RECIPES = {name: Recipe.load(name) for name in Recipe.names()} | OWN
 
 @pytest.mark.parametrize("name", NAMES)
 def test_reading_and_folding_keep_the_function(name):
-    model = NETWORKS[name]()
-    graph = Graph.from_model(model)
-    assert furthest(model, graph, feeds(model, 2)) < FLOAT_NOISE
+    proto = NETWORKS[name]()
+    graph = Graph.from_model(proto)
+    assert furthest(proto, graph, feeds(proto, 2)) < FLOAT_NOISE
     graph.fold()
-    assert furthest(model, graph, feeds(model, 2)) < FLOAT_NOISE
+    assert furthest(proto, graph, feeds(proto, 2)) < FLOAT_NOISE
 
 
 REWRITING = {
@@ -49,12 +51,12 @@ def every_trial_wins(monkeypatch):
 @pytest.mark.parametrize("steps", REWRITING.values(), ids=REWRITING)
 @pytest.mark.parametrize("name", NAMES)
 def test_steps_that_rewrite_keep_the_function(name, steps, every_trial_wins):
-    model = NETWORKS[name]()
+    proto = NETWORKS[name]()
     recipe = Recipe("rewriting", (*steps, Calibrate(activations="minmax")))
-    state, _ = prepare(Graph.from_model(model), recipe, feeds(model, 4), threads=1)
+    state, _ = prepare(Graph.from_model(proto), recipe, feeds(proto, 4), threads=1)
     for step in steps:
         apply(step, state)
-    assert furthest(model, state.graph, feeds(model, 4)) < FLOAT_NOISE
+    assert furthest(proto, state.graph, feeds(proto, 4)) < FLOAT_NOISE
 
 
 @pytest.mark.slow
@@ -74,9 +76,9 @@ def test_recipes_run_through(name, tmp_path):
 def test_every_tensor_has_a_fitting_grid(name):
     """Judged on the very samples that ranges are from, with activations of 16 bits: what is left is the rounding of
     8-bit weights, some 40 dB below their largest."""
-    model = NETWORKS[name]()
-    graph = Graph.from_model(model)
-    samples = load(feeds(model, 4), graph.inputs)
+    proto = NETWORKS[name]()
+    graph = Graph.from_model(proto)
+    samples = load(feeds(proto, 4), graph.inputs)
     recipe = Recipe("w8a16", (Fold(), Calibrate("minmax"), Round()), activations=Scheme(16, False, False))
     result = quantize(graph, recipe, samples, held_out=samples, threads=1)
     assert all(layer.weight in result.grids for layer in result.graph.layers())
@@ -88,6 +90,34 @@ def test_every_tensor_has_a_fitting_grid(name):
 def test_hexagon_fits_every_rank(name, tmp_path):
     result = run_through(NETWORKS[name](), RECIPES["w8a8"], tmp_path, target="hexagon")
     assert (tmp_path / "model.qdq.onnx").exists() and result.target == "hexagon"
+
+
+@pytest.mark.parametrize("recipe", ["w8a8", "quartdepth-w4a4", "best-compensated", "activations-by-channel"])
+@pytest.mark.parametrize("rank", range(6))
+def test_further_inputs_of_every_rank(rank, recipe, tmp_path):
+    """A factor inside and a summand behind the last layer, which probes of what follows a layer have to find."""
+    rng, full = np.random.default_rng(0), (1, 2, 2, 3, 6)
+    nodes = [
+        node("MatMul", "x w1", "a", name="first"),
+        node("Mul", "a factor", "b"),
+        node("Relu", "b", "c"),
+        node("MatMul", "c w2", "d", name="last"),
+        node("Add", "d summand", "y"),
+    ]
+    weights = {name: rng.standard_normal((6, 6)).astype(np.float32) for name in ("w1", "w2")}
+    proto = model(nodes, full, **weights)
+    for name in ("factor", "summand"):
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, 1, full[5 - rank :]))
+    samples = [
+        {
+            value.name: np.asarray(rng.random(full[5 - i :]), np.float32)
+            for value, i in zip(proto.graph.input, (5, rank, rank), strict=True)
+        }
+        for _ in range(4)
+    ]
+    result = quantize(Graph.from_model(proto), RECIPES[recipe], samples, threads=1)
+    assert result.verify(samples, threads=1).outputs[0].sqnr > 10
+    result.save(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["Conv{}d-plain", "Conv{}d-depthwise", "ConvTranspose{}d-grouped"])

@@ -77,10 +77,12 @@ def output_factor(
     if count < channels:
         directions = np.linalg.qr(rng.standard_normal((channels, count)))[0].T
     products = np.zeros((count, count))
-    names = [value.name for value in part.inputs]
+    ends = {value.name for value in graph.inputs}
+    names = [value.name for value in part.inputs if value.name not in ends]
     with Session(graph, names, threads=threads) as front, Session(part, threads=threads) as back:
         for feed in samples:
-            given = front.run({value.name: feed[value.name] for value in graph.inputs})
+            known = {name: feed[name] for name in ends}
+            given = front.run(known) | {value.name: known[value.name] for value in part.inputs if value.name in ends}
             usual = _looked_at(back.run(given))
             energy = np.concatenate([np.full(v.size, np.sum(v**2) or 1.0) for v in usual])
             before = np.concatenate(usual)

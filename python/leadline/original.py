@@ -270,7 +270,7 @@ def _rounded(feed: Feed, epsilon: float) -> Arrays:
     generator = np.random.default_rng(0)
     with np.errstate(over="ignore"):  # of masks as low as the type goes
         return {
-            name: (array * (1 + epsilon * generator.uniform(-1, 1, array.shape))).astype(array.dtype)
+            name: np.asarray(array * (1 + epsilon * generator.uniform(-1, 1, array.shape)), array.dtype)
             if array.dtype.kind == "f"
             else array
             for name, array in feed.items()

@@ -83,9 +83,11 @@ def count_samples(item: Input, shape: tuple[int, ...], dtype: np.dtype[Any], whe
         raise refuse("load", rule, received)
     if 0 in shape:
         raise refuse("load", rule, f"{received}: an empty array")
+    if not shape or extra == -1:
+        return 1
     if extra == 0 and shape[0] % item.batch:
         raise refuse("load", f"input {item} takes {item.batch} rows at a time", received)
-    return {-1: 1, 0: shape[0] // item.batch, 1: shape[0] if shape else 1}[extra]
+    return shape[0] // item.batch if extra == 0 else shape[0]
 
 
 def cut_sample(item: Input, array: NDArray[Any], index: int, where: str) -> NDArray[Any]:
@@ -93,6 +95,8 @@ def cut_sample(item: Input, array: NDArray[Any], index: int, where: str) -> NDAr
     extra = array.ndim - len(item.dims)
     if extra == -1:
         part = array[np.newaxis]
+    elif array.ndim == 0:
+        part = array
     else:
         part = array[index * item.batch : (index + 1) * item.batch] if extra == 0 else array[index]
     with np.errstate(over="ignore"):

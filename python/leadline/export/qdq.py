@@ -342,7 +342,7 @@ class _Writer:
             codes, stored = codes.T, transpose(grid)
             output = self._renamed[name] = self._free(f"{name}.transposed", self._tensors)
         self.graph.values[output] = Value(output, np.dtype(np.float32), codes.shape)
-        quantised = self._constant(f"{name}.q", np.ascontiguousarray(codes).astype(container(grid.scheme)))
+        quantised = self._constant(f"{name}.q", np.asarray(codes, order="C").astype(container(grid.scheme)))
         inputs, attrs = self._grid_inputs(name, stored, container(grid.scheme))
         node = self._node("DequantizeLinear", [quantised, *inputs], output, f"{name}.dequantize", attrs)
         self._note(node, name, grid.scheme, transposed)

@@ -203,4 +203,4 @@ def _stem(name: str) -> str:
 def _round(values: NDArray[Any] | None, grid: Grid) -> NDArray[Any] | None:
     from leadline.affine import quantize
 
-    return None if values is None else quantize(np.ascontiguousarray(values, np.float32), grid)
+    return None if values is None else quantize(np.asarray(values, np.float32, order="C"), grid)

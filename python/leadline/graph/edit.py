@@ -68,7 +68,7 @@ def set_constant(graph: Graph, node: Node, index: int, role: str, value: NDArray
     """Give a node another constant input, rounded to float32, in a tensor that only this node reads; its name. Without
     that input so far, it is appended, called after the node and the role."""
     name = own_constant(graph, node, index, role)
-    graph.weights[name] = np.ascontiguousarray(value, np.float32)
+    graph.weights[name] = np.asarray(value, np.float32, order="C")
     return name
 
 

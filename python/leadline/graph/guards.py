@@ -125,7 +125,7 @@ class _Sources:
     def spread(self, truth: str | Truth, shape: tuple[int, ...]) -> str | Truth:
         """Broadcast to a shape."""
         if not isinstance(truth, str):
-            return np.ascontiguousarray(np.broadcast_to(truth, shape))
+            return np.array(np.broadcast_to(truth, shape))
         if self.graph.shape(truth) == shape:
             return truth
         name = add_constant(self.graph, derived(truth, "shape"), np.array(shape, np.int64))

@@ -62,7 +62,7 @@ def _pair(feeds: list[Arrays], inputs: tuple[str, ...]) -> list[Arrays]:
     first = feeds[0]
     other = next((f for f in feeds[1:] if any(not np.array_equal(f[n], first[n]) for n in inputs)), None)
     if other is None:  # a single sample: turned round, it is another one
-        other = {name: np.ascontiguousarray(array[..., ::-1]) for name, array in first.items()}
+        other = {name: np.ascontiguousarray(first[name][..., ::-1]) for name in inputs}
     return [first, first | {name: other[name] for name in inputs}]
 
 
