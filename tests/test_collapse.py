@@ -155,6 +155,7 @@ def test_the_structure_of_maps_is_judged_beside_their_level(shift):
         (1e-8 * NORMAL, np.zeros(NORMAL.shape)),  # what should have cancelled
         ((10 * PLANE).astype(np.uint8), (10 * PLANE).astype(np.uint8)),
         ((100 + 20 * NORMAL).astype(np.uint8), (101 + 20 * NORMAL).astype(np.uint8)),  # the last bit of a picture
+        (np.where(NORMAL > 2, 90, 1), np.where(NORMAL > 2, 3, 1)),  # labels, one of which is another: most are equal
         (np.where(NORMAL < -2, -np.inf, PLANE), np.where(NORMAL < -2, -np.inf, PLANE)),
         (np.where(NORMAL < -2, -np.inf, PLANE), np.where(NORMAL < -2, -99.0, PLANE)),
         (np.where(NORMAL < -2, np.nan, PLANE), PLANE),

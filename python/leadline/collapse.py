@@ -87,13 +87,13 @@ class Likeness:
         if not self.sqnr.count or max(map(abs, self.reference)) <= NOTHING * max(peak, 1.0):
             return []
         flat = self.sqnr.centred_signal <= FLAT**2 * self.sqnr.signal
-        found = [] if flat else self._dead()
-        if found and self.other[0] == self.other[1]:
-            return found
+        if not flat and self.other[0] == self.other[1]:
+            return [f"constant, {self.other[0] + 0.0:.3g}"]
         if self.equal is not None:
-            if self.equal < 0.5 and min(db, centred) < LOST:
-                found.append(f"{self.equal:.0%} of the values are equal")
-        elif (db if flat else min(db, centred)) < LOST:
+            lost = self.equal < 0.5 and min(db, centred) < LOST
+            return [f"{self.equal:.0%} of the values are equal"] if lost else []
+        found = [] if flat else self._dead()
+        if (db if flat else min(db, centred)) < LOST:
             found.append(f"SQNR {db:.1f} dB" + ("" if flat else f", {centred:.1f} dB about its mean"))
         if self.correlation is not None and self.correlation < UNLIKE:
             found.append(f"correlation {self.correlation:.2f}")
@@ -101,8 +101,6 @@ class Likeness:
 
     def _dead(self) -> list[str]:
         wide, left = (high - low for low, high in (self.reference, self.other))
-        if left == 0:
-            return [f"constant, {self.other[0] + 0.0:.3g}"]
         if left < DEAD * wide or self.deviations[1] < DEAD * self.deviations[0]:
             return [f"the range is dead: {left:.3g} wide, the float network's {wide:.3g}"]
         return []
