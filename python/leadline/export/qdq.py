@@ -8,6 +8,7 @@ Every tensor keeps the name it has in the FP32 graph; what quantisation adds is 
   reader reads ``t.dq`` (runtimes fuse only when no reader sees the float tensor). A graph output keeps its name on the
   DequantizeLinear, and its producer writes ``t.float`` instead.
 * Parameter ``w``: integer initialiser ``w.q`` and a DequantizeLinear that writes ``w``; readers do not change.
+  A second layer that reads ``w`` has its own copy, ``w.again``.
 * Scales and zero points are ``t.scale`` and ``t.zero_point``. A name that is taken gets a number behind it.
 
 A Relu, Clip or Min whose only effect is the saturation of the QuantizeLinear behind it is not written: the node before
@@ -52,6 +53,9 @@ if TYPE_CHECKING:
 __all__ = ["Qdq", "read", "save", "to_qdq"]
 
 Codes = NDArray[Any]
+
+_FUSED = ("Conv", "Gemm", "MatMul")
+"""Layers that onnxruntime fuses with what stands around them."""
 
 
 def to_qdq(graph: Graph, grids: Mapping[str, Grid], codes: Mapping[str, Codes] | None = None) -> onnx.ModelProto:
@@ -216,12 +220,14 @@ class _Writer:
         drop_clamps(self.graph, grids)
         self.notes: dict[str, str] = {}  # node name -> doc_string
         self._grids, self._codes = grids, codes
-        self._outputs = {value.name for value in graph.outputs}
+        # An output that is an input stays what it is.
+        self._outputs = {value.name for value in graph.outputs} - {value.name for value in graph.inputs}
         behind = graph.tail.names if graph.tail is not None else set()
         self._tensors = {*graph.weights, *graph.values, *behind}
         self._names = {*(node.name for node in graph.nodes), *behind}
         self._renamed: dict[str, str] = {}  # tensor -> what its readers read instead
         self._transposed = {name for name in grids if name in graph.weights and self._is_weight_only(graph, name)}
+        self._fused: set[str] = set()  # weights that a layer reads already
         self._pending = {name for name in grids if name in graph.weights}
         nodes: list[Node] = []
         for value in graph.inputs:
@@ -231,6 +237,7 @@ class _Writer:
                 nodes += self._parameter(name)
             if any(name in self._transposed for name in node.inputs):
                 node.attrs["transB"] = 0
+            nodes += self._own_weight(graph, node)
             requantises = node.op_type == "Identity" and {*node.inputs, *node.outputs} <= grids.keys()
             node.inputs = [self._renamed.get(name, name) for name in node.inputs]
             if requantises:  # the pair behind it is all that it takes
@@ -335,18 +342,35 @@ class _Writer:
         if name not in self._pending:
             return
         self._pending.remove(name)
-        grid, weight = self._grids[name], self.graph.weights.pop(name)
+        output = name
+        if name in self._transposed:
+            output = self._renamed[name] = self._free(f"{name}.transposed", self._tensors)
+        yield self._dequantised(name, self.graph.weights.pop(name), output)
+
+    def _own_weight(self, graph: Graph, node: Node) -> Iterator[Node]:
+        """A weight that several layers read has codes of its own for each: with ``session.x64quantprecision=1``
+        onnxruntime makes the codes of each fused layer unsigned, and fails where it has done so already."""
+        name = node.inputs[1] if len(node.inputs) > 1 and node.op_type in _FUSED else ""
+        if name not in graph.weights or name not in self._grids or container(self._grids[name].scheme) != np.int8:
+            return
+        if name not in self._fused:
+            self._fused.add(name)
+        elif node.inputs.count(name) == 1:
+            node.inputs[1] = self._free(f"{name}.again", self._tensors)
+            yield self._dequantised(name, graph.weights[name], node.inputs[1])
+
+    def _dequantised(self, name: str, weight: NDArray[Any], output: str) -> Node:
+        grid, transposed = self._grids[name], name in self._transposed
         codes = self._codes[name] if name in self._codes else _nearest(weight, grid)
-        stored, output, transposed = grid, name, name in self._transposed
+        stored = grid
         if transposed:
             codes, stored = codes.T, transpose(grid)
-            output = self._renamed[name] = self._free(f"{name}.transposed", self._tensors)
         self.graph.values[output] = Value(output, np.dtype(np.float32), codes.shape)
-        quantised = self._constant(f"{name}.q", np.asarray(codes, order="C").astype(container(grid.scheme)))
+        quantised = self._constant(f"{name}.q", codes.astype(container(grid.scheme), "C"))
         inputs, attrs = self._grid_inputs(name, stored, container(grid.scheme))
         node = self._node("DequantizeLinear", [quantised, *inputs], output, f"{name}.dequantize", attrs)
         self._note(node, name, grid.scheme, transposed)
-        yield node
+        return node
 
 
 def transpose(grid: Grid) -> Grid:

@@ -21,7 +21,7 @@ from leadline.graph.operators import WEIGHTED
 from leadline.graph.patterns import layer_norms
 from leadline.graph.read import Dims, Source, is_float
 from leadline.graph.recurrent import batch_second
-from leadline.graph.simplify import simplify
+from leadline.graph.simplify import simplify, whole_resizes
 from leadline.graph.tail import DependsOnDataError
 from leadline.types import refuse
 
@@ -106,6 +106,8 @@ def _folded(source: Source, sample: Sample | None, watch: Watch, verbatim: bool)
     given = {name: np.asarray(array) for name, array in values.items() if isinstance(array, np.ndarray)}
     constants.fold(graph, source.label, given, verbatim)
     watch(f"constant, computed once, or written in opset {OPSET}", graph)
+    whole_resizes(graph)
+    watch("Resize of all axes", graph)
     return graph
 
 

@@ -192,7 +192,7 @@ def fitted(graph: Graph, name: str, shape: tuple[int, ...]) -> str | None:
     while array.ndim > len(shape) and array.shape[0] == 1:
         array = array[0]
     try:
-        array = np.ascontiguousarray(np.broadcast_to(array, shape))
+        array = np.broadcast_to(array, shape).copy()
     except ValueError:
         return None
     return share_constant(graph, derived(name, "x".join(map(str, shape))), array)

@@ -92,6 +92,8 @@ class Session:
         names = [name for name, _, _ in self.inputs]
         if set(feed) != set(names):
             raise refuse("Session.run", f"feed must hold exactly the inputs {names}", f"{list(feed)}")
+        # What is computed from a number in an array is no array any more.
+        feed = {name: np.asarray(one) if isinstance(one, np.generic) else one for name, one in feed.items()}
         for name, dtype, dims in self.inputs:
             array = feed[name]
             if not isinstance(array, np.ndarray) or array.dtype != dtype:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from leadline.graph.edit import share_constant
+from leadline.graph.edit import derived, share_constant
 from leadline.graph.ir import Array, Graph, Node, Value
 
 _UNARY = {
@@ -39,6 +39,49 @@ def simplify(graph: Graph) -> None:
         _merge_neighbours(graph)
         _merge_twins(graph)
         graph.prune()
+
+
+def whole_resizes(graph: Graph) -> None:
+    """Resize of some axes becomes one that names all: onnxruntime moves Transposes across it and loses the axes."""
+    for node in graph.nodes:
+        if node.op_type == "Resize" and "axes" in node.attrs and (wanted := _of_all_axes(graph, node)):
+            node.inputs = [node.inputs[0], "", "", ""][: 2 + max(map(_RESIZED.index, wanted))]
+            for what, array in wanted.items():
+                name = share_constant(graph, derived(node.outputs[0], what), array)
+                node.inputs[1 + _RESIZED.index(what)] = name
+            for key in ("axes", "keep_aspect_ratio_policy"):
+                node.attrs.pop(key, None)
+
+
+_RESIZED = ("roi", "scales", "sizes")
+"""The inputs of Resize behind the first."""
+
+
+def _of_all_axes(graph: Graph, node: Node) -> dict[str, Array]:
+    """The constants of a Resize for all axes; none where they are computed at run time, or rounded in their own way."""
+    before, after = graph.shape(node.inputs[0]), graph.shape(node.outputs[0])
+    axes = [axis % len(before) for axis in node.attrs["axes"]]
+    named = zip(_RESIZED, node.inputs[1:], strict=False)
+    given = {what: graph.weights[name] for what, name in named if name in graph.weights}
+    policy, found = node.attrs.get("keep_aspect_ratio_policy", "stretch"), dict[str, Array]()
+    if given.keys() & {"sizes", "scales"}:
+        scales = np.ones(len(before), np.float32)
+        if "sizes" in given:
+            ratios = given["sizes"] / [before[axis] for axis in axes]
+            common = {"not_larger": ratios.min(), "not_smaller": ratios.max()}
+            scales[axes] = common.get(policy, ratios)
+        else:
+            scales[axes] = given["scales"]
+        if (np.floor(scales * np.array(before, np.float32)) == after).all():
+            found["scales"] = scales  # rather than sizes, which would fix the batch
+        elif policy == "stretch":
+            found["sizes"] = np.array(after, np.int64)
+    if found and node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+        if "roi" not in given:
+            return {}
+        found["roi"] = np.repeat(np.array([0, 1], np.float32), len(before))
+        found["roi"][[*axes, *(axis + len(before) for axis in axes)]] = given["roi"]
+    return found
 
 
 def reshape(graph: Graph, node: Node, shape: tuple[int, ...]) -> None:
