@@ -127,7 +127,8 @@ def accumulator_grid(weight: Grid, given: Grid, channels: int) -> Grid:
     Grid
         32 bits, signed, symmetric, one scale for each channel.
     """
-    scale = np.tile(weight.scale, channels // weight.scale.size) * given.scale
+    product = np.tile(weight.scale, channels // weight.scale.size) * given.scale
+    scale = np.maximum(product, np.finfo(np.float32).tiny)  # no scale is below the smallest normal float32
     scheme = Scheme(bits=32, signed=True, symmetric=True, granularity="axis", axis=0)
     return Grid(scale, np.zeros(channels, np.int32), scheme)
 

@@ -24,6 +24,9 @@ Doubles = NDArray[np.float64]
 LARGEST = 1e18
 """Magnitude of inputs from which moments overflow."""
 
+_NOTHING = 1e-40
+"""Moments below it are of values whose squares float32 does not hold."""
+
 PROBED = 4
 """Calibration samples whose outputs say how a layer's outputs count."""
 
@@ -184,6 +187,8 @@ def _compensated(step: Round, task: _Task) -> tuple[NDArray[np.float32], str]:
     cross = np.ascontiguousarray(task.seen[:, : task.half, task.half :])
     gram = task.gram(task.seen)
     best, note, lowest = task.weight, "", task.error(task.weight)
+    if (np.trace(gram, axis1=1, axis2=2) <= _NOTHING).any():
+        return best, note  # a group that reads nothing, but for what underflow leaves
     for damping in (step.damping,) if step.damping else rounding.DAMPINGS:
         found = compensate(task.weight, cross, gram, damping=damping, threads=task.threads)
         error = task.error(found.weight)
