@@ -99,6 +99,14 @@ def test_rare_peaks_are_no_outliers(separate):
     assert scores(lost, data).max() < 0.25
 
 
+def test_features_stay_narrow_for_hexagon(graph, pictures):
+    """It builds no 16-bit convolution here and there; its last layers it does."""
+    done = quantize(graph, plain(widen=0.2), pictures, threads=1, target="hexagon")
+    (head,) = find(done.graph)
+    wide = {layer.name for layer in done.graph.layers() if done.grids[layer.output].scheme.bits == 16}
+    assert wide == set(head.layers)
+
+
 @pytest.mark.parametrize("share", [0.05, 0.2])
 def test_the_features_that_cost_most_are_wide(graph, pictures, share):
     done = quantize(graph, plain(widen=share), pictures, threads=1)

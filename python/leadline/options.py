@@ -97,7 +97,8 @@ class Heads(Options):
     bits: Annotated[int, Within(8, 16)] = 16
     """Of the activations from the last layers' outputs on, where the recipe's have fewer."""
     widen: Annotated[float, Within(0, 1)] = 0.05
-    """Share of the features that get as many, too: those whose rounding to 8 bits costs scores and boxes most."""
+    """Share of the features that get as many, too: those whose rounding to 8 bits costs scores and boxes most.
+    None for Hexagon, which does not build every convolution of 16-bit inputs."""
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def widen_heads(step: Heads, state: State) -> None:
             _state_first(state, [Override(escape(name), weights={"bits": WEIGHT_BITS}) for name in head.layers])
             note += f", {len(head.layers)} last layers with weights of {WEIGHT_BITS}"
         state.log.append(Record.of("heads", f"{head}: {note}"))
-    if step.widen and state.recipe.activations is not None:
+    if step.widen and state.recipe.activations is not None and not state.profile.one_type:
         _widen_features(step, state)
 
 
