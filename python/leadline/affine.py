@@ -110,7 +110,7 @@ def choose_grid(lo: ArrayLike, hi: ArrayLike, scheme: Scheme) -> Grid:
     return Grid(scale.reshape(low.shape), zero_point.reshape(low.shape), scheme)
 
 
-def accumulator_grid(weight: Grid, given: Grid, channels: int) -> Grid:
+def accumulator_grid(weight: Grid, given: Grid, channels: int, single: bool = False) -> Grid:
     """The grid of a layer's int32 sums, which integer kernels want its bias on: input scale x weight scale.
 
     Parameters
@@ -121,14 +121,19 @@ def accumulator_grid(weight: Grid, given: Grid, channels: int) -> Grid:
         Of the layer's input, per tensor.
     channels : int
         Of the output.
+    single : bool
+        Give a weight that has one scale one scale for all channels. Default: one for each channel all the same.
 
     Returns
     -------
     Grid
-        32 bits, signed, symmetric, one scale for each channel.
+        32 bits, signed, symmetric.
     """
-    product = np.tile(weight.scale, channels // weight.scale.size) * given.scale
-    scale = np.maximum(product, np.finfo(np.float32).tiny)  # no scale is below the smallest normal float32
+    tiny = np.finfo(np.float32).tiny  # no scale is below the smallest normal float32
+    if single and weight.scale.size == 1:
+        scale = np.asarray(np.maximum(weight.scale.reshape(()) * given.scale, tiny), np.float32)
+        return Grid(scale, np.zeros((), np.int32), Scheme(bits=32, signed=True, symmetric=True))
+    scale = np.maximum(np.tile(weight.scale, channels // weight.scale.size) * given.scale, tiny)
     scheme = Scheme(bits=32, signed=True, symmetric=True, granularity="axis", axis=0)
     return Grid(scale, np.zeros(channels, np.int32), scheme)
 

@@ -31,7 +31,7 @@ from leadline.original import SAMPLES, Original, Proof
 from leadline.profiles import Profile, profile_of
 from leadline.progress import Quiet
 from leadline.recipe import Recipe
-from leadline.steps import Progress, Record, State, apply, recentre
+from leadline.steps import Progress, Record, State, adapt, apply, recentre
 from leadline.steps.batch import prove_batch
 from leadline.types import Grid, refuse
 from leadline.verification import Verification, verify
@@ -380,6 +380,7 @@ def prepare(
     if network.tail is not None:
         state.log.append(Record("load", ", ".join(network.tail.written), _kept_behind(network.tail, profile)))
     state.log += [Record.of("load", note) for note in network.notes]
+    adapt(state)
     return state, given
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,17 @@ class Profile:
         factor's mantissa aside. Biases take the mean of it back.
     integers_only : bool
         Every layer's input needs a grid per tensor, every weight a symmetric one per tensor or channel.
+    single_bias_scale : bool
+        Where a weight has one scale, so has the bias.
+    operators : frozenset of str
+        Operator types that run on quantised tensors, beyond those of every target.
+    constants : Mapping of str to int
+        Operator types whose constant operands need grids, too, and of how many bits (0: as many as the output).
+    spelled, spelled_wide : frozenset of str
+        Forms of operators (`graph.operators.variant`) that are spelled in others, which compute the same in float
+        (`graph.spellings`); the latter only where activations have more than 8 bits.
+    refused : Mapping of str to str
+        Forms of operators that it does not take, or not without loss, and what to do.
     """
 
     name: str
@@ -81,6 +92,12 @@ class Profile:
     dropped_bits: int | None = None
     fraction_bits: int | None = None
     integers_only: bool = False
+    single_bias_scale: bool = False
+    operators: frozenset[str] = frozenset()
+    constants: Mapping[str, int] = field(default_factory=dict)
+    spelled: frozenset[str] = frozenset()
+    spelled_wide: frozenset[str] = frozenset()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, recipe: Recipe, function: str = "quantize") -> None:
         """Raises InputError, before any work, for a recipe that no network makes this target take. What a recipe
@@ -172,10 +189,41 @@ HEXAGON = Profile(
     dropped_bits=8,
     fraction_bits=4,
     integers_only=True,
-)
+    single_bias_scale=True,
+    operators=frozenset(
+        ("Abs Exp Reciprocal Sin Cos Floor Ceil Round Sign LogSoftmax LpNormalization GlobalMaxPool "
+         "GridSample ReduceSum ReduceMax ReduceMin Greater GreaterOrEqual Less LessOrEqual Equal").split()
+    ),
+    constants={"Max": 0, "Min": 0, "Pow": 0, "Greater": 0, "GreaterOrEqual": 0, "Less": 0, "LessOrEqual": 0, "Equal": 0,
+               "GridSample": 0, "PRelu": 8, "InstanceNormalization": 8},
+    spelled=frozenset(
+        ("Max", "Min", "Sum", "Mean", "Pow", "Neg", "Softsign", "Selu", "Celu", "ThresholdedRelu",
+         "Cast of truth values", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp", "LRN",
+         "LayerNormalization", "CumSum", "ConvTranspose in groups", "GatherElements", "GatherND", "ScatterND",
+         "ScatterElements", "ReverseSequence", "Trilu", "Pad", "Resize, nearest", "Resize with antialias",
+         "AveragePool with ceil_mode")
+    ),
+    spelled_wide=frozenset(("Log", "Softplus", "SiLU of 9 to 12 rows")),
+    refused={
+        "Erf": "Gelu is taken, Erf is not: export GELU as one operator, or in a form that import recognises",
+        "Einsum": "write it as Transpose, Reshape and MatMul",
+        "Hardmax": "ArgMax is taken", "Mod": "compute it behind the network",
+        "ReduceProd": "write it as products", "MeanVarianceNormalization": "InstanceNormalization is taken",
+        "LSTM": "it runs on the CPU", "GRU": "it runs on the CPU", "RNN": "it runs on the CPU",
+        "MaxPool with dilations": "it runs on the CPU", "MaxPool over three axes": "pool two axes at a time",
+        "NonZero": "keep it behind the network",
+        "Conv of two tensors": "weights that are computed lose most of their precision on the way",
+        "ConvTranspose of two tensors": "weights have to be constant",
+    },
+)  # fmt: skip
 """Qualcomm's HTP, as its emulation in onnxruntime-qnn 2.7 answers when asked operator by operator
-(`benchmarks/hexagon_operators.py`). A product of two 16-bit activations has its second one cut to 8 bits on the way;
-done in the artefact instead, on a grid from calibration, the simulation sees it."""
+(`benchmarks/hexagon_operators.py`, `benchmarks/hexagon_kinds.py`). A product of two 16-bit activations has its second
+one cut to 8 bits on the way; done in the artefact instead, on a grid from calibration, the simulation sees it.
+
+Operators between float tensors run in float16 there. Where one stands between integers, `Log` of 16 bits gives the
+lowest code and `Softplus` strays by a hundred steps, so that a pair of Neg, which nothing quantises, keeps their
+results in float16; and 8-bit convolutions times what was reduced in float16 come out as noise, so that at 8 bits the
+arithmetic around them is quantised. Sigmoid times its input, fused, is torn at 9 to 12 rows of 16 bits."""
 
 LITERT = Profile(
     "LiteRT",

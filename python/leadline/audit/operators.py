@@ -78,10 +78,11 @@ def quantised(graph: Graph, recipe: Recipe, profile: Profile) -> tuple[onnx.Mode
     from what their operator gives.
     """
     from leadline.export import qdq
-    from leadline.steps.fitting import fit
+    from leadline.steps.fitting import fit, respell
     from leadline.steps.placement import place
 
     graph = graph.copy()
+    spelled = respell(graph, recipe, profile)
     placement = place(graph, replace(recipe, overrides=()), profile)
     known = len(placement.notes)
     placement = fit(graph, placement, profile)
@@ -94,8 +95,8 @@ def quantised(graph: Graph, recipe: Recipe, profile: Profile) -> tuple[onnx.Mode
         writer = writers.get(placement.root[tensor])
         bounds = _BOUNDS.get(writer.op_type, _ORDINARY) if writer else _ORDINARY
         grids[tensor] = _grid(bounds, scheme, graph.shape(tensor))
-    grids |= dict(_biases(graph, grids))
-    return qdq.to_qdq(graph, grids), tuple(placement.notes[known:])
+    grids |= dict(_biases(graph, grids, profile.single_bias_scale))
+    return qdq.to_qdq(graph, grids), (*spelled, *placement.notes[known:])
 
 
 def _grid(bounds: tuple[float, float], scheme: Scheme, whole: tuple[int, ...]) -> Grid:
@@ -105,7 +106,7 @@ def _grid(bounds: tuple[float, float], scheme: Scheme, whole: tuple[int, ...]) -
     return choose_grid(np.full(shape, bounds[0]), np.full(shape, bounds[1]), scheme)
 
 
-def _biases(graph: Graph, grids: dict[str, Grid]) -> Iterator[tuple[str, Grid]]:
+def _biases(graph: Graph, grids: dict[str, Grid], single: bool) -> Iterator[tuple[str, Grid]]:
     """int32 at input scale x weight scale, as integer kernels want it. One that several layers read stays float here;
     calibration gives each its own."""
     readers = graph.readers()
@@ -115,4 +116,5 @@ def _biases(graph: Graph, grids: dict[str, Grid]) -> Iterator[tuple[str, Grid]]:
             continue
         if read.scale.ndim or len(readers[layer.bias]) > 1:
             continue
-        yield layer.bias, accumulator_grid(weight, read, graph.weights[layer.bias].size)
+        size = graph.weights[layer.bias].size
+        yield layer.bias, accumulator_grid(weight, read, size, single and size > 1)

@@ -20,7 +20,7 @@ def _erf(x: Curve) -> Curve:
 
 _FUNCTIONS: dict[str, Callable[..., Curve]] = {
     "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Pow": np.power,
-    "Max": np.maximum, "Min": np.minimum,
+    "Max": lambda *x: np.maximum.reduce(x), "Min": lambda *x: np.minimum.reduce(x),
     "Erf": _erf, "Tanh": np.tanh, "Neg": np.negative, "Exp": np.exp, "Reciprocal": np.reciprocal, "Sqrt": np.sqrt,
     "Sigmoid": lambda x: 1 / (1 + np.exp(-x)), "Relu": lambda x: np.maximum(x, 0),
 }  # fmt: skip

@@ -74,6 +74,9 @@ SHAPE_DEPENDS_ON_DATA = frozenset("Compress NonMaxSuppression NonZero Unique".sp
 
 RANDOM = frozenset("Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split())
 
+COMPARES = frozenset("Greater GreaterOrEqual Less LessOrEqual Equal".split())
+"""Give truth values of two operands, broadcast."""
+
 _CHANNELS_SECOND = frozenset(
     "Conv ConvTranspose BatchNormalization InstanceNormalization GroupNormalization MaxPool AveragePool LpPool "
     "GlobalMaxPool GlobalAveragePool GlobalLpPool DepthToSpace SpaceToDepth LRN".split()
@@ -100,6 +103,45 @@ SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
 def moves_data(node: Node) -> bool:
     """Whether its outputs hold only values of its first input."""
     return node.op_type in MOVES_DATA and not node.domain
+
+
+def variant(graph: Graph, node: Node) -> str:
+    """Its operator type, said more closely where targets tell forms of one type apart."""
+    kind, attrs, first = node.op_type, node.attrs, (node.inputs or [""])[0]
+    shape = graph.shape(node.outputs[0]) if node.outputs[0] in graph.values else ()
+    match kind:
+        case "Cast" if first in graph.values and graph.values[first].dtype == bool and attrs.get("to") == 1:
+            return "Cast of truth values"
+        case "ConvTranspose" if node.inputs[1] in graph.weights and attrs.get("group", 1) > 1:
+            groups, weight = attrs["group"], graph.shape(node.inputs[1])
+            return kind if weight[0] == groups and weight[1] == 1 else f"{kind} in groups"
+        case "Conv" | "ConvTranspose" if node.inputs[1] not in graph.weights:
+            return f"{kind} of two tensors"
+        case "Resize" if attrs.get("antialias"):
+            return f"{kind} with antialias"
+        case "Resize" if attrs.get("mode", "nearest") == "nearest":
+            return f"{kind}, nearest"
+        case "AveragePool" if attrs.get("ceil_mode"):
+            return f"{kind} with ceil_mode"
+        case "MaxPool" if len(shape) > 4:
+            return f"{kind} over three axes"
+        case "MaxPool" if any(step != 1 for step in attrs.get("dilations", [])):
+            return f"{kind} with dilations"
+        case "Mul" if len(shape) == 4 and shape[2] in _TORN and _is_silu(graph, node):
+            return "SiLU of 9 to 12 rows"
+    return kind
+
+
+_TORN = range(9, 13)
+
+
+def _is_silu(graph: Graph, node: Node) -> bool:
+    """x Sigmoid(x)"""
+    for x, gate in (node.inputs, node.inputs[::-1]):
+        writer = graph.producer(gate) if gate in graph.values else None
+        if writer is not None and writer.op_type == "Sigmoid" and writer.inputs[0] == x:
+            return True
+    return False
 
 
 def moved_from(graph: Graph) -> dict[str, str]:

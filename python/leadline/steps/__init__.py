@@ -9,7 +9,7 @@ from leadline.recipe import Calibrate, CorrectBias, Equalize, Fold, Heads, Polis
 from leadline.steps.calibrate import calibrate
 from leadline.steps.correct_bias import correct_bias
 from leadline.steps.equalize import equalize
-from leadline.steps.fitting import recentre
+from leadline.steps.fitting import adapt, recentre
 from leadline.steps.heads import widen_heads
 from leadline.steps.polish import polish
 from leadline.steps.rotate import rotate
@@ -18,7 +18,7 @@ from leadline.steps.shared import stepped
 from leadline.steps.smooth import smooth
 from leadline.steps.state import Progress, Record, State
 
-__all__ = ["Progress", "Record", "State", "apply", "recentre"]
+__all__ = ["Progress", "Record", "State", "adapt", "apply", "recentre"]
 
 
 def fold(step: Fold, state: State) -> None:

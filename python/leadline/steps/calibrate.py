@@ -221,7 +221,8 @@ def bias_grid(state: State, layer: Layer) -> None:
         return
     bias, weight = state.graph.weights[layer.bias], state.grids[layer.weight]
     if _adds_integers(state, layer):
-        state.grids[layer.bias] = accumulator_grid(weight, state.grids[layer.input], bias.size)
+        single = state.profile.single_bias_scale and bias.size > 1
+        state.grids[layer.bias] = accumulator_grid(weight, state.grids[layer.input], bias.size, single)
     elif _reads_many_scales(state, layer):
         scale = np.full(bias.shape, max(float(np.abs(bias).max(initial=0)), 1e-3) * 2.0**-20, np.float32)
         scheme = Scheme(bits=32, signed=True, symmetric=True, granularity="axis", axis=0)

@@ -3,6 +3,7 @@ suit the arithmetic."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,15 +13,51 @@ from numpy.typing import NDArray
 
 from leadline.graph import Graph, Layer, Node
 from leadline.graph.edit import add_constant, add_value
-from leadline.graph.operators import CLAMPS, ELEMENTWISE, moves_data
+from leadline.graph.operators import CLAMPS, ELEMENTWISE, moves_data, variant
+from leadline.graph.relative import relative
+from leadline.graph.spelling import spell
+from leadline.graph.spellings import SPELLINGS
 from leadline.graph.tables import tables
 from leadline.profiles import Profile, lost
+from leadline.recipe import Recipe
 from leadline.steps.placement import Placement
-from leadline.steps.state import State
-from leadline.types import Grid, Scheme
+from leadline.steps.state import Record, State
+from leadline.types import Grid, Scheme, few
 
-_SAME = frozenset("Conv ConvTranspose Gemm Gelu Concat Max Min".split()) | ELEMENTWISE
+_SAME = frozenset("Conv ConvTranspose Gemm Gelu Concat Max Min Where".split()) | ELEMENTWISE
 """Operators that do not narrow what they read. Others give 8 bits of a 16-bit input themselves."""
+
+_KEEPS_WIDTH = frozenset("Reciprocal Pow Elu HardSigmoid LpNormalization".split())
+"""Operators that cannot narrow: where they read 16 bits they write 16, and their readers narrow."""
+
+
+def adapt(state: State) -> None:
+    """Before any step: spell what the target has no operators for, and warn of what it will not take."""
+    lines = respell(state.graph, state.recipe, state.profile)
+    state.log += [Record.of("adapt", f"{line}, for {state.profile.name}") for line in lines]
+    for line in refusals(state.graph, state.profile):
+        warnings.warn(line, stacklevel=4)
+
+
+def respell(graph: Graph, recipe: Recipe, profile: Profile) -> list[str]:
+    """Spell in place what a target lacks or gets wrong; one line for each node."""
+    wide = max((scheme.bits for scheme in recipe.schemes("activations").values() if scheme), default=0) > 8
+    lines = spell(graph, profile.spelled, SPELLINGS)
+    if profile.spelled_wide and (wide or relative(graph)):
+        lines += spell(graph, profile.spelled_wide, SPELLINGS)
+    return lines
+
+
+def refusals(graph: Graph, profile: Profile) -> list[str]:
+    """What a target does not take, or only with loss: one line for each kind of operator."""
+    found: dict[str, list[str]] = {}
+    for node in graph.nodes:
+        found.setdefault(variant(graph, node), []).append(node.name)
+    return [
+        f"{profile.name} does not take {kind} ({few(names)}) without loss: {profile.refused[kind]}"
+        for kind, names in found.items()
+        if kind in profile.refused
+    ]
 
 
 def fit(graph: Graph, placement: Placement, profile: Profile) -> Placement:
@@ -41,6 +78,7 @@ def fit(graph: Graph, placement: Placement, profile: Profile) -> Placement:
                 notes.append(f"{table.weight}: float, as {table.op_type} {table.name} is on {profile.name}")
     placement = replace(placement, layers=layers, constants=constants, notes=notes)
     if profile.one_type:
+        _keep_width(graph, placement)
         _requantise(graph, placement, profile)
     if profile.resize_keeps_grid:
         _share_resizes(graph, placement)
@@ -65,6 +103,16 @@ def _share_resizes(graph: Graph, placement: Placement) -> None:
             root.update(dict.fromkeys(moved, root[source]))
 
 
+def _keep_width(graph: Graph, placement: Placement) -> None:
+    schemes, root = placement.schemes, placement.root
+    for node in graph.nodes:
+        read, written = schemes.get(node.inputs[0] if node.inputs else ""), node.outputs[0]
+        if node.op_type in _KEEPS_WIDTH and read and written in schemes and read.bits > 8 >= schemes[written].bits:
+            moved = [tensor for tensor, own in root.items() if own == root[written]]
+            schemes.update({tensor: replace(schemes[tensor], bits=16) for tensor in moved})
+            placement.notes.append(f"{written}: 16 bits, as {node.name} cannot narrow what it reads")
+
+
 def _requantise(graph: Graph, placement: Placement, profile: Profile) -> None:
     schemes, made = placement.schemes, dict[tuple[str, int], str]()
     nodes: list[Node] = []
@@ -72,6 +120,8 @@ def _requantise(graph: Graph, placement: Placement, profile: Profile) -> None:
         written = _written(graph, schemes, node)
         if written is not None and not moves_data(node):
             for position, name in enumerate(node.inputs):
+                if name in placement.constants and profile.constants.get(node.op_type):
+                    continue  # of a width that does not depend on the output's
                 if name in placement.constants and _width(placement.constants[name]) != _width(written):
                     node.inputs[position] = _own_constant(graph, placement, name, written)
                 elif name in schemes and schemes[name].granularity == "tensor":

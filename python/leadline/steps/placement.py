@@ -58,8 +58,9 @@ def place(graph: Graph, recipe: Recipe, profile: Profile = ONNXRUNTIME) -> Place
     _check_patterns(graph, recipe, kinds)
     layers, notes = _layers(graph, recipe, kinds)
     extreme, fine = Masks(graph).extreme, relative(graph)
+    quantised = QUANTISED | profile.operators
     plain = extreme if profile.integers_only else extreme | fine
-    schemes, root = _activations(graph, recipe, kinds, {layer.input for layer, _ in layers}, plain)
+    schemes, root = _activations(graph, recipe, kinds, {layer.input for layer, _ in layers}, plain, quantised)
     if profile.integers_only:
         schemes |= {name: replace(schemes[name], bits=16) for name in schemes if name in fine}
     if schemes:
@@ -69,11 +70,11 @@ def place(graph: Graph, recipe: Recipe, profile: Profile = ONNXRUNTIME) -> Place
     constants = {
         name: scheme
         for node in graph.nodes
-        if node.op_type in ELEMENTWISE or node.op_type == "Concat"
-        for name in node.inputs
+        if node.op_type in ELEMENTWISE or node.op_type == "Concat" or node.op_type in profile.constants
+        for position, name in enumerate(node.inputs)
         if name in graph.weights and graph.weights[name].dtype == np.float32
         if name not in extreme or node.outputs[0] in schemes
-        if (scheme := _partner(graph, node, name, schemes)) is not None
+        if (scheme := _constant(graph, node, position, schemes, profile)) is not None
     }
     own, more = _tables(graph, recipe)
     return Placement(schemes, root, constants | own, layers, notes + more)
@@ -147,7 +148,12 @@ def _blocks(graph: Graph, layer: Layer, scheme: Scheme) -> tuple[Scheme, list[st
 
 
 def _activations(
-    graph: Graph, recipe: Recipe, kinds: dict[str, tuple[str, ...]], read: set[str], plain: set[str]
+    graph: Graph,
+    recipe: Recipe,
+    kinds: dict[str, tuple[str, ...]],
+    read: set[str],
+    plain: set[str],
+    quantised: frozenset[str],
 ) -> tuple[dict[str, Scheme], dict[str, str]]:
     wanted: dict[str, Scheme] = {}
     root: dict[str, str] = {}
@@ -155,7 +161,7 @@ def _activations(
     outputs = {value.name for value in graph.outputs}
     axes, reached = channel_axes(graph), _reached(graph, read)
     for node in graph.nodes:
-        if node.op_type not in QUANTISED and node.domain != DOMAIN:
+        if node.op_type not in quantised and node.domain != DOMAIN:
             continue
         if all(name in graph.weights for name in node.inputs):
             continue  # an output that is constant
@@ -260,15 +266,28 @@ def _absorbed(graph: Graph, producer: Node | None, readers: list[Node]) -> bool:
             for name in readers[0].inputs[1:2]
             if readers[0].op_type == "Clip" and name in graph.weights
         )
-        and all(name in graph.weights for name in readers[0].inputs[1:] if name)
+        and all(name in graph.weights and graph.weights[name].size == 1 for name in readers[0].inputs[1:] if name)
         and producer is not None
         and producer.op_type in ABSORBING
     )
 
 
+def _constant(graph: Graph, node: Node, position: int, schemes: dict[str, Scheme], profile: Profile) -> Scheme | None:
+    """The scheme of a constant operand: its partner's, unless the target wants a width of its own. What a normalisation
+    adds goes straight to its sums, in 32 bits."""
+    scheme = _partner(graph, node, node.inputs[position], schemes)
+    bits = profile.constants.get(node.op_type)
+    if not bits or scheme is None:
+        return scheme
+    if position == 2:
+        return Scheme(bits=32, signed=True, symmetric=True)
+    return Scheme(bits=bits, signed=False, symmetric=False)
+
+
 def _partner(graph: Graph, node: Node, constant: str, schemes: dict[str, Scheme]) -> Scheme | None:
-    """The scheme of the other operand: along the same channels if the constant has them, else with one scale."""
-    other = next((name for name in node.inputs if name != constant and name in schemes), None)
+    """The scheme of the other operand (of the output, where all are constant): along the same channels if the constant
+    has them, else with one scale."""
+    other = next((name for name in (*node.inputs, *node.outputs) if name != constant and name in schemes), None)
     if other is None or schemes[other].granularity == "tensor":
         return None if other is None else schemes[other]
     scheme, shape = schemes[other], graph.shape(constant)

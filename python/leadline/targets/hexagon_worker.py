@@ -1,13 +1,16 @@
 """The process that holds Qualcomm's library: ``python -m leadline.targets.hexagon_worker DESCRIPTOR``.
 
-It answers requests on that socket until it is closed. A crash of the library ends this process only.
+It answers requests on that socket until it is closed, and ends with whoever asks, whatever the library is at. A crash
+of the library ends this process only.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import select
 import sys
+import threading
 import time
 from multiprocessing.connection import Connection
 from typing import Any
@@ -56,7 +59,16 @@ class Worker:
         return dict(zip(names, self._session.run(names, feed), strict=True))
 
 
+def end_with_the_other_side(descriptor: int) -> None:
+    """Wait until nobody holds the socket's other end any more. The library lets other threads run."""
+    waiting = select.poll()
+    waiting.register(descriptor, 0)  # a hang-up is always reported
+    waiting.poll()
+    os._exit(0)
+
+
 def main(descriptor: int) -> None:
+    threading.Thread(target=end_with_the_other_side, args=(descriptor,), daemon=True).start()
     connection, worker = Connection(descriptor), None
     while True:
         try:
