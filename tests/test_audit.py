@@ -139,7 +139,7 @@ def test_a_crash_of_the_vendors_library_is_one_answer(monkeypatch: pytest.Monkey
 
     class Fragile(hexagon.Emulator):
         def _ask(self, request: str, *arguments: Any) -> tuple[bool, Any]:
-            if any(node.op_type == "Erf" for node in onnx.load(arguments[0]).graph.node):
+            if request == "build" and any(node.op_type == "Erf" for node in onnx.load(arguments[0]).graph.node):
                 if self._process is None:
                     self._start()
                 assert self._process is not None

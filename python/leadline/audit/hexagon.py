@@ -19,6 +19,7 @@ from leadline.profiles import HEXAGON, ONNXRUNTIME
 from leadline.sqnr import Sqnr
 from leadline.targets.hexagon import Build, Emulator
 from leadline.targets.hexagon_expected import expected
+from leadline.types import InputError
 
 if TYPE_CHECKING:
     import onnx
@@ -56,7 +57,10 @@ def _ask(emulator: Emulator, form: Form, recipe: Recipe) -> tuple[Status, str]:
     build = emulator.build(fitted)
     if not _takes(build):
         return "unsupported", "; ".join(filter(None, (build.reason, advice)))
-    apart = _apart(emulator, fitted, form) if build.accepted else None
+    try:
+        apart = _apart(emulator, fitted, form) if build.accepted else None
+    except InputError as error:
+        return "unsupported", f"built, but not run: {error}"
     if apart is not None and apart < WRONG:
         return "unsupported", f"taken, but its result is wrong: {apart:.0f} dB from what it should be"
     if advice:

@@ -29,13 +29,20 @@ def chain(s: Speller) -> str | None:
 
 
 def power(s: Speller) -> str | None:
-    """x³ and x⁴ as products."""
-    exponent = s.constant(1)
-    if exponent is None or exponent.size != 1 or exponent.item() not in (3, 4) or s.constant(0) is not None:
+    """x³ and x⁴ as products, 1/x and 1/√x as such."""
+    exponent, x = s.constant(1), s.node.inputs[0]
+    shape = s.shape(x)
+    if exponent is None or exponent.size != 1 or x not in s.graph.values or shape != s.shape(s.node.outputs[0]):
         return None
-    x = s.node.inputs[0]
-    square = s.put("Mul", [x, x], s.shape(x))
-    return s.put("Mul", [square, x if exponent.item() == 3 else square], s.shape(s.node.outputs[0]))
+    match exponent.item():
+        case 3 | 4:
+            square = s.put("Mul", [x, x], shape)
+            return s.put("Mul", [square, x if exponent.item() == 3 else square], shape)
+        case -0.5:
+            return s.put("Reciprocal", [s.put("Sqrt", [x], shape)], shape)
+        case -1:
+            return s.put("Reciprocal", [x], shape)
+    return None
 
 
 def softsign(s: Speller) -> str:
