@@ -210,7 +210,8 @@ def to_module(
     Raises
     ------
     InputError
-        An operator, or a setting of it, that torch has no function for; a grid per block of an activation.
+        An operator, or a setting of it, that torch has no function for; shapes that depend on the data; a grid per
+        block of an activation.
     """
     if not isinstance(graph, Graph):
         if grids is not None or codes is not None:
@@ -218,6 +219,9 @@ def to_module(
         source: Quantised = graph
     else:
         source = _Given(graph, dict(grids or {}), dict(codes or {}))
+    if source.graph.tail is not None:
+        rule = f"a module must be all of '{source.graph.name}'; give graph.front() for the part of fixed shapes alone"
+        raise refuse("to_module", rule, f"shapes that depend on the data from {source.graph.tail.causes[0]} on")
     for name, grid in source.grids.items():
         if name not in source.graph.weights and grid.scheme.granularity == "block":
             raise refuse("to_module", f"the grid of activation '{name}' must not be per block", "one per block")
