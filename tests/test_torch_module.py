@@ -322,3 +322,11 @@ def check_whole(done: Quantized, feed: dict[str, np.ndarray]) -> None:
     for name, want in simulated.items():
         lost = np.square(found[name] - want, dtype=np.float64).mean()
         assert lost < 0.1 * np.square(plain[name] - want, dtype=np.float64).mean(), name
+
+
+def test_a_module_is_not_made_of_half_a_network():
+    nodes = [node("MatMul", "x w", "h"), node("NonZero", "h", "n"), node("Cast", "n", "y", to=1)]
+    graph = Graph.from_model(model(nodes, (2, 8), w=random(8, 4)))
+    with pytest.raises(InputError, match=r"give graph.front\(\)"):
+        to_module(graph)
+    assert isinstance(to_module(graph.front()), GraphModule)
