@@ -13,7 +13,8 @@ from graph_models import FLOAT_NOISE, model, node
 from leadline.data import load
 from leadline.export.tflite_match import to_tflite
 from leadline.graph import Graph
-from leadline.pipeline import prepare, quantize
+from leadline.pipeline import quantize
+from leadline.preparation import prepare
 from leadline.recipe import Calibrate, Equalize, Fold, Heads, Recipe, Rotate, Round, Smooth
 from leadline.steps import apply
 from leadline.types import Scheme

@@ -128,8 +128,7 @@ def test_a_branch_between_two_layers_is_not_a_chain():
     assert np.array_equal(after.graph.weights["w1"], before.weights["w1"])
 
 
-def test_absorbing_a_high_bias_stays_close():
-    """Exact where the ReLU's input stays above mean - 3 std: one value in 740 of a normal one does not."""
+def test_absorbing_a_high_bias_changes_nothing_that_is_computed():
     proto = model(
         [node("Conv", "x w1 b1", "a", name="first"), RELU, node("Conv", "b w2 b2", "y", name="second")],
         SHAPE, w1=draw(1, 8, 3, 1, 1), b1=np.full(8, 40, np.float32), w2=draw(3, 4, 8, 1, 1), b2=draw(4, 4),
@@ -138,7 +137,7 @@ def test_absorbing_a_high_bias_stays_close():
     after = quantized(before, steps(Fold(), Equalize(), Calibrate("minmax", "minmax"), Round()))
     data = samples(4, seed=7)
     assert any("bias" in r.note for r in records(after, "equalize"))
-    assert db(outputs(before, data)["y"], outputs(after.graph, data)["y"]) > 50
+    assert db(outputs(before, data)["y"], outputs(after.graph, data)["y"]) > 100
 
 
 # -- CorrectBias ------------------------------------------------------------------------------------------------------

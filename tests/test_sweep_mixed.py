@@ -12,6 +12,7 @@ from data_samples import refused
 from leadline import pipeline
 from leadline.cache import Cache
 from leadline.graph import Graph
+from leadline.preparation import prepare
 from leadline.recipe import Override, Recipe
 from leadline.steps.gate import output_error
 from leadline.sweep import Sensitivity, mixed, mixed_precision, sensitivity
@@ -46,7 +47,7 @@ def test_an_error_is_that_of_the_tensor_alone(graph, found):
     """Everything else in float, by overrides."""
     overrides = (Override("fc", weights={"bits": 4}), Override("*", weights="float", activations="float"))
     plan = Recipe.load("minmax-w8a8").changed(overrides=overrides)
-    state, _ = pipeline.prepare(graph, plan, samples(8), threads=1)
+    state, _ = prepare(graph, plan, samples(8), threads=1)
     from leadline.steps import apply
 
     for step in plan.steps:

@@ -16,6 +16,7 @@ from leadline.evaluation import Footage, Judgement, feeds, judge, predict
 from leadline.files import REPORT, discard
 from leadline.graph import Graph
 from leadline.pipeline import Quantized
+from leadline.preparation import load_pair
 from leadline.progress import Quiet
 from leadline.recipe import Recipe
 from leadline.steps import Progress
@@ -122,7 +123,7 @@ def compare(
     """
     progress = progress or Quiet()
     plans, footage = load_recipes(recipes), list(footage)
-    graph, samples = pipeline.load_pair(network, feeds(calibration, preprocess), None, None, 0, True)
+    graph, samples = load_pair(network, feeds(calibration, preprocess), None, None, 0, True)
     floats = [judge(predict(graph, f.frames, preprocess, threads=threads), f) for f in footage]
     runs = []
     for plan in plans:

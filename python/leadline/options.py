@@ -115,7 +115,8 @@ class Equalize(Options):
     max_scale: Annotated[float, Within(2, 1e6)] = 32.0
     """Scales are clamped to [1/max_scale, max_scale], so that a pruned channel cannot blow up its neighbour."""
     absorb_bias: bool = True
-    """Move max(0, mean - 3 std) of each ReLU input into the next layer's bias (means from calibration)."""
+    """Move what every value of a ReLU's input lies above, max(0, min(lowest seen, mean - 6 std)), into the next layer's
+    bias."""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,23 +14,21 @@ from numpy.typing import NDArray
 from leadline.affine import dequantize
 from leadline.affine import quantize as to_codes
 from leadline.cache import Cache
-from leadline.data import Preprocess, Samples, choose, load
-from leadline.data.choice import check_method
+from leadline.data import Preprocess, Samples
 from leadline.data.samples import Feed
 from leadline.display import table
 from leadline.export import encodings, qdq
 from leadline.export.encodings_gaps import Gap, accepted, completed, gaps
 from leadline.export.limits import limits
 from leadline.files import filling
-from leadline.graph import Graph, Session
-from leadline.graph.features import network_features
+from leadline.graph import Graph
 from leadline.graph.ir import Sample
 from leadline.observers import Histogram
 from leadline.original import SAMPLES, Original, Proof
-from leadline.profiles import Profile, profile_of
-from leadline.progress import Quiet
+from leadline.preparation import prepare
+from leadline.profiles import profile_of
 from leadline.recipe import Recipe
-from leadline.steps import Progress, Record, State, adapt, apply, recentre
+from leadline.steps import Progress, Record, apply, recentre
 from leadline.steps.batch import prove_batch
 from leadline.types import Grid, refuse
 from leadline.verification import Verification, verify
@@ -39,7 +36,6 @@ from leadline.verification import Verification, verify
 if TYPE_CHECKING:
     import onnx
 
-    from leadline.graph.tail import Tail
 
 HELD_OUT = 0.25
 
@@ -335,85 +331,3 @@ def quantize(
         skipped=given.skipped,
         original=original,
     )
-
-
-def prepare(
-    graph: Graph | str | os.PathLike[str],
-    recipe: Recipe | str | os.PathLike[str],
-    data: Any,
-    *,
-    held_out: Samples | None = None,
-    preprocess: Preprocess | None = None,
-    samples: int | None = None,
-    choice: str = "random",
-    features: str | Callable[[Feed], Any] | None = None,
-    seed: int = 0,
-    strict: bool = False,
-    threads: int | None = None,
-    progress: Progress | None = None,
-    cache: Cache | None = None,
-    target: str = "onnxruntime",
-) -> tuple[State, Samples]:
-    """The state that `quantize` applies a recipe's steps to, and the samples chosen from `data`. See there."""
-    recipe, profile = Recipe.load(recipe), profile_of(target)
-    profile.check(recipe)
-    progress = progress or Quiet()
-    if preprocess is None and recipe.data:
-        preprocess = Preprocess.from_dict(recipe.data)
-    check_method("quantize", choice, features)
-    if choice != "random" and (not isinstance(samples, int) or samples < 1):
-        raise refuse("quantize", f"choice {choice!r} needs samples, at least 1", f"samples={samples!r}")
-    network, given = load_pair(graph, data, preprocess, samples if choice == "random" else None, seed, strict)
-    if samples is not None and samples < len(given):
-        given = choose(
-            given,
-            samples,
-            choice,
-            features=network_features(network, features, threads) if isinstance(features, str) else features,
-            seed=seed,
-            progress=progress,
-        )
-    calibration, kept_out = (given, held_out) if held_out is not None else given.split(HELD_OUT)
-    if held_out is None and len(given) == 1:
-        warnings.warn("one sample: the artefact is checked on what it was calibrated on", stacklevel=3)
-    state = State(network.copy(), recipe, calibration, kept_out, progress, _simulate, threads, profile, cache=cache)
-    if network.tail is not None:
-        state.log.append(Record("load", ", ".join(network.tail.written), _kept_behind(network.tail, profile)))
-    state.log += [Record.of("load", note) for note in network.notes]
-    adapt(state)
-    return state, given
-
-
-def _kept_behind(tail: Tail, profile: Profile) -> str:
-    more = f" and {len(tail.causes) - 1} more" if len(tail.causes) > 1 else ""
-    what = f"{len(tail.nodes)} operators behind the quantised part stay as they are, in float"
-    where = f"; {profile.name} leaves them to the CPU" if profile.integers_only else ""
-    return f"{what}: shapes depend on the data from {tail.causes[0]}{more} on{where}"
-
-
-def load_pair(
-    graph: Graph | str | os.PathLike[str],
-    data: Any,
-    preprocess: Preprocess | None,
-    limit: int | None,
-    seed: int,
-    strict: bool,
-) -> tuple[Graph, Samples]:
-    """A network and samples that fit each other: the samples fix the shapes that the file leaves open."""
-    if isinstance(graph, Graph):
-        return graph, load(data, graph.inputs, preprocess, limit, seed, strict)
-    from leadline.graph import inspect_inputs
-
-    if not isinstance(graph, str | os.PathLike):
-        rule = "graph must be a Graph, or the path of an ONNX file (of a PyTorch module: leadline.torch.to_graph)"
-        raise refuse("quantize", rule, f"a {type(graph).__name__}")
-    if Path(graph).suffix in (".pt", ".pt2", ".pth"):
-        rule = "graph must be an ONNX file (of a PyTorch module: leadline.torch.to_graph, then Graph.save)"
-        raise refuse("quantize", rule, f"'{graph}'")
-    samples = load(data, inspect_inputs(Path(graph)), preprocess, limit, seed, strict)
-    return Graph.load(Path(graph), next(iter(samples))), samples
-
-
-def _simulate(state: State, outputs: Sequence[str]) -> Session:
-    model = qdq.to_qdq(state.graph.front(), state.grids, state.codes)
-    return Session(model, outputs=outputs, optimize=False, threads=state.threads)

@@ -135,9 +135,10 @@ def verify(
 
     Exit code 3: an output, or a part of one, has collapsed; see `leadline quantize --help`.
     """
-    from leadline import pipeline, report
+    from leadline import report
     from leadline.files import REPORT, filling
     from leadline.original import Original
+    from leadline.preparation import load_pair
     from leadline.progress import Bars
     from leadline.verification import verify as run
 
@@ -146,7 +147,7 @@ def verify(
         raise refuse("verify", "--context, --soc and --arch are for --target hexagon", repr(target))
     preprocess = pictures.over({})
     with filling(out, REPORT) if out is not None else nullcontext():
-        graph, feeds = pipeline.load_pair(fp32, data, preprocess, samples, seed, strict)
+        graph, feeds = load_pair(fp32, data, preprocess, samples, seed, strict)
         original = Original(fp32)
         verification = run(
             graph, qdq, feeds, original=original, target=target, soc=soc, arch=arch, threads=threads, progress=Bars()

@@ -305,7 +305,11 @@ def _absorbs(chain: Chain) -> bool:
 
 
 def _absorb(graph: Graph, state: State, chains: list[Chain]) -> list[str]:
-    """b1 -= c and b2 += W2 c with c = max(0, mean - 3 std) of the ReLU's input (Nagel et al. 2019, eq. 14-15)."""
+    """b1 -= c and b2 += W2 c (Nagel et al. 2019, eq. 14-15), exact where the ReLU's input stays above c.
+
+    The paper's c = max(0, mean - 3 std) changes what the network computes on one value in 740 of a normal one. Here c
+    is also no higher than anything seen, and 6 std below the mean.
+    """
     if not chains:
         return []
     probe = replace(state, graph=graph)
@@ -313,7 +317,7 @@ def _absorb(graph: Graph, state: State, chains: list[Chain]) -> list[str]:
     done = []
     for chain in chains:
         pre = stats[chain.first.output]
-        c = np.maximum(0.0, pre.mean - 3 * pre.std)
+        c = np.maximum(0.0, np.minimum(pre.lo, pre.mean - 6 * pre.std))
         if not c.any() or chain.first.bias is None:
             continue
         graph.weights[chain.first.bias] = (graph.weights[chain.first.bias] - c).astype(np.float32)

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
-from leadline import pipeline
 from leadline.affine import quantize as to_codes
 from leadline.cache import digest
 from leadline.display import table
 from leadline.files import replacing
 from leadline.graph import Graph
+from leadline.preparation import prepare
 from leadline.recipe import ACTIVATIONS, WEIGHTS, Calibrate, Override, Recipe
 from leadline.steps import State, apply
 from leadline.steps.gate import output_error
@@ -114,7 +114,7 @@ def sensitivity(
             raise refuse("sensitivity", "candidates must be for weights and activations", repr(kind))
         if not widths or not all(isinstance(bits, int) and 2 <= bits <= 16 for bits in widths):
             raise refuse("sensitivity", f"{kind} must have widths from 2 to 16 bits", widths)
-    state, _ = pipeline.prepare(graph, plan, data, **options)
+    state, _ = prepare(graph, plan, data, **options)
     calibration = next((step for step in plan.steps if isinstance(step, Calibrate)), None)
     if calibration is None:
         raise refuse("sensitivity", "the recipe must calibrate", plan.name)
