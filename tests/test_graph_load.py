@@ -490,3 +490,16 @@ def test_same_output_twice():
     proto = model([node("MatMul", "x fc.weight", "y")], fc__weight=random(8, 6))
     graph, feed = Graph.from_model(proto), {"x": random(2, 5, 8)}
     assert distance(Session(graph).run(feed), Session(Graph.from_model(graph.to_model())).run(feed)) == 0
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (node("Conv", "x", "y"), "must have what their operators need. Received Conv writing 'y' without W."),
+        (node("Cast", "x", "y"), "must have what their operators need. Received Cast writing 'y' without to."),
+        (node("Relu", "-", "y"), "must have what their operators need. Received Relu writing 'y' without X."),
+        (node("Relu", "x x", "y"), "must have at most the inputs that their operators take. Received Relu writing 'y'"),
+    ],
+)
+def test_nodes_that_are_not_whole(broken, message):
+    refused(f"nodes of 'test' {message}", model([broken]))

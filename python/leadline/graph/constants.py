@@ -26,6 +26,7 @@ from leadline.types import InputError, refuse
 FLOATS = frozenset(np.dtype(kind) for kind in ("float16", "float64"))
 """What activations hold in float32 instead; bfloat16 is read so from the start."""
 
+_FLOAT_CODES = {helper.np_dtype_to_tensor_dtype(dtype) for dtype in FLOATS}
 _QUANTISED = {
     "ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QuantizeLinear",
 }  # fmt: skip
@@ -145,7 +146,7 @@ class _Walk:
             raise known.refuse(
                 f"operators of {{label}} must be in opset {OPSET}, or made of such", node, f", opset {opset}"
             )
-        if node.op_type == "Cast" and np.dtype(helper.tensor_dtype_to_np_dtype(node.attrs["to"])) in FLOATS:
+        if node.op_type == "Cast" and node.attrs["to"] in _FLOAT_CODES:
             node.attrs["to"] = onnx.TensorProto.FLOAT
         for value in self._outputs(node):
             known.values[value.name] = value
@@ -169,6 +170,8 @@ class _Walk:
         evaluate.check_channels(node, known)
         found = evaluate.outputs(node, OPSET, known, data)
         if not isinstance(found, str):
+            if any(dim < 0 for value in found for dim in value.shape):
+                raise evaluate.misfit(node, known, "axes of less than nothing")
             return found
         feed = {name: known.weights[name] for name in node.inputs if name in known.weights} | data
         zeros = {n: np.zeros(known.shape(n), known.dtype(n)) for n in node.inputs if n and n not in feed}

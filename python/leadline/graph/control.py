@@ -99,7 +99,7 @@ def _loop(node: Node, known: Known) -> list[Node]:
     held = [known.constant(np.array(turn, np.int64)), going or known.constant(np.array(True)), *state]
     nodes, results = _instance(node, body, dict(zip((v.name for v in body.input), held, strict=False)), known)
     going, state, outs = results[0], results[1 : len(state) + 1], results[len(state) + 1 :]
-    scanned = [[*parts, name] for parts, name in zip(scanned, outs, strict=True)]
+    scanned = [[*parts, name] for parts, name in zip(scanned, outs, strict=False)]
     attrs = {"body": body, "turn": turn + 1, "scanned": scanned}
     return [*nodes, Node("Loop", [trips, going, *state], node.outputs, node.name, attrs)]
 
@@ -111,6 +111,8 @@ def _scan(node: Node, known: Known) -> list[Node]:
     state, sources = node.inputs[:count], node.inputs[count:]
     axes = attrs.get("scan_input_axes", [0] * len(sources))
     back = attrs.get("scan_input_directions", [0] * len(sources))
+    if len(body.output) < len(node.outputs):  # the last ones may be left out
+        raise known.refuse("a Scan of {label} must have the outputs of its body", node)
     turns = known.shape(sources[0])[axes[0]]
     if turns > _MOST_TURNS:
         raise known.refuse(f"loops of {{label}} must end within {_MOST_TURNS} turns", node)
@@ -126,7 +128,7 @@ def _scan(node: Node, known: Known) -> list[Node]:
         more, results = _instance(node, body, formal, known)
         nodes += more
         state = results[:count]
-        for parts, name in zip(scanned, results[count:], strict=True):
+        for parts, name in zip(scanned, results[count:], strict=False):
             parts.append(name)
     nodes += _identities(state, node.outputs[:count])
     out_axes = attrs.get("scan_output_axes", [0] * len(scanned))

@@ -68,7 +68,7 @@ def outputs(node: Node, opset: int, known: Known, data: Mapping[str, Array]) -> 
             onnx.defs.get_schema(node.op_type, opset), to_proto(node), types, small,
             opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION,
         )  # fmt: skip
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError) as error:
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         if "unsupported type" in str(error):
             said = ", ".join(str(known.dtype(name)) for name in types)
             raise known.refuse(

@@ -140,7 +140,7 @@ def _type(name: str, known: Known) -> bytes:
 def _inlined(
     node: Node, function: onnx.FunctionProto, attrs: dict[str, AttributeProto], known: Known
 ) -> Iterator[tuple[Node, int]]:
-    opset = next(entry.version for entry in function.opset_import if entry.domain in ("", "ai.onnx"))
+    opset = next((entry.version for entry in function.opset_import if entry.domain in ("", "ai.onnx")), OPSET)
     names = {"": ""} | dict(zip(function.input, [*node.inputs, *[""] * len(function.input)], strict=False))
     results = dict(zip(function.output, node.outputs, strict=False))
     for item in function.node:

@@ -65,7 +65,12 @@ def _turned(source: Source) -> Source:
     kept = []
     for node in source.nodes:
         node.inputs = [same.get(name, name) for name in node.inputs]
-        if node.op_type == "Transpose" and node.inputs[0] in source.weights and node.outputs[0] not in source.outputs:
+        if (
+            node.op_type == "Transpose"
+            and node.inputs
+            and node.inputs[0] in source.weights
+            and node.outputs[0] not in source.outputs
+        ):
             turned = derived(node.inputs[0], f"T{node.attrs.get('perm', '')}")
             known = turned in same.values()
             same[node.outputs[0]] = node.outputs[0] = turned
@@ -77,6 +82,7 @@ def _turned(source: Source) -> Source:
 
 def _fixed(source: Source, sample: Sample | None, watch: Watch, verbatim: bool = False) -> Graph:
     opset.check(source.opset or OPSET, source.label)  # 0 where a file has no operators of ONNX's own
+    opset.check_nodes(source.nodes, source.opset or OPSET, source.label)
     _name_first_outputs(source)
     roots: set[str] = set()
     while True:
@@ -142,7 +148,10 @@ def _fix(name: str, dtype: np.dtype[Any], dims: Dims | None, given: Any) -> Valu
                 "Graph.load", f"sample must fix the free axes of input '{name}'", f"no sample for shape {text}"
             )
         return Value(name, dtype, tuple(dim or 1 for dim in dims))
-    shape = tuple(given.shape) if isinstance(given, np.ndarray) else tuple(int(dim) for dim in given)
+    try:
+        shape = tuple(given.shape) if isinstance(given, np.ndarray) else tuple(int(dim) for dim in given)
+    except (TypeError, ValueError):
+        raise refuse("Graph.load", f"sample '{name}' must be an array or a shape", type(given).__name__) from None
     if isinstance(given, np.ndarray) and given.dtype != dtype and not (is_float(given.dtype) and is_float(dtype)):
         raise refuse("Graph.load", f"sample '{name}' must be {dtype}", given.dtype)
     if dims is None:

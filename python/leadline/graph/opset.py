@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnx
 from onnx import helper
 
 from leadline.graph.ir import OPSET, Node
-from leadline.graph.known import Known
+from leadline.graph.known import Known, title
 from leadline.types import refuse
 
 OLDEST, NEWEST = 7, onnx.defs.onnx_opset_version()
@@ -38,6 +39,29 @@ def check(opset: int, label: str) -> None:
     if not OLDEST <= opset <= NEWEST:
         rule = f"'{label}' must use ONNX opset {OLDEST} to {NEWEST}; export it with opset_version={OPSET}"
         raise refuse("Graph.load", rule, f"opset {opset}")
+
+
+def check_nodes(nodes: Iterable[Node], opset: int, label: str) -> None:
+    """Refuse a node that lacks what its operator needs; of operators that ONNX does not have, nothing is known here."""
+    for node in nodes:
+        if node.domain or not onnx.defs.has(node.op_type, opset):
+            continue
+        schema = onnx.defs.get_schema(node.op_type, opset)
+        given = [*node.inputs, *[""] * schema.min_input]
+        needs = [
+            item.name
+            for item, name in zip(schema.inputs, given, strict=False)
+            if not name and item.option == onnx.defs.OpSchema.FormalParameterOption.Single
+        ]
+        needs += [name for name, item in schema.attributes.items() if item.required and name not in node.attrs]
+        if not any(node.outputs):
+            needs.append("an output")
+        if needs:
+            rule = f"nodes of '{label}' must have what their operators need"
+            raise refuse("Graph.load", rule, f"{title(node)} without {needs[0]}")
+        if len(node.inputs) > schema.max_input:
+            rule = f"nodes of '{label}' must have at most the inputs that their operators take"
+            raise refuse("Graph.load", rule, f"{title(node)} with {len(node.inputs)}")
 
 
 def restated(node: Node, opset: int, known: Known) -> list[Node] | None:
