@@ -152,7 +152,9 @@ def ceiled_pool(s: Speller) -> str | None:
         max((o - 1) * stride + reach - size - before, 0)
         for o, stride, reach, size, before in zip(out[2:], strides, span, shape[2:], pads[:rank], strict=True)
     ]
-    plain = {"kernel_shape": kernel, "strides": strides, "dilations": dilations, "count_include_pad": 1}
+    plain = {"kernel_shape": kernel, "strides": strides, "count_include_pad": 1}
+    if any(step != 1 for step in dilations):  # onnxruntime's fused pools know no such attribute
+        plain["dilations"] = dilations
     whole = np.ones((1, 1, *shape[2:]), np.float32)
     wide = np.pad(whole, [(0, 0), (0, 0), *zip(pads[:rank], needed, strict=True)])
     wanted, counted = (
