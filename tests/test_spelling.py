@@ -45,7 +45,8 @@ def test_spelled_networks_compute_the_same(kind, recipe):
     assert distance(outputs(before), outputs(after)) < FLOAT_NOISE
     names = [one.name for one in after.nodes]
     assert len({*names}) == len(names) and "" not in names
-    assert {line.split(": ")[0] for line in lines} <= {one.name for one in before.nodes}
+    known = {one.name for one in before.nodes}  # or what the first spelling of such a node wrote
+    assert all(line.split(": ")[0].split(".")[0] in known for line in lines)
 
 
 SINGLE = {
