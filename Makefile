@@ -18,7 +18,7 @@ PACKAGES_aimet := torch==2.13.0 aimet-onnx==2.42.0 onnxscript
 PACKAGES_litert := torch==2.13.0 'litert-torch==0.10.*' onnxscript
 PACKAGES_executorch := torch==2.13.0 executorch==1.5.1
 PACKAGES_ray := 'ray>=2.30'
-PACKAGES_torch := torch==2.13.0 onnxscript transformers timm einops easydict opencv-python-headless tqdm
+PACKAGES_torch := torch==2.13.0 onnxscript transformers timm scipy einops easydict opencv-python-headless tqdm
 TESTS_aimet := -m full tests/full/test_aimet.py tests/full/test_aimet_networks.py
 TESTS_litert := -p no:anyio tests/full/test_litert.py tests/test_torch_module.py tests/test_audit.py
 TESTS_executorch := tests/full/test_executorch.py
