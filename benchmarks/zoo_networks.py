@@ -116,7 +116,7 @@ def _detr(t: Any) -> Any:
 
 def _rt_detr(t: Any) -> Any:
     backbone = t.RTDetrResNetConfig(
-        embedding_size=16, hidden_sizes=[32, 64, 96, 128], depths=[1, 1, 1, 1], layer_type="basic",
+        embedding_size=16, hidden_sizes=[32, 64, 96, 128], depths=[2, 2, 2, 2], layer_type="basic",
         out_features=["stage2", "stage3", "stage4"],
     )  # fmt: skip
     return t.RTDetrConfig(
