@@ -307,6 +307,15 @@ def test_the_first_and_last_layers_and_kinds_have_overrides_of_their_own():
     assert q.grids["right"].scheme.bits == 16 and q.grids["left"].scheme.bits == 8
 
 
+@pytest.mark.parametrize(("bits", "room"), [(4, 1.0), (8, 1.0), (9, 1.5), (16, 1.5)])
+def test_wide_grids_reach_beyond_what_calibration_saw(bits, room):
+    plan = steps(*PLAIN, activations=Scheme(bits, False, False, "tensor"))
+    q = quantized(residual(), plan)
+    for tensor, histogram in q.histograms.items():
+        hi = float(q.grids[tensor].hi)
+        assert hi == pytest.approx(room * float(histogram.hi), abs=float(q.grids[tensor].scale))
+
+
 @pytest.mark.parametrize("name", ["w8a8", "w8a16", "minmax-w8a8"])
 def test_biases_lie_on_the_product_of_scales(name):
     assert biases_fit(quantized(residual(), name)) == 4

@@ -11,7 +11,7 @@ from graph_models import model, node
 from leadline.affine import fake_quantize
 from leadline.affine import quantize as to_codes
 from leadline.gram import Gram
-from leadline.pipeline import _simulate
+from leadline.preparation import simulate
 from leadline.progress import Quiet
 from leadline.recipe import Calibrate, CorrectBias, Fold, Recipe, Round
 from leadline.steps.gate import LUCK
@@ -143,14 +143,14 @@ def test_moments_are_those_of_the_quantised_path():
     plan = recipe("gptq")
     q = quantized(residual(), plan)
     given = q.held_out
-    state = State(q.graph, plan, given, given, Quiet(), _simulate, 1)
+    state = State(q.graph, plan, given, given, Quiet(), simulate, 1)
     state.grids, state.codes = dict(q.grids), dict(q.codes)
     last = layers(q)["head"]
     found = {}
     for stage in stages(state, q.graph.layers()):
         found |= stage.seen
     gram = Gram(128)
-    with _simulate(state, [last.input]) as session:
+    with simulate(state, [last.input]) as session:
         for feed in given:
             gram.update(fake_quantize(session.run(feed)[last.input], q.grids[last.input]))
     np.testing.assert_allclose(found["head"].matrix(), gram.matrix(), rtol=1e-6, atol=1e-9)

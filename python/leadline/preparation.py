@@ -65,7 +65,7 @@ def prepare(
     calibration, kept_out = (given, held_out) if held_out is not None else given.split(HELD_OUT)
     if held_out is None and len(given) == 1:
         warnings.warn("one sample: the artefact is checked on what it was calibrated on", stacklevel=3)
-    state = State(network.copy(), recipe, calibration, kept_out, progress, _simulate, threads, profile, cache=cache)
+    state = State(network.copy(), recipe, calibration, kept_out, progress, simulate, threads, profile, cache=cache)
     if network.tail is not None:
         state.log.append(Record("load", ", ".join(network.tail.written), _kept_behind(network.tail, profile)))
     state.log += [Record.of("load", note) for note in network.notes]
@@ -101,6 +101,7 @@ def load_pair(
     return Graph.load(Path(graph), next(iter(samples))), samples
 
 
-def _simulate(state: State, outputs: Sequence[str]) -> Session:
+def simulate(state: State, outputs: Sequence[str]) -> Session:
+    """The artefact as a state has it, unfused, returning these tensors."""
     model = qdq.to_qdq(state.graph.front(), state.grids, state.codes)
     return Session(model, outputs=outputs, optimize=False, threads=state.threads)
