@@ -5,9 +5,10 @@
     .cache/torch/bin/python benchmarks/zoo.py --hexagon           # build each W8A8 artefact for the HTP, too
     .cache/torch/bin/python benchmarks/zoo.py --table             # what was measured so far, as docs/zoo.md has it
 
-`make test-full-torch` makes that environment. Weights are random, so dB compare tools and say nothing of accuracy. Networks, samples and results lie in
-$LEADLINE_CACHE/zoo. Calibration sees 8 samples of smooth noise; 4 others judge, run in plain onnxruntime: SQNR of all
-outputs about their means (the worst output counts), simulated without graph optimisation, higher is better.
+`make test-full-torch` makes that environment. Weights are random, so dB compare tools and say nothing of accuracy.
+Networks, samples and results lie in $LEADLINE_CACHE/zoo. Calibration sees 8 samples of smooth noise; 4 others judge,
+run in plain onnxruntime: SQNR of all outputs about their means (the worst output counts), simulated without graph
+optimisation, higher is better.
 """
 
 from __future__ import annotations
