@@ -14,6 +14,8 @@ from onnx import helper, numpy_helper
 
 import leadline
 from graph_models import node
+from leadline.cli import main
+from leadline.export.tflite import plan
 from leadline.graph import Graph, Session
 from leadline.sqnr import Sqnr
 from leadline.types import InputError
@@ -276,3 +278,31 @@ def test_a_network_that_only_depends_on_the_data_is_refused():
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     with pytest.raises(InputError, match=r"must not depend on the data. Received NonZero writing 'y'"):
         Graph.from_model(model)
+
+
+@pytest.mark.parametrize("tail", [suppression, nonzero])
+@pytest.mark.parametrize("command", ["quantize-tflite", "quantize-executorch"])
+def test_who_takes_fixed_shapes_alone_refuses_before_the_work(command, tail, tmp_path, capsys, monkeypatch):
+    made = network(tail())
+    onnx.save(made, str(tmp_path / "net.onnx"))
+    np.save(tmp_path / "data.npy", np.concatenate([feed["x"] for feed in feeds(2)]))
+
+    def never(*_, **__):
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr("leadline.pipeline.quantize", never)
+    monkeypatch.setattr("leadline.export.tflite.check_installed", lambda: None)
+    monkeypatch.setattr("leadline.targets.executorch.check_installed", lambda function: None)
+    given = [command, tmp_path / "net.onnx", "--data", tmp_path / "data.npy", "--out", tmp_path / "out"]
+    monkeypatch.setattr("sys.argv", ["leadline", *map(str, given)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = " ".join(capsys.readouterr().err.split())
+    assert ended.value.code == 2 and said.startswith(f"error: [{command}] ") and not (tmp_path / "out").exists()
+    assert f"takes fixed shapes alone: 'net' must end before {Graph.from_model(made).tail.causes[0]}" in said
+
+
+def test_a_tflite_is_planned_of_no_part():
+    done = leadline.quantize(Graph.from_model(network(suppression())), "minmax-w8a8", feeds(4), threads=1)
+    with pytest.raises(InputError, match=r"^\[plan\] LiteRT takes fixed shapes alone: 'net' must end before Non"):
+        plan(done)

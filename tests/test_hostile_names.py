@@ -13,6 +13,7 @@ import pytest
 
 from graph_models import model, node
 from leadline import pipeline
+from leadline.export.tflite import _guarded
 from leadline.graph import Graph, Node, Session, Value, edit
 from leadline.recipe import Recipe
 from small_networks import SHAPE, conv_relu6_depthwise, draw, gemm_relu_gemm, residual, samples
@@ -129,3 +130,20 @@ def test_a_name_that_loading_makes_up_may_be_taken(
         with Session(Graph.from_model(hostile), threads=1) as session:
             for got, wanted in zip(session.run({"x": feed}).values(), expected, strict=True):
                 np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_name_that_a_conversion_makes_up_may_be_taken(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = NETWORKS[network]()
+    with overheard(monkeypatch) as asked:
+        _guarded(graph)
+    tensors = [*graph.values, *graph.weights]
+    hostile = dict(zip(tensors[::-1], asked, strict=False))
+    assert hostile
+    x = samples(1, graph.inputs[0].shape)
+    given = renamed(graph, hostile)
+    with Session(graph, optimize=False) as plain, Session(_guarded(given), optimize=False) as guarded:
+        (wanted,), (got,) = (
+            session.run({own.inputs[0].name: x}).values() for session, own in ((plain, graph), (guarded, given))
+        )
+    np.testing.assert_array_equal(got, wanted)

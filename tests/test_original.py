@@ -142,3 +142,8 @@ def test_verification_judges_by_the_file_and_not_by_our_graph(file: Path) -> Non
     wrong, alone = quantised.verify(threads=1), verify(quantised.graph, quantised.to_qdq(), quantised.held_out)
     assert wrong.judged_by == "'net.onnx'" and alone.judged_by == "the Graph given"
     assert wrong.outputs[0].sqnr < alone.outputs[0].sqnr - 10
+
+
+def test_a_graph_that_came_of_a_file_may_be_judged_by_it(file: Path) -> None:
+    done = pipeline.quantize(Graph.load(file), "minmax-w8a8", samples(4), threads=1, original=Original(file))
+    assert done.verify(threads=1).judged_by == "'net.onnx'"

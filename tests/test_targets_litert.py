@@ -73,6 +73,15 @@ def test_a_plan_that_was_not_carried_out_is_named(plan: tflite.Plan) -> None:
     assert set(done.differing) == set(moved)
 
 
+def test_an_output_that_is_lost_is_named(plan: tflite.Plan) -> None:
+    data = pictures(3, seed=2)
+    assert verify(plan.content, write(plan, "npu"), data, threads=1).collapse == []
+    wide = {name: Grid(grid.scale * 30, grid.zero_point, grid.scheme) for name, grid in plan.activations.items()}
+    done = verify(plan.content, write(replace(plan, activations=wide), "npu"), data, threads=1)
+    (line,) = done.collapse
+    assert line.startswith("depth: ") and done.to_dict()["collapse"] == [line]
+
+
 def test_the_simulation_is_measured_in_steps_of_the_grid(plan: tflite.Plan) -> None:
     artefact, data = write(plan, "npu", "int8"), pictures(2)
     done = verify(plan.content, artefact, data, kernels=("xnnpack", "reference"), threads=1)

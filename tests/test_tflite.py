@@ -363,6 +363,11 @@ def test_command_line(tmp_path: Path) -> None:
     assert Interpreter((out / "model.tflite").read_bytes(), "xnnpack", 1).inputs["picture"].dtype == np.int8
     shown = command(source, "--data", data, "--out", out, "--recipe", "dynamic-int8")
     assert shown.returncode == 0 and "in float: ADD 1, MAX_POOL_2D 1, RESIZE_BILINEAR 1" in shown.stdout
+    rough = Recipe.load("minmax-w8a8").changed(name="rough", weights=Scheme(2, True, True, "axis"))
+    rough.save(tmp_path / "rough.toml")
+    lost = command(source, "--data", data, "--out", out, "--recipe", tmp_path / "rough.toml")
+    assert lost.returncode == 3 and "collapsed: depth: SQNR" in lost.stdout, lost.stderr
+    assert "SQNR" in json.loads((out / "report.json").read_text())["collapse"][0]
     source.write_bytes(source.read_bytes()[:900])
     damaged = command(source, "--data", data, "--out", tmp_path / "none")
     assert damaged.returncode == 2 and damaged.stderr.count("\n") == 1

@@ -233,6 +233,12 @@ class Comparison:
         return [Part(axis, one) for one in slices]
 
 
+def reasons_of(name: str, comparison: Comparison) -> list[str]:
+    """Why a whole output is lost, as a line that names it; empty where it is not."""
+    found = comparison.likeness().reasons()
+    return [f"{name}: {'; '.join(found)}"] if found else []
+
+
 @dataclass(frozen=True)
 class Part:
     """Indices of an axis of an output."""

@@ -242,6 +242,7 @@ def quantize(
     progress: Progress | None = None,
     cache: Cache | None = None,
     target: str = "onnxruntime",
+    original: Original | None = None,
 ) -> Quantized:
     """Quantise a network by a recipe.
 
@@ -278,6 +279,8 @@ def quantize(
         tensors held) is computed once. The result is the same.
     target : str
         "onnxruntime", or "hexagon": with the widths that Qualcomm's HTP takes; see `leadline.profiles`.
+    original : Original, optional
+        What every step, and the artefact, is judged by. Default: `graph`. For a Graph that came from a file: that file.
 
     Raises
     ------
@@ -300,7 +303,7 @@ def quantize(
         cache=cache,
         target=target,
     )
-    original = Original(graph)
+    original = original or Original(graph)
     proof = Proof(original, state.graph, state.held_out, threads)
     proof.hold(state.graph, "loading")
     if proof.note:

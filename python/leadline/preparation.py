@@ -84,21 +84,21 @@ def load_pair(
     graph: Graph | str | os.PathLike[str],
     data: Any,
     preprocess: Preprocess | None,
-    limit: int | None,
+    samples: int | None,
     seed: int,
     strict: bool,
 ) -> tuple[Graph, Samples]:
     """A network and samples that fit each other: the samples fix the shapes that the file leaves open."""
     if isinstance(graph, Graph):
-        return graph, load(data, graph.inputs, preprocess, limit, seed, strict)
+        return graph, load(data, graph.inputs, preprocess, samples, seed, strict)
     if not isinstance(graph, str | os.PathLike):
         rule = "graph must be a Graph, or the path of an ONNX file (of a PyTorch module: leadline.torch.to_graph)"
         raise refuse("quantize", rule, f"a {type(graph).__name__}")
     if Path(graph).suffix in (".pt", ".pt2", ".pth"):
         rule = "graph must be an ONNX file (of a PyTorch module: leadline.torch.to_graph, then Graph.save)"
         raise refuse("quantize", rule, f"'{graph}'")
-    samples = load(data, inspect_inputs(Path(graph)), preprocess, limit, seed, strict)
-    return Graph.load(Path(graph), next(iter(samples))), samples
+    chosen = load(data, inspect_inputs(Path(graph)), preprocess, samples, seed, strict)
+    return Graph.load(Path(graph), next(iter(chosen))), chosen
 
 
 def simulate(state: State, outputs: Sequence[str]) -> Session:

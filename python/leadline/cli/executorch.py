@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -35,10 +35,14 @@ def quantize_executorch(
 ) -> None:
     """Quantise a network to an ExecuTorch program for XNNPACK and check it there, on samples held out of calibration.
 
-    Needs ExecuTorch, in an environment of its own.
+    Needs ExecuTorch, in an environment of its own. Exit code 3: all is written, but an output has collapsed; see
+    `leadline quantize --help`.
     """
     from leadline import pipeline
     from leadline.files import REPORT, filling, replacing, to_json
+    from leadline.graph.tail import check_whole
+    from leadline.original import Original
+    from leadline.preparation import load_pair
     from leadline.profiles import EXECUTORCH
     from leadline.progress import Bars
     from leadline.recipe import Recipe
@@ -47,23 +51,24 @@ def quantize_executorch(
     wanted = Recipe.load(recipe)
     EXECUTORCH.check(wanted, "quantize-executorch")
     executorch.check_installed("quantize-executorch")
+    graph, given = load_pair(model, data, pictures.over(wanted.data), samples, seed, strict)
+    check_whole(graph, "ExecuTorch", "quantize-executorch")
     import torch
 
     from leadline.torch import to_module
 
-    preprocess = pictures.over(wanted.data)
-    given: dict[str, Any] = {"preprocess": preprocess, "samples": samples, "seed": seed, "strict": strict}
     progress = Bars()
     with filling(out, REPORT) as folder:
-        done = pipeline.quantize(model, wanted, data, progress=progress, threads=threads, **given)
+        done = pipeline.quantize(graph, wanted, given, progress=progress, threads=threads, original=Original(model))
         run = done.graph, done.grids, done.codes
         with progress("write"):
             program = executorch.export_grids(*run, folder / "model.pte")
     with progress("verify"):
         held = (tuple(map(torch.from_numpy, feed.values())) for feed in done.held_out)
         simulation = executorch.simulation(*run)
-        verified = executorch.verify(out / "model.pte", to_module(done.graph), held, simulation=simulation)
-    names = [value.name for value in done.graph.outputs]
+        names = [value.name for value in done.graph.outputs]
+        module = to_module(done.graph)
+        verified = executorch.verify(out / "model.pte", module, held, simulation=simulation, names=names)
     document = {"recipe": wanted.name, "outputs": names, "samples": len(done.held_out)}
     document |= {"program": asdict(program), "verified": asdict(verified)}
     with replacing(out / "report.json") as temporary:
@@ -72,6 +77,7 @@ def quantize_executorch(
         flags.print_json(document)
     else:
         show(names, program, verified, Console())
+    flags.exit_if_collapsed(verified.collapse)
 
 
 def show(names: list[str], program: Program, verified: Verified, console: Console) -> None:
@@ -86,3 +92,5 @@ def show(names: list[str], program: Program, verified: Verified, console: Consol
     if program.outside:
         kinds = ", ".join(f"{kind} {count}" for kind, count in program.outside.items())
         console.print(f"outside XNNPACK: {kinds}; XNNPACK in {program.delegates} parts")
+    for line in verified.collapse:
+        console.print(f"collapsed: {line}", markup=False, highlight=False, soft_wrap=True)

@@ -40,7 +40,10 @@ def quantize_tflite(
     threads: flags.Threads = None,
     as_json: flags.Json = False,
 ) -> None:
-    """Quantise a network to TFLite and check it in LiteRT's interpreter, on samples that calibration did not see."""
+    """Quantise a network to TFLite and check it in LiteRT's interpreter, on samples that calibration did not see.
+
+    Exit code 3: all is written, but an output has collapsed; see `leadline quantize --help`.
+    """
     from leadline import tflite
     from leadline.files import REPORT, filling, replacing, to_json
     from leadline.profiles import LITERT
@@ -69,19 +72,26 @@ def quantize_tflite(
         flags.print_json(document)
     else:
         show(verification, plan.notes, Console())
+    flags.exit_if_collapsed(verification.collapse)
 
 
 def _plan(model: Path, recipe: Any, data: Path, given: dict[str, Any], progress: Bars) -> Plan:
     """What to write."""
     from leadline import pipeline, tflite
     from leadline.export.tflite import check_installed
+    from leadline.graph.tail import check_whole
+    from leadline.original import Original
+    from leadline.preparation import load_pair
 
     if model.suffix != ".onnx":
         return tflite.quantize(model, recipe, data, over=progress.over, **given)
     check_installed()
-    quantized = pipeline.quantize(model, recipe, data, progress=progress, **given)
+    threads = given.pop("threads")
+    graph, kept = load_pair(model, data, **given)
+    check_whole(graph, "LiteRT", "quantize-tflite")
+    quantized = pipeline.quantize(graph, recipe, kept, progress=progress, threads=threads, original=Original(model))
     with progress("convert"):
-        return tflite.plan(quantized, threads=given["threads"])
+        return tflite.plan(quantized, threads=threads)
 
 
 def show(verification: Verification, notes: tuple[str, ...], console: Console) -> None:
@@ -106,5 +116,7 @@ def show(verification: Verification, notes: tuple[str, ...], console: Console) -
     console.print(f"{times}; XNNPACK in {verification.partitions} parts")
     for note in notes:
         console.print(f"note: {note}", highlight=False, markup=False)
+    for line in verification.collapse:
+        console.print(f"collapsed: {line}", markup=False, highlight=False, soft_wrap=True)
     if verification.differing:
         console.print(f"not as planned: {', '.join(verification.differing)}", highlight=False, markup=False)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +30,8 @@ from leadline.export.tflite_write import GUARD, Io, Preset, prepare, write
 from leadline.export.widths import without_wide
 from leadline.files import replacing
 from leadline.graph import Graph, Layer, Node
+from leadline.graph.edit import add_constant, add_value, new_name
+from leadline.graph.tail import check_whole
 from leadline.types import Grid, Scheme, refuse
 
 __all__ = ["Converted", "Io", "Plan", "Preset", "convert", "plan", "save"]
@@ -113,15 +115,15 @@ def _guarded(graph: Graph) -> Graph:
         if constant or node.op_type.endswith("Normalization") or node.op_type == "HardSigmoid":
             wanted |= dict.fromkeys(name for name in node.inputs if name in layers)
             wanted |= dict.fromkeys(node.outputs[:1] if node.op_type != "HardSigmoid" else ())
-    guarded.weights["guard"] = np.array(GUARD, np.float32)
+    guard = add_constant(guarded, "guard", np.array(GUARD, np.float32))
+    behind = {name: add_value(guarded, f"{name}.guarded", graph.shape(name)) for name in wanted}
     nodes = []
     for node in guarded.nodes:
-        node.inputs = [f"{name}.guarded" if name in wanted else name for name in node.inputs]
+        node.inputs = [behind.get(name, name) for name in node.inputs]
         nodes.append(node)
         for name in node.outputs:
-            if name in wanted:
-                guarded.values[f"{name}.guarded"] = replace(graph.values[name], name=f"{name}.guarded")
-                nodes.append(Node("Max", [name, "guard"], [f"{name}.guarded"], f"{name}.guard"))
+            if name in behind:
+                nodes.append(Node("Max", [name, guard], [behind[name]], new_name(guarded, f"{name}.guard")))
     guarded.nodes = nodes
     return guarded
 
@@ -149,9 +151,10 @@ def plan(
     Raises
     ------
     InputError
-        A grid that LiteRT has no kernels for; or an extra is not installed.
+        A grid that LiteRT has no kernels for, shapes that depend on the data; or an extra is not installed.
     """
     graph, samples = quantized.graph, data if data is not None else quantized.held_out
+    check_whole(graph, "LiteRT", "plan")
     grids, codes, wide = without_wide(graph, quantized.grids, quantized.codes)
     quantized = _Narrow(graph, grids, codes, quantized.held_out)
     content = convert(graph) if content is None else content

@@ -14,7 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from leadline.graph.ir import OPSET, Array, Graph, Node, Value
-from leadline.types import InputError
+from leadline.types import InputError, refuse
 
 _IR_VERSION = 10
 
@@ -98,6 +98,14 @@ class Tail:
             [numpy_helper.from_array(array, name) for name, array in self.weights.items()],
         )
         return helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=_IR_VERSION)
+
+
+def check_whole(graph: Graph, taker: str, function: str) -> None:
+    """Raises InputError, naming where it begins, for a graph with a tail, which has no place in what `taker` takes."""
+    if graph.tail is not None:
+        rule = f"{taker} takes fixed shapes alone: '{graph.name}' must end before {graph.tail.causes[0]}"
+        hint = "as Graph.load(...).front() does"
+        raise refuse(function, f"{rule}, {hint}", "a network whose shapes depend on the data from there on")
 
 
 def drop(model: onnx.ModelProto, graph: Graph) -> onnx.ModelProto:

@@ -25,13 +25,14 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from leadline.collapse import Comparison, reasons_of
 from leadline.export.widths import without_wide
 from leadline.files import replacing
 from leadline.graph import Graph
@@ -65,11 +66,13 @@ class Program:
 @dataclass(frozen=True)
 class Verified:
     """A program beside the float module. `sqnr` in dB for each output, over all samples; `simulated`: the same of the
-    simulation, where one was given; `milliseconds`: the fastest of all runs, one thread or what the runtime takes."""
+    simulation, where one was given; `milliseconds`: the fastest of all runs, one thread or what the runtime takes;
+    `collapse`: outputs that are lost, called as they were named or by number, and why (`leadline.collapse`)."""
 
     sqnr: list[float]
     milliseconds: float
     simulated: list[float]
+    collapse: list[str] = field(default_factory=list)
 
 
 def export_grids(
@@ -171,7 +174,12 @@ def export(
 
 
 def verify(
-    path: str | os.PathLike[str], module: nn.Module, samples: Iterable[Any], *, simulation: nn.Module | None = None
+    path: str | os.PathLike[str],
+    module: nn.Module,
+    samples: Iterable[Any],
+    *,
+    simulation: nn.Module | None = None,
+    names: Sequence[str] = (),
 ) -> Verified:
     """Run a program in ExecuTorch's runtime beside the float module.
 
@@ -185,6 +193,8 @@ def verify(
         As for `export`.
     simulation : nn.Module, optional
         From `simulation`: scored beside the program.
+    names : sequence of str, optional
+        What outputs are called where one is lost. Default: "output 0" and so on.
 
     Raises
     ------
@@ -204,6 +214,7 @@ def verify(
         raise refuse("verify", f"'{path}' must be a whole ExecuTorch program", str(error).splitlines()[0]) from None
     scores: list[Sqnr] = []
     said: list[Sqnr] = []
+    whole: list[Comparison] = []
     fastest = np.inf
     for batch in samples:
         inputs = batch if isinstance(batch, tuple) else (batch,)
@@ -219,12 +230,17 @@ def verify(
         scores = scores or [Sqnr() for _ in wanted]
         for score, reference, array in zip(scores, wanted, got, strict=True):
             score.update(reference.numpy(), array.numpy())
+        whole = whole or [Comparison(0, whole=True) for _ in wanted]
+        for comparison, reference, array in zip(whole, wanted, got, strict=True):
+            comparison.update(reference.numpy(), array.numpy())
         said = said or [Sqnr() for _ in seen]
         for score, reference, array in zip(said, wanted[: len(seen)], seen, strict=True):
             score.update(reference.numpy(), array.numpy())
     if not scores:
         raise refuse("verify", "samples must hold at least one", "none")
-    return Verified([score.db for score in scores], fastest * 1e3, [score.db for score in said])
+    called = names or [f"output {number}" for number in range(len(scores))]
+    lost = [line for pair in zip(called, whole, strict=True) for line in reasons_of(*pair)]
+    return Verified([score.db for score in scores], fastest * 1e3, [score.db for score in said], lost)
 
 
 def _several(outputs: Any) -> tuple[torch.Tensor, ...]:

@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from leadline.graph import Graph, Node
+from leadline.graph.tail import check_whole
 from leadline.torch.module import GraphModule
 from leadline.types import Grid, refuse
 
 
 def integer_module(graph: Graph, grids: Mapping[str, Grid], codes: Mapping[str, NDArray[Any]]) -> nn.Module:
-    """The module that `export_grids` lowers. Raises InputError for a grid that XNNPACK has no type for."""
-
+    """The module that `export_grids` lowers. Raises InputError for a grid that XNNPACK has no type for, and for shapes
+    that depend on the data."""
+    check_whole(graph, "ExecuTorch", "export_grids")
     for name, grid in grids.items():
         scheme = grid.scheme
         if scheme.bits == 32:

@@ -6,13 +6,14 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from leadline.collapse import Comparison, reasons_of
 from leadline.data import load
 from leadline.display import table
 from leadline.export.tflite_kernels import Plan, to_int8
@@ -98,6 +99,8 @@ class Verification:
         Least time of a run, threads as given.
     differing : tuple of str
         Tensors whose codes or scales in the file are not the plan's. Empty without a plan.
+    collapse : list of str
+        Outputs that are lost, and why, with the first kernels: each judged as a whole. See `leadline.collapse`.
     """
 
     samples: int
@@ -106,6 +109,7 @@ class Verification:
     partitions: int
     milliseconds: Mapping[str, float]
     differing: tuple[str, ...] = ()
+    collapse: list[str] = field(default_factory=list)
 
     def _repr_html_(self) -> str:
         names = list(self.milliseconds)
@@ -121,6 +125,7 @@ class Verification:
                 vars(o) | {"agreement": {kernels: vars(found) for kernels, found in o.agreement.items()}}
                 for o in self.outputs
             ],
+            "collapse": self.collapse,
             "size": None if self.size is None else vars(self.size),
             "partitions": self.partitions,
             "milliseconds": dict(self.milliseconds),
@@ -189,7 +194,7 @@ def verify(
     size = None if isinstance(given, Graph) else size_of(first.model, given.model)
     xnnpack = runners.get("xnnpack") or Interpreter(content, "xnnpack", threads)
     differing = () if plan is None else compare(first.model, plan)
-    return Verification(len(samples), run.scores(), size, xnnpack.partitions, run.least, differing)
+    return Verification(len(samples), run.scores(), size, xnnpack.partitions, run.least, differing, run.collapse())
 
 
 def content_of(source: Source) -> bytes:
@@ -228,6 +233,7 @@ class _Run:
         self._scores = {name: {kind: Sqnr() for kind in kernels} for name in names}
         self._simulated = {name: Sqnr() for name in names}
         self._agreement = {name: {kind: Agreement() for kind in kernels} for name in names}
+        self._whole = {name: Comparison(0, whole=True) for name in names}
         self._sums = {name: np.zeros(3) for name in names}  # difference, magnitude, elements
         self.least: dict[str, float] = {}
 
@@ -246,9 +252,13 @@ class _Run:
                 difference = np.abs(np.asarray(array, np.float64) - exact)
                 self._sums[name] += difference.sum(), np.abs(exact, dtype=np.float64).sum(), array.size
                 self._simulated[name].update(exact, simulated[i])
+                self._whole[name].update(exact, array)
             unit = self._steps[i] or float(np.std(exact)) / 256
             old = self._agreement[name][kernels]
             self._agreement[name][kernels] = old.updated(simulated[i], array, unit)
+
+    def collapse(self) -> list[str]:
+        return [line for name, comparison in self._whole.items() for line in reasons_of(name, comparison)]
 
     def scores(self) -> list[OutputScore]:
         scores = []

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from leadline.affine import accumulator_grid, dequantize, quantize
 from leadline.graph import DOMAIN, Graph, Node
 from leadline.graph.operators import moves_data
+from leadline.graph.tail import check_whole
 from leadline.torch.fake import FakeQuantize
 from leadline.torch.movement import Builder, Function, Site
 from leadline.torch.operators import OPERATORS, OWN
@@ -219,9 +220,7 @@ def to_module(
         source: Quantised = graph
     else:
         source = _Given(graph, dict(grids or {}), dict(codes or {}))
-    if source.graph.tail is not None:
-        rule = f"a module must be all of '{source.graph.name}'; give graph.front() for the part of fixed shapes alone"
-        raise refuse("to_module", rule, f"shapes that depend on the data from {source.graph.tail.causes[0]} on")
+    check_whole(source.graph, "a module", "to_module")
     for name, grid in source.grids.items():
         if name not in source.graph.weights and grid.scheme.granularity == "block":
             raise refuse("to_module", f"the grid of activation '{name}' must not be per block", "one per block")
