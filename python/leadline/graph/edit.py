@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,23 @@ FLOAT = np.dtype(np.float32)
 
 def new_name(graph: Graph, wanted: str) -> str:
     """`wanted`, or with a number behind it what no tensor and no node of the graph is called."""
-    behind = graph.tail.names if graph.tail is not None else ()
-    return free_name(wanted, {*graph.weights, *graph.values, *(node.name for node in graph.nodes), *behind})
+    return free_name(wanted, _Names(graph))
 
 
-def free_name(wanted: str, taken: Collection[str]) -> str:
+class _Names:
+    """Of all tensors and nodes of a graph and its tail: asked, not collected, since each new name asks."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+
+    def __contains__(self, name: object) -> bool:
+        graph = self._graph
+        if name in graph.weights or name in graph.values or any(node.name == name for node in graph.nodes):
+            return True
+        return graph.tail is not None and name in graph.tail.names
+
+
+def free_name(wanted: str, taken: Container[str]) -> str:
     """`wanted`, or with a number behind it what is not among the names taken."""
     name, number = wanted, 1
     while name in taken:
@@ -41,10 +53,21 @@ def add_constant(graph: Graph, wanted: str, array: Array) -> str:
 
 def share_constant(graph: Graph, wanted: str, array: Array) -> str:
     """The same, unless a constant of that name has these very values: then that one serves."""
-    same = {name for name, constant in graph.weights.items() if _same(constant, array)}
-    name = free_name(wanted, {*graph.weights, *graph.values} - same)
+    name = free_name(wanted, _OtherNames(graph, array))
     graph.weights.setdefault(name, array)
     return name
+
+
+class _OtherNames(_Names):
+    """But for those of constants that have these very values."""
+
+    def __init__(self, graph: Graph, array: Array) -> None:
+        super().__init__(graph)
+        self._array = array
+
+    def __contains__(self, name: object) -> bool:
+        constant = self._graph.weights.get(str(name))
+        return super().__contains__(name) if constant is None else not _same(constant, self._array)
 
 
 def _same(one: Array, other: Array) -> bool:

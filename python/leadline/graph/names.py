@@ -38,12 +38,13 @@ def scope(proto: onnx.NodeProto) -> str:
 
 def number(graph: Graph) -> None:
     """Give every node a name of its own: the first of a name keeps it, the others and the nameless are numbered."""
-    given = {node.name for node in graph.nodes}
-    taken: set[str] = set()
+    taken = {node.name for node in graph.nodes}
+    seen: set[str] = set()
     for node in graph.nodes:
-        if not node.name or node.name in taken:
-            node.name = free_name(node.name or node.op_type, taken | given)
-        taken.add(node.name)
+        if not node.name or node.name in seen:
+            node.name = free_name(node.name or node.op_type, taken)
+            taken.add(node.name)
+        seen.add(node.name)
 
 
 def assign(graph: Graph) -> None:
@@ -56,10 +57,9 @@ def assign(graph: Graph) -> None:
         if origin not in graph.values and (clean := _clean(origin)) and clean not in taken:
             names[name] = clean
             taken.add(clean)
-    node_names: set[str] = set()
     for node, stem in zip(graph.nodes, _stems(graph), strict=True):
-        node.name = free_name(stem, taken | node_names)
-        node_names.add(node.name)
+        node.name = free_name(stem, taken)
+        taken.add(node.name)
         written = [name for name in node.outputs if name]
         for index, name in enumerate(written):
             if name not in kept:
