@@ -31,6 +31,18 @@ SAMPLES = 8
 LEFT = 70.0
 """dB: below it an output is no longer the original's but for float noise. Folding and rotating leave 100 and more."""
 
+ROUNDING = 2.0**-21
+"""Of the inputs, relative, at least: some units in the last place of a float32."""
+
+PASSES_LEAVE = 2.0**-17
+"""Relative, where a network neither damps nor amplifies: 100 dB."""
+
+TRIES = 8
+"""Roundings of the inputs that may show that an output falls either way."""
+
+LUCK = 6.0
+"""dB, that such roundings may stay nearer, since some fall farther than others."""
+
 MARGIN = 20.0
 """dB below what rounding the inputs does to an output: a network that amplifies noise is allowed as much."""
 
@@ -88,12 +100,13 @@ class Original:
             return OriginalSession(self.source, wanted, threads=threads)
         model = parse(self.source, "Original")
         known = [name for node in model.graph.node for name in node.output if name]
-        ends = {value.name for value in model.graph.output}
-        wanted = known if inner else [name for name in names if name in ends.union(known)]
+        ends = [value.name for value in model.graph.output]
+        wanted = known if inner else [name for name in names if name in {*ends, *known}]
         if _frees(model, graph):
             load_external_data_for_model(model, str(self.source.resolve().parent))
             return OriginalSession(model, wanted, threads=threads)
-        return OriginalSession(self.source, wanted, threads=threads)
+        del model  # onnxruntime reads the file itself, where the outputs are the file's own: no second copy in memory
+        return OriginalSession(self.source, None if wanted == ends else wanted, threads=threads)
 
 
 def _frees(model: onnx.ModelProto, graph: Graph) -> bool:
@@ -154,21 +167,21 @@ class Proof:
     def __init__(self, original: Original, loaded: Graph, samples: Samples, threads: int | None = None) -> None:
         self.original, self.note, self._threads = original, "", threads
         self._last: Graph | None = None
-        self._feeds = list(samples.take(SAMPLES))
-        self._labels = samples.take(SAMPLES).labels
+        self._samples = samples.take(SAMPLES)
         try:
             session = original.session(loaded, threads)
         except ValueError as error:
             self.note = (
                 f"{original} does not run in onnxruntime as it is, so the Graph made of it is the judge: {error}"
             )
-            session = Original(loaded).session(loaded, threads)
+            self.original = Original(loaded)
+            session = self.original.session(loaded, threads)
         with session:
-            self._wanted = [session.run(feed) for feed in self._feeds]
+            self._wanted = [session.run(feed) for feed in self._samples]
             self._power = {
                 name: float(np.mean([_power(wanted[name]) for wanted in self._wanted])) for name in session.outputs
             }
-            rounded = _rounded(self._feeds[0], max(session.epsilon, 2.0**-21))
+            rounded = _rounded(next(iter(self._samples)), max(session.epsilon, ROUNDING))
             self._response = {
                 name: _noise(self._wanted[0][name], array) for name, array in session.run(rounded).items()
             }
@@ -180,12 +193,14 @@ class Proof:
         does not compute the original on the first `count` samples. `apart`: outputs that the Graph gives in parts, the
         axis and their names."""
         with Session(graph, threads=self._threads) as session:
-            for label, feed, wanted in list(zip(self._labels, self._feeds, self._wanted, strict=True))[:count]:
+            samples = self._samples.take(count)
+            for label, feed, wanted in zip(samples.labels, samples, self._wanted, strict=False):
                 got = session.run(feed)
                 for name, (axis, parts) in (apart or {}).items():
                     got[name] = np.concatenate([got[part] for part in parts], axis)
                 for name in [name for name in got if name in wanted]:
-                    if reason := self._departure(name, wanted[name], got[name]):
+                    reason = self._departure(name, wanted[name], got[name])
+                    if reason and not self._is_chance(graph, feed, name, wanted[name], got[name]):
                         tensor = self._first(graph, name if apart is None or name not in apart else apart[name][1][0])
                         rule = (
                             f"after {after} the network must still compute {self.original}, but its output '{name}' "
@@ -218,6 +233,22 @@ class Proof:
                     return f"has lost index {int(np.argmax(lost))} of axis {axis}"
         return ""
 
+    def _is_chance(self, graph: Graph, feed: Feed, name: str, wanted: NDArray[Any], got: NDArray[Any]) -> bool:
+        """Whether the original itself, its inputs rounded by as much as folding and rotating leave, comes as far from
+        what it gives: where a network picks among nearly equal scores, what follows falls either way."""
+        if wanted.shape != got.shape or not np.isfinite(got[np.isfinite(wanted)]).all():
+            return False
+        far = _noise(wanted, got)
+        if wanted.dtype.kind == "f" and far > LEFT:  # one index alone is lost
+            return False
+        session = self.original.session(graph, self._threads)
+        with session:
+            for seed in range(TRIES):
+                noise = _noise(wanted, session.run(_rounded(feed, max(session.epsilon, PASSES_LEAVE), seed))[name])
+                if noise <= far + LUCK if wanted.dtype.kind == "f" else 2 * noise >= far:
+                    return True
+        return False
+
     def _first(self, graph: Graph, output: str) -> str:
         """Upstream from an output that left, through what differs from the network before: what is computed first."""
         inputs = {value.name for value in graph.inputs}
@@ -236,7 +267,7 @@ class Proof:
 
     def _stacked(self, session: Session) -> Arrays:
         """What all the samples make of each tensor, sample by sample along a new first axis."""
-        runs = [session.run(feed) for feed in self._feeds]
+        runs = [session.run(feed) for feed in self._samples]
         return {name: np.stack([run[name] for run in runs]) for name in runs[0]}
 
     def _kept(self, graph: Graph, got: Arrays) -> set[str]:
@@ -254,20 +285,23 @@ class Proof:
         """What holds the same as some tensor of the original; loading gives them other names."""
         with self.original.session(graph, self._threads, inner=True) as session:
             values = [array.ravel() for array in self._stacked(session).values() if array.dtype.kind == "f"]
-        return {
-            name
-            for name, array in got.items()
-            if any(each.size == array.size and _equal(each, array.ravel()) for each in values)
-        }
+        norms = np.array([_norm(each) for each in values])
+
+        def is_known(array: NDArray[Any]) -> bool:
+            # Of equal tensors the norms are equal, too, and sooner compared.
+            near = np.flatnonzero(np.abs(norms - _norm(array)) <= 10 ** (-LEFT / 20) * norms)
+            return any(values[i].size == array.size and _equal(values[i], array.ravel()) for i in near)
+
+        return {name for name, array in got.items() if is_known(array)}
 
 
 def _power(array: NDArray[Any]) -> float:
     return float(np.square(np.where(np.isfinite(array), array, 0), dtype=np.float64).sum())
 
 
-def _rounded(feed: Feed, epsilon: float) -> Arrays:
+def _rounded(feed: Feed, epsilon: float, seed: int = 0) -> Arrays:
     """The inputs as another rounding could have left them."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     with np.errstate(over="ignore"):  # of masks as low as the type goes
         return {
             name: np.asarray(array * (1 + epsilon * generator.uniform(-1, 1, array.shape)), array.dtype)
@@ -291,6 +325,10 @@ def _equal(x: NDArray[Any], y: NDArray[Any]) -> bool:
     """But for float noise."""
     a, b = (np.nan_to_num(v).astype(np.float64) for v in (x, y))
     return bool(np.square(a - b).sum() <= 10 ** (-LEFT / 10) * np.square(a).sum())
+
+
+def _norm(array: NDArray[Any]) -> float:
+    return float(np.linalg.norm(np.nan_to_num(array).astype(np.float64)))
 
 
 def _alike(x: NDArray[Any], y: NDArray[Any], axis: int) -> bool:
