@@ -329,13 +329,6 @@ def bad_network(kind, path):
     elif kind == "no external data":
         onnx.save(proto, str(path), save_as_external_data=True, location="weights.bin", size_threshold=0)
         (path.parent / "weights.bin").unlink()
-    elif kind == "float16":
-        for tensor in proto.graph.initializer:
-            half = onnx.numpy_helper.to_array(tensor).astype(np.float16)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(half, tensor.name))
-        proto.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
-        proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
-        onnx.save(proto, str(path))
     elif kind in ("nan", "inf"):
         weight = draw(3, 4, 8, 3, 3)
         weight[1, 2, 0, 1] = float(kind)
@@ -346,7 +339,6 @@ def bad_network(kind, path):
         onnx.save(quantized(proto, "minmax-w8a8").to_qdq(), str(path))
 
 
-@pytest.mark.filterwarnings("ignore:.*is converted")  # float32 data for the float16 network
 @pytest.mark.parametrize(
     "kind, words",
     [
@@ -354,7 +346,6 @@ def bad_network(kind, path):
         ("empty", ["bad.onnx"]),
         ("truncated", ["bad.onnx"]),
         ("no external data", ["bad.onnx", "weights.bin"]),
-        ("float16", ["float16"]),
         ("nan", ["w2", "nan"]),
         ("inf", ["w2", "inf"]),
         ("quantised", ["bad.onnx"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,6 @@ from leadline.graph import Graph, Session
 from leadline.sqnr import Sqnr
 from leadline.steps.state import Record, State
 from leadline.types import InputError, refuse
-
-if TYPE_CHECKING:
-    import onnx
 
 Feed = Mapping[str, NDArray[Any]]
 Arrays = dict[str, NDArray[Any]]
@@ -27,7 +24,7 @@ SAME = 40.0
 Judge = Callable[[Feed], Arrays]
 
 
-def prove_batch(state: State, models: Callable[[Graph], Iterable[onnx.ModelProto]], judge: Judge | None = None) -> None:
+def prove_batch(state: State, models: Callable[[Graph], Iterable[Any]], judge: Judge | None = None) -> None:
     """Keep the batch axis that the file leaves free if `models` of the graph, written with it, give for two different
     samples in one batch what they give for each alone, in the shapes that the file itself gives (`judge` runs it);
     else write fixed shapes. The log says which, and why."""
@@ -66,7 +63,7 @@ def _pair(feeds: list[Arrays], inputs: tuple[str, ...]) -> list[Arrays]:
     return [first, first | {name: other[name] for name in inputs}]
 
 
-def _check(model: onnx.ModelProto, feeds: list[Arrays], both: Feed, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check(model: Any, feeds: list[Arrays], both: Feed, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raises InputError where a batch of both is not as each alone, or not of the file's shapes."""
     with Session(model, optimize=False) as session:
         alone = [session.run(feed) for feed in feeds]
