@@ -7,7 +7,6 @@ import pytest
 
 from graph_models import FLOAT_NOISE, ops
 from leadline.graph import Graph, Session
-from leadline.types import InputError
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")
@@ -45,7 +44,7 @@ class Stack(nn.Module):
         return x
 
 
-EXPORTERS = [(True, 18), (True, 21), (False, 14), (False, 17), (False, 20)]
+EXPORTERS = [(True, 18), (True, 21), (True, 23), (True, 25), (False, 14), (False, 17), (False, 20)]
 
 
 def export(module, x, path, dynamo, opset):
@@ -69,12 +68,6 @@ def test_transformer(tmp_path, dynamo, opset):
     assert counts == {"LayerNormalization": 4, "Gelu": 2, "Gemm": 8, "Softmax": 2, "Where": 0}
     want_names = [f"blocks.{i}.{name}" for i in (0, 1) for name in ("qkv", "proj", "fc1", "fc2")]
     assert [layer.name for layer in graph.layers()] == want_names
-
-
-def test_attention_of_opset_23_is_refused(tmp_path):
-    export(Stack(), torch.randn(2, 10, 64), tmp_path / "net.onnx", True, 23)
-    with pytest.raises(InputError, match=r"export with opset_version=21\. Received Attention"):
-        Graph.load(tmp_path / "net.onnx")
 
 
 @pytest.mark.parametrize(("dynamo", "opset"), EXPORTERS)
