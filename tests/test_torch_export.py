@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from graph_models import FLOAT_NOISE
@@ -146,8 +148,27 @@ class Decomposing(nn.Module):
 
 
 class Picking(nn.Module):
+    """How many rows it gives depends on the data. `scale` is used before and behind that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(4))
+
     def forward(self, x: Any) -> Any:
-        return x[x > 0]  # the line
+        x = x * self.scale.reshape(4)
+        return x[x.sum(-1) > 0] * self.scale  # the line
+
+
+class Late(nn.Module):
+    """A layer behind what depends on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.picking, self.layer = Picking(), nn.Linear(4, 20)
+
+    def forward(self, x: Any) -> Any:
+        x = self.picking(x)
+        return self.layer(x)  # that line
 
 
 @pytest.mark.parametrize(
@@ -155,13 +176,31 @@ class Picking(nn.Module):
     [
         (Branching, r"\[to_graph\] torch\.export must capture the module; it fails at '1\.0' \(Branching\), PLACE"),
         (Decomposing, r"\[to_graph\] torch must have an ONNX spelling .*it has none at '1\.0' \(Decomposing\), PLACE"),
-        (Picking, r"\[Graph\.load\] shapes of 'Sequential\.onnx' must not depend .*, at '1\.0' \(Picking\), PLACE"),
+        (
+            Late,
+            r"\[Graph\.load\] layers of .* begins at NonZero writing '\w+', at '1\.0\.picking' \(Picking\), PLACE "
+            r"\(.*\)\. Received Gemm writing '\w+', at '1\.0\.layer' \(Linear\), \w+\.py:\d+: .*\.$",
+        ),
     ],
 )
 def test_refusals_say_where(kind: Any, said: str) -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.Sequential(kind()))
     with pytest.raises(InputError, match=said.replace("PLACE", r"test_torch_export\.py:\d+: .*# the line")):
         to_graph(module, torch.randn(2, 4))
+
+
+def test_what_depends_on_the_data_is_behind(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x = nn.Sequential(nn.Linear(4, 4), Picking()).eval(), torch.randn(16, 4)
+    graph = to_graph(module, x)
+    assert graph.tail is not None and graph.tail.names.isdisjoint(graph.weights)
+    graph.save(tmp_path / "net.onnx")
+    session = ort.InferenceSession(tmp_path / "net.onnx")
+    with torch.no_grad():
+        want = module(x).numpy()
+    assert 0 < len(want) < len(x)
+    (got,) = session.run(None, {graph.inputs[0].name: x.numpy()})
+    np.testing.assert_allclose(got, want, atol=1e-6)
 
 
 def test_refusals() -> None:

@@ -13,7 +13,7 @@ from leadline.types import InputError
 
 if TYPE_CHECKING:
     from leadline.graph import Graph
-    from leadline.graph.ir import Sample
+    from leadline.graph.ir import Node, Sample
     from leadline.graph.origin import Origin
     from leadline.graph.read import Source
     from leadline.graph.tail import Tail
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Network:
-    """`graph` is None where `obstacles` kept import from reading the network. `origins` are of nodes by their names,
-    `behind` what stays in float behind it because its shapes depend on the data."""
+    """`graph` is None where `obstacles` kept import from reading the network; `behind` is what stays in float behind it
+    because its shapes depend on the data. `origins` are of nodes of both by their names."""
 
     file: str
     nodes: int
@@ -68,16 +68,23 @@ def open_network(file: Path, sample: Sample | None) -> Network:
     places = {name: own for name, own in names if own}
     graph.fold()
     watch("folded into the neighbouring layers", graph)
-    behind = () if graph.tail is None else _behind(graph.tail)
-    return Network(file.name, len(source.nodes), graph, tuple(rewrites), (), places, behind)
+    behind: tuple[Finding, ...] = ()
+    if graph.tail is not None:
+        behind = _behind(graph.tail)
+        places |= {_name(node): noted[node.outputs[0]] for node in graph.tail.nodes if node.outputs[0] in noted}
+    return Network(file.name, len(source.nodes), graph.front(), tuple(rewrites), (), places, behind)
 
 
 def _behind(tail: Tail) -> tuple[Finding, ...]:
     found: dict[str, list[str]] = {}
     for node in tail.nodes:
-        found.setdefault(node.op_type, []).append(node.name or node.outputs[0])
+        found.setdefault(node.op_type, []).append(_name(node))
     note = f"stays in float, where a CPU has to run it: shapes depend on the data from {tail.causes[0]} on"
     return tuple(Finding(kind, "unsupported", tuple(names), len(names), note, False) for kind, names in found.items())
+
+
+def _name(node: Node) -> str:
+    return node.name or next(filter(None, node.outputs))
 
 
 def _obstacles(source: Source) -> tuple[Finding, ...]:

@@ -71,7 +71,7 @@ def to_graph(
         try:
             graph = normalise(_first_names(module, read(path)), None)
         except InputError as error:
-            raise _with_origin(error, path) from error
+            raise _with_origins(error, path) from error
     _claim(module, graph)
     return graph
 
@@ -153,8 +153,9 @@ def _claim(module: nn.Module, graph: Graph) -> None:
     own = dict(module.named_parameters()) | dict(module.named_buffers())
     others = {name: array for name, array in graph.weights.items() if name not in own and array.dtype == np.float32}
     names: dict[str, str] = {}
+    taken = {*graph.weights, *graph.values, *(graph.tail.names if graph.tail is not None else ())}
     for parameter, tensor in own.items():
-        if parameter not in graph.weights and parameter not in graph.values and tensor.numel() > 1:
+        if parameter not in taken and tensor.numel() > 1:
             array = tensor.detach().numpy()
             same = [n for n, a in others.items() if a.shape == array.shape and np.array_equal(a, array)]
             if len(same) == 1 and same[0] not in names:
@@ -164,11 +165,15 @@ def _claim(module: nn.Module, graph: Graph) -> None:
         node.inputs = [names.get(name, name) for name in node.inputs]
 
 
-def _with_origin(error: InputError, path: Path) -> InputError:
-    """The error with the place in the user's code that the tensor it names comes from."""
-    named = re.search(r"writing '(.+?)'", str(error))
-    origin = origins(parse(path)).get(named[1]) if named else None
-    return InputError(f"{str(error).removesuffix('.')}, at {origin}.") if origin else error
+def _with_origins(error: InputError, path: Path) -> InputError:
+    """The error with the places in the user's code that the tensors it names come from."""
+    noted = origins(parse(path))
+
+    def placed(named: re.Match[str]) -> str:
+        origin = noted.get(named[1])
+        return f"{named[0]}, at {origin}" if origin else named[0]
+
+    return InputError(re.sub(r"writing '(.+?)'", placed, str(error)))
 
 
 def _output_names(program: torch.export.ExportedProgram) -> list[str]:
