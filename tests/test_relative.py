@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from graph_models import model, node
 from leadline.graph import Graph, Session
 from leadline.graph.relative import keep_positive, relative
 from leadline.recipe import Recipe
@@ -156,3 +157,13 @@ def test_clips_are_put_where_a_bound_is_proved() -> None:
     assert float(graph.weights[clip.inputs[1]]) == pytest.approx(1e-3)
     np.testing.assert_array_equal(Session(graph).run({"x": np.full((1, 4), 1e-5, F)})["y"], before)
     assert keep_positive(graph) == []
+
+
+def test_bounds_take_one_walk_however_often_branches_meet() -> None:
+    nodes = []
+    for i in range(60):  # x Sigmoid(x), as often: both factors lead back to all before them
+        x = f"m{i - 1}" if i else "x"
+        nodes += [node("Sigmoid", x, f"s{i}"), node("Mul", f"{x} s{i}", f"m{i}")]
+    nodes += [node("Exp", "m59", "e"), node("Div", "one e", "y")]
+    graph = Graph.from_model(model(nodes, (1, 4), one=np.ones((1, 4), np.float32)))
+    assert len(keep_positive(graph)) == 1

@@ -5,7 +5,7 @@ On a grid with steps of one size small values become 0, and the result infinite 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -104,13 +104,12 @@ def _downstream(graph: Graph, readers: dict[str, list[Node]], tensor: str) -> It
 def keep_positive(graph: Graph) -> list[str]:
     """Put a Clip behind what is divided by, or read by a logarithm, and provably has a positive lower bound. In float
     that changes nothing; on a grid the exporter raises the bound to the lowest positive value. Returns their names."""
-    found = []
+    found, producers, bounds = [], graph.producers(), _lowest(graph)
     for node in list(graph.nodes):
         tensor = _sensitive(graph, node)
-        producers = graph.producers()
         if tensor is None or tensor not in producers or producers[tensor].op_type == "Clip":
             continue
-        lowest = _lowest(graph, producers, tensor)
+        lowest = bounds.get(tensor, -np.inf)
         if lowest > 0:
             clipped = add_value(graph, f"{tensor}.positive", graph.shape(tensor))
             bound = add_constant(graph, f"{tensor}.lowest", np.array(lowest, np.float32))
@@ -126,31 +125,38 @@ _NOT_NEGATIVE = {"Abs", "Relu", "ReduceL1", "ReduceL2", "ReduceSumSquare"}
 _NO_LOWER = {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "GlobalAveragePool", "GlobalMaxPool"}
 
 
-def _lowest(graph: Graph, producers: dict[str, Node], tensor: str) -> float:
-    """A bound that no value lies below, as far as operators tell; -inf where they do not."""
-    if tensor in graph.weights:
-        return float(graph.weights[tensor].min(initial=np.inf))
-    node = producers.get(tensor)
-    if node is None or node.domain:
-        return -np.inf
+def _lowest(graph: Graph) -> dict[str, float]:
+    """Of each activation a bound that no value lies below, as far as operators tell; -inf where they do not."""
+    known: dict[str, float] = {}
+
+    def bound(name: str) -> float:
+        return float(graph.weights[name].min(initial=np.inf)) if name in graph.weights else known.get(name, -np.inf)
+
+    for node in graph.nodes:
+        if not node.domain:
+            known[node.outputs[0]] = _lowest_written(node, bound)
+    return known
+
+
+def _lowest_written(node: Node, bound: Callable[[str], float]) -> float:
+    """Of a node's output, given those of its inputs."""
     inputs = [name for name in node.inputs if name]
-    first = _lowest(graph, producers, inputs[0]) if inputs else -np.inf
     match node.op_type:
         case kind if kind in _POSITIVE:
             return _TINY
         case "Mul" if inputs[0] == inputs[1]:
             return 0.0
         case "Add":
-            return first + _lowest(graph, producers, inputs[1])
+            return bound(inputs[0]) + bound(inputs[1])
         case "Mul":
-            second = _lowest(graph, producers, inputs[1])
-            return first * second if min(first, second) >= 0 else -np.inf
+            least = [bound(name) for name in inputs]
+            return least[0] * least[1] if min(least) >= 0 else -np.inf
         case "Sqrt":
-            return float(np.sqrt(max(first, 0.0)))
+            return float(np.sqrt(max(bound(inputs[0]), 0.0)))
         case "Clip" if len(node.inputs) > 1 and node.inputs[1]:
-            return max(first, _lowest(graph, producers, node.inputs[1]))
+            return max(bound(inputs[0]), bound(node.inputs[1]))
         case kind if kind in _NO_LOWER or moves_data(node):
-            return first
+            return bound(inputs[0])
         case kind if kind in _NOT_NEGATIVE:
-            return max(first, 0.0)
+            return max(bound(inputs[0]), 0.0)
     return -np.inf
