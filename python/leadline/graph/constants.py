@@ -16,7 +16,7 @@ from leadline.graph.edit import derived
 from leadline.graph.expand import body, standard, taken_apart
 from leadline.graph.ir import OPSET, Array, Graph, Node, Value
 from leadline.graph.known import Known, first_output
-from leadline.graph.operators import RANDOM, SHAPE_DEPENDS_ON_DATA, SHAPE_INPUTS
+from leadline.graph.operators import RANDOM, SHAPE_DEPENDS_ON_DATA, SHAPE_INPUTS, is_quantised
 from leadline.graph.opset import restated
 from leadline.graph.sequences import Sequences
 from leadline.graph.tail import DependsOnDataError
@@ -27,9 +27,6 @@ FLOATS = frozenset(np.dtype(kind) for kind in ("float16", "float64"))
 """What activations hold in float32 instead; bfloat16 is read so from the start."""
 
 _FLOAT_CODES = {helper.np_dtype_to_tensor_dtype(dtype) for dtype in FLOATS}
-_QUANTISED = {
-    "ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QuantizeLinear",
-}  # fmt: skip
 _SEQUENCE_TYPES = ("Sequence", "Optional", "SplitToSequence", "ConcatFromSequence")
 _SAMPLED = 16  # elements: an input that says shapes is a vector, and short
 
@@ -233,7 +230,7 @@ def _of_shape(node: Node, opset: int, known: Known) -> dict[str, Array]:
 
 def check(node: Node, opset: int, known: Known) -> None:
     """Refuse what the normal form cannot hold."""
-    if node.op_type in _QUANTISED or node.op_type.startswith("QLinear"):
+    if is_quantised(node.op_type):
         raise known.refuse("{label} must be a float network; this one is already quantised", node)
     if node.op_type in RANDOM or _drops(node, known):
         raise known.refuse("{label} must give the same output twice", node)

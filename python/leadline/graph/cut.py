@@ -11,7 +11,7 @@ from onnx import TensorProto, numpy_helper
 
 from leadline.graph.edit import free_name
 from leadline.graph.ir import OPSET, Graph, Node
-from leadline.graph.operators import RANDOM, RECURRENT, SHAPE_DEPENDS_ON_DATA
+from leadline.graph.operators import RANDOM, RECURRENT, SHAPE_DEPENDS_ON_DATA, is_quantised
 from leadline.graph.read import Source, to_node
 from leadline.graph.tail import Tail, branches, read_by
 from leadline.types import refuse
@@ -20,7 +20,6 @@ _LAYERS = RECURRENT | frozenset("Conv ConvTranspose DeformConv Einsum Gemm MatMu
 _LEAST_WEIGHTS = 65
 """Of a layer: a matrix of 8x8 that turns corners into boxes is none."""
 
-_QUANTISED = frozenset("ConvInteger DequantizeLinear DynamicQuantizeLinear MatMulInteger QuantizeLinear".split())
 _WIDER = {TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 
 
@@ -178,7 +177,7 @@ def _refuse_unfit(tail: Tail, source: Source) -> None:
         received = f"{op_type} writing '{output}'"
         if op_type in RANDOM:
             raise refuse("Graph.load", f"'{label}' must give the same output twice", received)
-        if op_type in _QUANTISED or op_type.startswith("QLinear"):
+        if is_quantised(op_type):
             raise refuse("Graph.load", f"'{label}' must be a float network; this one is already quantised", received)
         size = max((constants.get(name, 0) for name in inputs), default=0)
         if op_type in _LAYERS and size >= _LEAST_WEIGHTS:

@@ -72,6 +72,8 @@ RECURRENT = frozenset("LSTM GRU RNN".split())
 SHAPE_DEPENDS_ON_DATA = frozenset("Compress NonMaxSuppression NonZero Unique".split())
 """Write as many elements as the data make them."""
 
+_QUANTISED = frozenset("ConvInteger DequantizeLinear DynamicQuantizeLinear MatMulInteger QuantizeLinear".split())
+
 RANDOM = frozenset("Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split())
 
 COMPARES = frozenset("Greater GreaterOrEqual Less LessOrEqual Equal".split())
@@ -98,6 +100,11 @@ SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
     "Pad": (1, 3), "Range": (0, 1, 2), "Resize": (1, 2, 3), "STFT": (1, 3), "Slice": (1, 2, 3, 4), "Upsample": (1,),
 }  # fmt: skip
 """Inputs, by their places, whose values decide the shape of what is written."""
+
+
+def is_quantised(op_type: str) -> bool:
+    """Whether an operator belongs to a network that is quantised already."""
+    return op_type in _QUANTISED or op_type.startswith("QLinear")
 
 
 def moves_data(node: Node) -> bool:
