@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,16 @@ def test_verification_judges_by_the_file_and_not_by_our_graph(file: Path) -> Non
 def test_a_graph_that_came_of_a_file_may_be_judged_by_it(file: Path) -> None:
     done = pipeline.quantize(Graph.load(file), "minmax-w8a8", samples(4), threads=1, original=Original(file))
     assert done.verify(threads=1).judged_by == "'net.onnx'"
+
+
+def test_biases_are_absorbed_only_as_far_as_held_out_samples_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [node("Conv", "x w1 b1", "c"), node("Relu", "c", "r"), node("Conv", "r w2 b2", "y")]
+    constants = {"w1": draw(1, 6, 3, 1, 1), "b1": np.full(6, 8, np.float32), "w2": draw(2, 4, 6, 1, 1)}
+    network = Graph.from_model(model(nodes, SHAPE, b2=draw(3, 4), **constants))
+    held_out = samples(2, seed=5)
+    held_out[0, :, 0, 0] = -20 * np.sign(constants["w1"][0, :, 0, 0])  # far below what calibration sees
+    calls = iter(range(1, 100))  # whatever is tried is better: only exactness can hold it back
+    monkeypatch.setattr(import_module("leadline.steps.equalize"), "trial_error", lambda *_: 1.0 / next(calls))
+    data = load(held_out, network.inputs)
+    quantised = pipeline.quantize(network, "w8a8", samples(), held_out=data, threads=1)
+    assert any(record.note == "high bias absorbed" and record.kept for record in quantised.log)

@@ -12,7 +12,7 @@ from leadline.graph import Graph, Layer, Node, Session
 from leadline.graph.edit import add_value, insert, is_shared, new_name, own_biases, set_constant
 from leadline.graph.operators import CURVED, HOMOGENEOUS, WINDOWS, by_channel, layer_axis
 from leadline.recipe import Equalize
-from leadline.steps.gate import LUCK
+from leadline.steps.gate import LUCK, SAMPLES
 from leadline.steps.state import Record, State
 from leadline.steps.trial import FLOAT, can_try, trial_error
 from leadline.types import Scheme
@@ -308,16 +308,18 @@ def _absorb(graph: Graph, state: State, chains: list[Chain]) -> list[str]:
     """b1 -= c and b2 += W2 c (Nagel et al. 2019, eq. 14-15), exact where the ReLU's input stays above c.
 
     The paper's c = max(0, mean - 3 std) changes what the network computes on one value in 740 of a normal one. Here c
-    is also no higher than anything seen, and 6 std below the mean.
+    is also no higher than anything seen, in the gate's samples either, and 6 std below the mean.
     """
     if not chains:
         return []
-    probe = replace(state, graph=graph)
-    stats = _observe(probe, chains)
+    stats, held_out = (
+        _observe(replace(state, graph=graph, calibration=samples), chains)
+        for samples in (state.calibration, state.held_out.take(SAMPLES))
+    )
     done = []
     for chain in chains:
-        pre = stats[chain.first.output]
-        c = np.maximum(0.0, np.minimum(pre.lo, pre.mean - 6 * pre.std))
+        pre, least = stats[chain.first.output], held_out[chain.first.output].lo
+        c = np.maximum(0.0, np.minimum.reduce([pre.lo, least, pre.mean - 6 * pre.std]))
         if not c.any() or chain.first.bias is None:
             continue
         graph.weights[chain.first.bias] = (graph.weights[chain.first.bias] - c).astype(np.float32)
