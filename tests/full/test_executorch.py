@@ -14,7 +14,10 @@ from PIL import Image
 
 import small_networks as small
 from graph_models import model, node
+from head_networks import KINDS as HEADS
+from head_networks import frames
 from leadline.depth import networks, scenes
+from leadline.recipe import Calibrate, Fold, Heads, Recipe, Round
 from leadline.types import InputError
 from small_transformer import transformer
 
@@ -80,6 +83,14 @@ def test_a_run_s_integers_are_carried(network: Any, tmp_path: Path, executorch: 
     assert simulation.sqnr[0] > 45 and against.sqnr[0] > 15 and against.milliseconds > 0
 
 
+def test_weights_that_no_step_has_rounded_take_the_nearest_codes(tmp_path: Path, executorch: Any) -> None:
+    q = small.quantized(small.residual(), small.steps(Fold(), Calibrate("minmax", "minmax")))
+    rounded = small.quantized(small.residual(), "minmax-w8a8")
+    assert not q.codes and rounded.codes
+    written = [executorch.export_grids(own.graph, own.grids, own.codes, tmp_path / "a.pte") for own in (q, rounded)]
+    assert written[0].layers == written[1].layers == len(q.graph.layers()) and written[0].bytes == written[1].bytes
+
+
 def test_int4_blocks_of_a_run_are_carried(tmp_path: Path, executorch: Any) -> None:
     """Linear layers in blocks whose inputs are rounded at run time; the simulation rounds them, too."""
     import torch
@@ -97,6 +108,27 @@ def test_int4_blocks_of_a_run_are_carried(tmp_path: Path, executorch: Any) -> No
     assert executorch.verify(tmp_path / "a.pte", simulation, x).sqnr[0] > 40
     found = executorch.verify(tmp_path / "a.pte", to_module(q.graph), x, simulation=simulation)
     assert abs(found.sqnr[0] - found.simulated[0]) < 0.1
+
+
+@pytest.mark.parametrize("kind", ["yolov5, split", "yolov8"])
+def test_heads_of_more_bits_stay_in_float(kind: str, tmp_path: Path, executorch: Any) -> None:
+    import torch
+
+    from leadline.torch import to_module
+
+    recipe = Recipe.load("minmax-w8a8").changed(
+        steps=(Fold(), Heads(widen=0.0), Calibrate("minmax", "minmax"), Round("nearest"))
+    )
+    q = small.quantized(HEADS[kind](), recipe, np.concatenate(frames(8)))
+    assert 16 in {grid.scheme.bits for grid in q.grids.values()}
+    program = executorch.export_grids(q.graph, q.grids, q.codes, tmp_path / "a.pte")
+    assert program.layers > 0
+    x = [torch.from_numpy(next(iter(feed.values()))) for feed in q.held_out]
+    simulation = executorch.simulation(q.graph, q.grids, q.codes)
+    found = executorch.verify(tmp_path / "a.pte", to_module(q.graph), x, simulation=simulation)
+    assert found.collapse == []
+    for measured, said in zip(found.sqnr, found.simulated, strict=True):
+        assert said > 20 and abs(measured - said) < 1.0
 
 
 @pytest.mark.slow

@@ -17,6 +17,8 @@ import pytest
 
 import testbed
 from graph_models import model, node
+from head_networks import KINDS as HEADS
+from head_networks import frames
 from leadline import Preprocess, quantize, tflite
 from leadline.data import Samples, load
 from leadline.depth import networks, scenes
@@ -24,7 +26,9 @@ from leadline.export.tflite_read import read
 from leadline.export.tflite_run import Interpreter
 from leadline.graph import Graph, Session
 from leadline.pipeline import Quantized
+from leadline.recipe import Calibrate, Fold, Heads, Recipe, Round
 from leadline.targets.litert import float_operators, verify
+from leadline.types import InputError
 from small_networks import draw, samples
 from small_transformer import transformer
 
@@ -132,9 +136,30 @@ def test_weights_alone(recipe: str, tmp_path: Path) -> None:
     assert abs(score.sqnr["xnnpack"] - score.simulated) < 1.0
 
 
-def test_refusals_before_torch_is_asked() -> None:
-    from leadline.types import InputError
+@pytest.mark.parametrize("kind", ["yolov5, split", "yolov8", "ssd"])
+def test_heads_of_more_bits_stay_in_float(kind: str, tmp_path: Path) -> None:
+    recipe = Recipe.load("minmax-w8a8")
+    recipe = recipe.changed(steps=(Fold(), Heads(widen=0.0), Calibrate("minmax", "minmax"), Round("nearest")))
+    done = quantize(Graph.from_model(HEADS[kind]()), recipe, np.concatenate(frames(8)), threads=1)
+    wide = {name for name, grid in done.grids.items() if grid.scheme.bits == 16}
+    plan = tflite.save(done, tmp_path / "m.tflite")
+    assert wide and plan.activations and all(grid.scheme.bits == 8 for grid in plan.activations.values())
+    assert any("stay in float: LiteRT mixes no widths" in note for note in plan.notes)
+    found = verify(done.graph, tmp_path / "m.tflite", done.held_out, plan=plan, kernels=("xnnpack",), threads=1)
+    assert found.differing == () and found.collapse == []
+    for score in found.outputs:
+        assert score.simulated > 20 and abs(score.sqnr["xnnpack"] - score.simulated) < 1.0
 
+
+def test_what_the_converter_does_not_take_is_refused_in_one_sentence() -> None:
+    """A power of two tensors over five axes."""
+    nodes = [node("Sigmoid", "x", "a"), node("Reshape", "a five", "b"), node("Pow", "b exponents", "y")]
+    shapes = {"five": np.array([1, 3, 4, 2, 2]), "exponents": np.float32([1.5, 2.5])}
+    with pytest.raises(InputError, match=r"^\[convert\] '.*' must go through torch\.export and litert-torch\. [^\n]*$"):
+        tflite.convert(Graph.from_model(model(nodes, (1, 3, 4, 4), **shapes)))
+
+
+def test_refusals_before_torch_is_asked() -> None:
     done = quantize(convolutional(), "w8a16", samples(8), threads=1)
     with pytest.raises(InputError, match=r"the grid of activation '.*' must have 8 bits and one scale\. Received 16"):
         tflite.plan(done, threads=1)

@@ -57,6 +57,7 @@ def quantize_executorch(
 
     from leadline.torch import to_module
 
+    to_module(graph)  # refuses here what torch has no function for
     progress = Bars()
     with filling(out, REPORT) as folder:
         done = pipeline.quantize(graph, wanted, given, progress=progress, threads=threads, original=Original(model))

@@ -89,6 +89,9 @@ def _plan(model: Path, recipe: Any, data: Path, given: dict[str, Any], progress:
     threads = given.pop("threads")
     graph, kept = load_pair(model, data, **given)
     check_whole(graph, "LiteRT", "quantize-tflite")
+    from leadline.torch import to_module
+
+    to_module(graph)  # refuses here what torch has no function for
     quantized = pipeline.quantize(graph, recipe, kept, progress=progress, threads=threads, original=Original(model))
     with progress("convert"):
         return tflite.plan(quantized, threads=threads)

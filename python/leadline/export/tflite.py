@@ -83,7 +83,8 @@ def convert(graph: Graph) -> bytes:
     The converter merges factors and offsets (a LayerNorm's gain) into the layers beside them, whose weights would then
     not be those that were quantised. A maximum with a number below all others stands in between while it converts.
 
-    Raises InputError where the extra is not installed, or the graph holds an operator that torch has no function for.
+    Raises InputError where the extra is not installed, the graph holds an operator that torch has no function for, or
+    litert-torch does not convert it.
     """
     check_installed()
     import contextlib
@@ -101,7 +102,12 @@ def convert(graph: Graph) -> bytes:
     with quiet, warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="leadline-") as folder:
         warnings.simplefilter("ignore")
         file = Path(folder) / "float.tflite"
-        litert_torch.convert(to_module(_guarded(graph)), example).export(str(file))
+        module = to_module(_guarded(graph))
+        try:
+            litert_torch.convert(module, example).export(str(file))
+        except Exception as error:  # torch.export and the converter raise a dozen unrelated classes
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise refuse("convert", f"'{graph.name}' must go through torch.export and litert-torch", reason) from error
         return prepare(file.read_bytes())
 
 

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leadline.affine import quantize
 from leadline.collapse import Comparison, reasons_of
 from leadline.export.widths import without_wide
 from leadline.files import replacing
@@ -104,9 +105,9 @@ def export_grids(
 
     from leadline.targets.executorch_module import blocks, integer_module
 
-    grids, codes, _ = without_wide(graph, grids, codes)
+    grids, codes = _carried(graph, grids, codes)
     module = integer_module(graph, grids, codes)
-    example = tuple(torch.zeros(value.shape) for value in graph.inputs)
+    example = tuple(torch.zeros(value.shape, dtype=getattr(torch, str(value.dtype))) for value in graph.inputs)
     dynamic = blocks(graph, grids, codes)
     static = [layer for layer in graph.layers() if layer.weight in codes and layer.input in grids]
     return _lower(module, example, Path(path), len(static) + len(dynamic), dynamic=bool(dynamic))
@@ -120,8 +121,16 @@ def simulation(graph: Graph, grids: Mapping[str, Grid], codes: Mapping[str, NDAr
     check_installed("simulation")
     from leadline.targets.executorch_module import integer_module
 
-    grids, codes, _ = without_wide(graph, grids, codes)
-    return integer_module(graph, grids, codes)
+    return integer_module(graph, *_carried(graph, grids, codes))
+
+
+def _carried(
+    graph: Graph, grids: Mapping[str, Grid], codes: Mapping[str, NDArray[Any]]
+) -> tuple[dict[str, Grid], dict[str, NDArray[Any]]]:
+    """Without what is wider than the kernels; a constant whose codes nobody chose takes the nearest ones."""
+    kept, chosen, _ = without_wide(graph, grids, codes)
+    nearest = {name: quantize(graph.weights[name], grid) for name, grid in kept.items() if name in graph.weights}
+    return kept, nearest | chosen
 
 
 def export(

@@ -196,6 +196,25 @@ def _chain(function: Function) -> Builder:
     return lambda site: fold
 
 
+def _pow(site: Site) -> Function:
+    """Squares, cubes and roots as converters take them over any number of axes; LiteRT's power takes four."""
+    name = site.node.inputs[1]
+    constant = site.graph.weights.get(name)
+    if (
+        constant is None
+        or constant.size != 1
+        or constant.ndim > site.rank
+        or float(constant.reshape(())) not in _POWERS
+    ):
+        return lambda x, y: torch.pow(x, y)
+    return _POWERS[float(site.setting(1).reshape(()))]
+
+
+_POWERS: dict[float, Function] = {
+    0.5: torch.sqrt, 1.0: _identity, 2.0: lambda x: x * x, 3.0: lambda x: x * x * x, -1.0: torch.reciprocal,
+}  # fmt: skip
+
+
 def _leaky(site: Site) -> Function:
     slope = float(site.attr("alpha", 0.01))
     return lambda x: functional.leaky_relu(x, slope)
@@ -226,7 +245,7 @@ OWN: dict[str, Builder] = {
 
 OPERATORS: dict[str, Builder] = MOVES | {
     "Add": _plain(torch.add), "Sub": _plain(torch.sub), "Mul": _plain(torch.mul), "Div": _plain(torch.div),
-    "Pow": _plain(torch.pow), "Max": _chain(torch.maximum), "Min": _chain(torch.minimum),
+    "Pow": _pow, "Max": _chain(torch.maximum), "Min": _chain(torch.minimum),
     "Sum": _chain(torch.add), "MatMul": _plain(torch.matmul), "Where": _plain(torch.where),
     "Relu": _plain(functional.relu), "Sigmoid": _plain(torch.sigmoid), "Tanh": _plain(torch.tanh),
     "HardSwish": _plain(functional.hardswish), "Softplus": _plain(functional.softplus), "Mish": _plain(functional.mish),
