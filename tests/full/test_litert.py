@@ -29,6 +29,7 @@ from leadline.pipeline import Quantized
 from leadline.recipe import Calibrate, Fold, Heads, Recipe, Round
 from leadline.targets.litert import float_operators, verify
 from leadline.types import InputError
+from masked_networks import attention, feeds
 from small_networks import draw, samples
 from small_transformer import transformer
 
@@ -149,6 +150,17 @@ def test_heads_of_more_bits_stay_in_float(kind: str, tmp_path: Path) -> None:
     assert found.differing == () and found.collapse == []
     for score in found.outputs:
         assert score.simulated > 20 and abs(score.sqnr["xnnpack"] - score.simulated) < 1.0
+
+
+@pytest.mark.parametrize(("kind", "value"), [("add", -np.inf), ("where", -np.inf), ("bool", -1e9)])
+def test_masks_set_no_range(kind: str, value: float, tmp_path: Path) -> None:
+    proto, make = attention(kind, value)
+    data = feeds(make, 100, 8)
+    done = quantize(Graph.from_model(proto, data[0]), "minmax-w8a8", data, threads=1)
+    plan = tflite.save(done, tmp_path / "m.tflite")
+    found = verify(done.graph, tmp_path / "m.tflite", done.held_out, plan=plan, kernels=("xnnpack",), threads=1)
+    (score,) = found.outputs
+    assert found.differing == () and score.simulated > 20 and abs(score.sqnr["xnnpack"] - score.simulated) < 1.0
 
 
 def test_what_the_converter_does_not_take_is_refused_in_one_sentence() -> None:

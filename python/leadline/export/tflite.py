@@ -216,7 +216,9 @@ def _activations(graph: Graph, grids: Mapping[str, Grid], matching: Matching, mo
 
 
 def _values(array: NDArray[Any]) -> bytes:
-    return np.sort(array, axis=None).tobytes()
+    """Alike where values are; a converter writes infinities as the largest floats."""
+    limits = np.finfo(np.float32)
+    return np.sort(np.clip(array, limits.min, limits.max), axis=None).tobytes()
 
 
 def _weight(layer: Layer, graph: Graph, quantized: Quantized, site: Site) -> tuple[tuple[Grid, Codes], list[str]]:
