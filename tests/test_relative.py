@@ -10,7 +10,10 @@ import pytest
 from graph_models import model, node
 from leadline.graph import Graph, Session
 from leadline.graph.relative import keep_positive, relative
+from leadline.pipeline import quantize
+from leadline.profiles import HEXAGON
 from leadline.recipe import Recipe
+from leadline.steps.fitting import respell
 from masked_networks import Net
 from test_masks import recipe, score
 
@@ -77,6 +80,9 @@ KINDS: dict[str, Callable[[Net, str], str]] = {
     "weighted mean": _weighted,
     "silu in pieces": lambda net, x: net(
         "Div", x, net("Add", net("Exp", net("Neg", net("Mul", x, *_floats(net, 4)))), *_floats(net, 1))
+    ),
+    "sum to one": lambda net, x: net(
+        "Div", net("Relu", x), net("Add", _reduced(net, "ReduceSum", net("Relu", x), 1), *_floats(net, 1e-3))
     ),
     "length one": lambda net, x: net(
         "Div", x, net("Clip", net("ReduceL2", x, axes=[1]), *_floats(net, 1e-12, np.finfo(F).max))
@@ -167,3 +173,44 @@ def test_bounds_take_one_walk_however_often_branches_meet() -> None:
     nodes += [node("Exp", "m59", "e"), node("Div", "one e", "y")]
     graph = Graph.from_model(model(nodes, (1, 4), one=np.ones((1, 4), np.float32)))
     assert len(keep_positive(graph)) == 1
+
+
+EMULATED = ("reciprocal", "inverse std", "silu in pieces", "softmax in pieces", "sum to one")
+
+
+@pytest.mark.parametrize("kind", EMULATED)
+def test_hexagon_keeps_what_is_promised_of_quotients(kind: str) -> None:
+    pytest.importorskip("onnxruntime_qnn", reason="the extra 'hexagon' is not installed")
+    network_, make = network(kind)
+    feeds = [make(np.random.default_rng(seed)) for seed in range(8)]
+    made = quantize(Graph.from_model(network_), "w8a8", feeds[:7], target="hexagon")
+    found = made.verify(feeds[7:])
+    assert found.build.accepted, str(found.build)
+    (output,) = found.outputs
+    assert abs(output.fused - output.sqnr) < 2.5 and output.sqnr > 15
+
+
+@pytest.mark.parametrize("form", ["over", "times"])
+def test_sigmoids_in_pieces_are_one_operator_for_hexagon(form: str) -> None:
+    net = Net()
+    x = net.input("x", SHAPE)
+    total = net("Add", *_floats(net, 1), net("Exp", net("Neg", x)))
+    out = net("Div", x, total) if form == "over" else net("Mul", x, net("Reciprocal", total))
+    graph = Graph.from_model(net.model(out, SHAPE, opset=13))
+    feed = {"x": np.linspace(-9, 9, int(np.prod(SHAPE)), dtype=F).reshape(SHAPE)}
+    before = Session(graph).run(feed)["y"]
+    assert any("Sigmoid" in line for line in respell(graph, Recipe.load("w8a8"), HEXAGON))
+    assert not {"Exp", "Div", "Reciprocal"} & {node.op_type for node in graph.nodes}
+    np.testing.assert_allclose(Session(graph).run(feed)["y"], before, rtol=1e-5, atol=1e-6)
+
+
+def test_head_room_ends_where_a_clamp_does() -> None:
+    net = Net()
+    x = net.input("x", SHAPE)
+    weight = net.constant((net.random.standard_normal((4, 4, 1, 1))).astype(F))
+    out = net("Clip", net("Conv", x, weight), *_floats(net, -0.5, 0.25))
+    feeds = [{"x": np.random.default_rng(seed).standard_normal(SHAPE).astype(F)} for seed in range(6)]
+    made = quantize(Graph.from_model(net.model(out, SHAPE, opset=13)), "w8a16", feeds, target="hexagon")
+    grid = made.grids["y"]
+    assert float(grid.lo) >= -0.501 and float(grid.hi) <= 0.251
+    assert "Clip" not in {node.op_type for node in made.to_qdq().graph.node}

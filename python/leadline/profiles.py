@@ -201,7 +201,8 @@ HEXAGON = Profile(
          "Cast of truth values", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp", "LRN",
          "LayerNormalization", "CumSum", "ConvTranspose in groups", "GatherElements", "GatherND", "ScatterND",
          "ScatterElements", "ReverseSequence", "Trilu", "Pad", "Resize, nearest", "Resize with antialias",
-         "AveragePool with ceil_mode")
+         "AveragePool with ceil_mode", "Clip above zero", "Reciprocal of Sqrt", "Sigmoid in pieces",
+         "Softmax in pieces")
     ),
     spelled_wide=frozenset(("Log", "Softplus", "SiLU of 9 to 12 rows")),
     refused={
@@ -223,7 +224,8 @@ one cut to 8 bits on the way; done in the artefact instead, on a grid from calib
 Operators between float tensors run in float16 there. Where one stands between integers, `Log` of 16 bits gives the
 lowest code and `Softplus` strays by a hundred steps, so that a pair of Neg, which nothing quantises, keeps their
 results in float16; and 8-bit convolutions times what was reduced in float16 come out as noise, so that at 8 bits the
-arithmetic around them is quantised. Sigmoid times its input, fused, is torn at 9 to 12 rows of 16 bits."""
+arithmetic around them is quantised. Sigmoid times its input, fused, is torn at 9 to 12 rows of 16 bits. A clamp that a
+kernel performs on its way out forgets a lower bound above zero, and Reciprocal of Sqrt of small values saturates."""
 
 LITERT = Profile(
     "LiteRT",

@@ -18,15 +18,13 @@ def lift_clamps(graph: Graph, grids: Mapping[str, Grid]) -> None:
     clips = [
         node
         for node in graph.nodes
-        if node.op_type == "Clip"
-        and node.outputs[0] in grids
-        and (_bounds(graph, node, node.outputs[0]) or (0,))[0] > 0
+        if node.op_type == "Clip" and node.outputs[0] in grids and (bounds(graph, node, node.outputs[0]) or (0,))[0] > 0
     ]
     sensitive = relative(graph) if clips else set()
     for node in clips:
         grid = grids[node.outputs[0]]
         if node.outputs[0] in sensitive and grid.scheme.granularity == "tensor":
-            lowest, _ = _bounds(graph, node, node.outputs[0]) or (grid.scale, grid.scale)
+            lowest, _ = bounds(graph, node, node.outputs[0]) or (grid.scale, grid.scale)
             if np.rint(lowest / grid.scale) < 1:
                 set_constant(graph, node, 1, "lowest", grid.scale)
 
@@ -60,15 +58,15 @@ def drop_clamps(graph: Graph, grids: Mapping[str, Grid]) -> None:
 
 def _is_performed(graph: Graph, node: Node, output: str, grid: Grid) -> bool:
     """Whether the node only clamps, and to bounds at or beyond the ends of the grid's codes."""
-    bounds = _bounds(graph, node, output)
-    if bounds is None or grid.scheme.granularity == "token":  # whose ends are those of the data, clamped or not
+    kept = bounds(graph, node, output)
+    if kept is None or grid.scheme.granularity == "token":  # whose ends are those of the data, clamped or not
         return False
     with np.errstate(over="ignore"):  # exporters write "no bound" as the largest float32
-        lowest, highest = (np.rint(bound / grid.scale) + grid.zero_point for bound in bounds)
+        lowest, highest = (np.rint(bound / grid.scale) + grid.zero_point for bound in kept)
     return bool((lowest <= grid.scheme.qmin).all() and (highest >= grid.scheme.qmax).all())
 
 
-def _bounds(graph: Graph, node: Node, output: str) -> tuple[np.float32, np.float32] | None:
+def bounds(graph: Graph, node: Node, output: str) -> tuple[np.float32, np.float32] | None:
     """The narrowest interval that a clamp leaves alone; None for any other node."""
     low, high = np.float32(-np.inf), np.float32(np.inf)
     if node.op_type == "Relu":

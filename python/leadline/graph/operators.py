@@ -134,6 +134,15 @@ def variant(graph: Graph, node: Node) -> str:
             return f"{kind} over three axes"
         case "MaxPool" if any(step != 1 for step in attrs.get("dilations", [])):
             return f"{kind} with dilations"
+        case "Clip" if len(node.inputs) > 1 and _is_positive(graph, node.inputs[1]):
+            writer = graph.producer(first) if first in graph.values else None
+            return "Clip above zero" if writer is not None and writer.op_type in ABSORBING else kind
+        case "Reciprocal" if _writes(graph, first, "Sqrt") is not None:
+            return "Reciprocal of Sqrt"
+        case "Div" | "Reciprocal" if logistic(graph, node) is not None:
+            return "Sigmoid in pieces"
+        case "Div" if softmax(graph, node) is not None:
+            return "Softmax in pieces"
         case "Mul" if len(shape) == 4 and shape[2] in _TORN and _is_silu(graph, node):
             return "SiLU of 9 to 12 rows"
     return kind
@@ -149,6 +158,49 @@ def _is_silu(graph: Graph, node: Node) -> bool:
         if writer is not None and writer.op_type == "Sigmoid" and writer.inputs[0] == x:
             return True
     return False
+
+
+def _is_positive(graph: Graph, name: str) -> bool:
+    return name in graph.weights and bool((graph.weights[name] > 0).all())
+
+
+def _writes(graph: Graph, tensor: str, kind: str) -> Node | None:
+    """What writes a tensor, if it is of that type."""
+    node = graph.producer(tensor) if tensor in graph.values else None
+    return node if node is not None and node.op_type == kind and not node.domain else None
+
+
+def logistic(graph: Graph, node: Node) -> str | None:
+    """z, where a Div or Reciprocal divides by 1 + Exp(z)."""
+    total = _writes(graph, node.inputs[-1], "Add")
+    for one, power in () if total is None else (total.inputs, total.inputs[::-1]):
+        exp = _writes(graph, power, "Exp")
+        if exp is not None and one in graph.weights and graph.weights[one].size == 1 and graph.weights[one].item() == 1:
+            return exp.inputs[0]
+    return None
+
+
+def softmax(graph: Graph, node: Node) -> tuple[str, int] | None:
+    """z and the axis, where a Div divides Exp(z), or Exp(z - ReduceMax(z)), by its own sum along one axis."""
+    exp, total = _writes(graph, node.inputs[0], "Exp"), _writes(graph, node.inputs[1], "ReduceSum")
+    if exp is None or total is None or total.inputs[0] != node.inputs[0] or not total.attrs.get("keepdims", 1):
+        return None
+    axis = _single_axis(graph, total)
+    if axis is None:
+        return None
+    away = _writes(graph, exp.inputs[0], "Sub")
+    largest = None if away is None else _writes(graph, away.inputs[1], "ReduceMax")
+    if away is None or largest is None or largest.inputs[0] != away.inputs[0]:
+        return exp.inputs[0], axis
+    same = largest.attrs.get("keepdims", 1) and _single_axis(graph, largest) == axis
+    return (away if same else exp).inputs[0], axis
+
+
+def _single_axis(graph: Graph, reduction: Node) -> int | None:
+    """The only axis that is reduced, from the front."""
+    axes = graph.weights.get(reduction.inputs[1]) if len(reduction.inputs) > 1 else None
+    rank = len(graph.shape(reduction.inputs[0]))
+    return int(axes.item()) % rank if axes is not None and axes.size == 1 else None
 
 
 def moved_from(graph: Graph) -> dict[str, str]:

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from leadline.graph.operators import logistic, softmax
 from leadline.graph.spelled_moves import MOVES
 from leadline.graph.spelling import Speller, Spelling
 
@@ -29,7 +30,7 @@ def chain(s: Speller) -> str | None:
 
 
 def power(s: Speller) -> str | None:
-    """x³ and x⁴ as products, 1/x and 1/√x as such."""
+    """x³ and x⁴ as products, 1/x and 1/√x as quotients."""
     exponent, x = s.constant(1), s.node.inputs[0]
     shape = s.shape(x)
     if exponent is None or exponent.size != 1 or x not in s.graph.values or shape != s.shape(s.node.outputs[0]):
@@ -39,10 +40,54 @@ def power(s: Speller) -> str | None:
             square = s.put("Mul", [x, x], shape)
             return s.put("Mul", [square, x if exponent.item() == 3 else square], shape)
         case -0.5:
-            return s.put("Reciprocal", [s.put("Sqrt", [x], shape)], shape)
+            return s.put("Div", [s.scalar(1), s.put("Sqrt", [x], shape)], shape)
         case -1:
             return s.put("Reciprocal", [x], shape)
     return None
+
+
+def inverse(s: Speller) -> str:
+    """1/x"""
+    x = s.node.inputs[0]
+    return s.put("Div", [s.scalar(1), x], s.shape(x))
+
+
+def clamp(s: Speller) -> str | None:
+    """A lower bound as Relu(x - bound) + bound, behind the upper one."""
+    x, low, high = s.node.inputs[0], s.constant(1), s.constant(2)
+    given = len(s.node.inputs) > 2 and s.node.inputs[2]
+    if low is None or low.size != 1 or (given and (high is None or high.item() < low.item())):
+        return None
+    shape = s.shape(x)
+    if high is not None and high.item() < np.finfo(np.float32).max:
+        x = s.put("Clip", [x, "", s.node.inputs[2]], shape)
+    above = s.put("Relu", [s.put("Add", [x, s.scalar(-low.item())], shape)], shape)
+    return s.put("Add", [above, s.scalar(low.item())], shape)
+
+
+def sigmoid(s: Speller) -> str | None:
+    """a / (1 + Exp(z)) as a Sigmoid(-z)"""
+    z = logistic(s.graph, s.node)
+    shape = s.shape(s.node.outputs[0])
+    if z is None or z not in s.graph.values or (s.node.op_type == "Div" and s.shape(s.node.inputs[1]) != s.shape(z)):
+        return None
+    writer = s.graph.producer(z)
+    if writer is not None and writer.op_type == "Neg":
+        x = writer.inputs[0]
+    else:
+        x = s.put("Mul", [z, s.scalar(-1)], s.shape(z))
+    gate = s.put("Sigmoid", [x], s.shape(z))
+    top = s.constant(0) if s.node.op_type == "Div" else np.ones(())
+    if top is not None and top.size == 1 and top.item() == 1 and shape == s.shape(z):
+        return gate
+    return s.put("Mul", [s.node.inputs[0], gate], shape)
+
+
+def softmax_in_pieces(s: Speller) -> str | None:
+    found = softmax(s.graph, s.node)
+    if found is None or s.shape(found[0]) != s.shape(s.node.outputs[0]):
+        return None
+    return s.put("Softmax", [found[0]], s.shape(found[0]), axis=found[1])
 
 
 def softsign(s: Speller) -> str:
@@ -216,7 +261,8 @@ def grouped_transpose(s: Speller) -> str | None:
 SPELLINGS: dict[str, Spelling] = {
     "Max": chain, "Min": chain, "Sum": chain, "Mean": chain, "Pow": power, "Softsign": softsign, "Selu": selu,
     "Celu": celu, "ThresholdedRelu": thresholded, "Cast of truth values": truth, "Log": aside,
-    "Softplus": aside, "Neg": negation, "SiLU of 9 to 12 rows": flat_silu,
+    "Softplus": aside, "Clip above zero": clamp, "Reciprocal of Sqrt": inverse, "Sigmoid in pieces": sigmoid,
+    "Softmax in pieces": softmax_in_pieces, "Neg": negation, "SiLU of 9 to 12 rows": flat_silu,
     "ReduceL1": reduction, "ReduceL2": reduction, "ReduceSumSquare": reduction, "ReduceLogSum": reduction,
     "ReduceLogSumExp": reduction, "LRN": local_response, "LayerNormalization": layer_norm, "CumSum": running_sum,
     "ConvTranspose in groups": grouped_transpose,

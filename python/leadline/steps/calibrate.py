@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadline.affine import accumulator_grid, choose_grid, range_of
+from leadline.export.clamps import bounds
 from leadline.graph import Graph, Layer
 from leadline.graph.edit import own_biases, own_branches
 from leadline.graph.relative import keep_positive
@@ -43,7 +44,8 @@ WIDE, GLANCE = 8, 2
 
 HEADROOM = 1.5
 """How far beyond the range that was chosen a wider grid reaches, for what calibration did not see: half a bit of 16,
-against the clipping that few samples leave (22 dB instead of 36 on a network fed with noise, 12 samples)."""
+against the clipping that few samples leave (22 dB instead of 36 on a network fed with noise, 12 samples). Not beyond
+what a clamp leaves, which the grid has to perform on Hexagon."""
 
 HOPELESS = 1.5
 """With so many times the noise of the best range so far, one that clips still more is not worth a try."""
@@ -92,7 +94,7 @@ def _widen(step: Calibrate, state: State, placement: Placement) -> None:
             shared.setdefault(root, []).append(tensor)
     noise: dict[str, float] = {}
     for root in state.progress.over(shared, "noise of each activation", len(shared)):
-        grids = {tensor: _grid(placement, tensor, ranges) for tensor in shared[root]}
+        grids = {tensor: _grid(state.graph, placement, tensor, ranges) for tensor in shared[root]}
         noise[root] = output_error(replace(state, grids=grids, codes={}), GLANCE)
     for root in sorted(noise, key=lambda root: -noise[root])[: round(step.widen * len(noise))]:
         share = noise[root] / (sum(noise.values()) or 1.0)
@@ -117,7 +119,7 @@ def _choose(state: State, placement: Placement, weights: dict[str, Grid]) -> Ran
         groups.setdefault(producers[root].op_type if root in producers else "input", []).append(tensor)
 
     def alone(tensors: list[str], ranges: Ranges) -> float:
-        grids = {tensor: _grid(placement, tensor, ranges) for tensor in tensors}
+        grids = {tensor: _grid(state.graph, placement, tensor, ranges) for tensor in tensors}
         return output_error(replace(state, grids=grids, codes={}), PREVIEW)
 
     def whole(ranges: Ranges) -> float:
@@ -150,7 +152,7 @@ def _choose(state: State, placement: Placement, weights: dict[str, Grid]) -> Ran
 
 def _fill(state: State, placement: Placement, weights: dict[str, Grid], ranges: Ranges) -> None:
     """All grids, given the ranges of the activations."""
-    state.grids = weights | {tensor: _grid(placement, tensor, ranges) for tensor in placement.schemes}
+    state.grids = weights | {tensor: _grid(state.graph, placement, tensor, ranges) for tensor in placement.schemes}
     state.codes = {}
     for layer, _ in placement.layers:
         _suit_accumulator(state, layer)
@@ -159,13 +161,18 @@ def _fill(state: State, placement: Placement, weights: dict[str, Grid], ranges: 
         bias_grid(state, layer)
 
 
-def _grid(placement: Placement, tensor: str, ranges: Ranges) -> Grid:
+def _grid(graph: Graph, placement: Placement, tensor: str, ranges: Ranges) -> Grid:
     scheme = placement.schemes[tensor]
     if scheme.granularity == "token":
         return Grid(np.ones((), np.float32), np.zeros((), np.int32), scheme)
     lo, hi = ranges[placement.root[tensor]]
-    room = HEADROOM if scheme.bits > WIDE else 1.0
-    return choose_grid(np.multiply(lo, room), np.multiply(hi, room), scheme)
+    if scheme.bits > WIDE:
+        writer = graph.producer(placement.root[tensor])
+        kept = bounds(graph, writer, placement.root[tensor]) if writer is not None else None
+        lowest, highest = kept or (-np.inf, np.inf)  # beyond which no value lies
+        lo = np.minimum(lo, np.maximum(np.multiply(lo, HEADROOM), lowest))
+        hi = np.maximum(hi, np.minimum(np.multiply(hi, HEADROOM), highest))
+    return choose_grid(lo, hi, scheme)
 
 
 def _ranges(state: State, placement: Placement, observer: Observer, option: float = 0.0) -> Ranges:

@@ -27,7 +27,7 @@ from leadline.types import Grid, Scheme, few
 _SAME = frozenset("Conv ConvTranspose Gemm Gelu Concat Max Min Where".split()) | ELEMENTWISE
 """Operators that do not narrow what they read. Others give 8 bits of a 16-bit input themselves."""
 
-_KEEPS_WIDTH = frozenset("Reciprocal Pow Elu HardSigmoid LpNormalization".split())
+_KEEPS_WIDTH = frozenset("Div Reciprocal Pow Elu HardSigmoid LpNormalization".split())
 """Operators that cannot narrow: where they read 16 bits they write 16, and their readers narrow."""
 
 
@@ -106,7 +106,8 @@ def _share_resizes(graph: Graph, placement: Placement) -> None:
 def _keep_width(graph: Graph, placement: Placement) -> None:
     schemes, root = placement.schemes, placement.root
     for node in graph.nodes:
-        read, written = schemes.get(node.inputs[0] if node.inputs else ""), node.outputs[0]
+        divisor = 1 if node.op_type == "Div" else 0  # which may round to zero in 8 bits
+        read, written = schemes.get(node.inputs[divisor] if node.inputs else ""), node.outputs[0]
         if node.op_type in _KEEPS_WIDTH and read and written in schemes and read.bits > 8 >= schemes[written].bits:
             moved = [tensor for tensor, own in root.items() if own == root[written]]
             schemes.update({tensor: replace(schemes[tensor], bits=16) for tensor in moved})
