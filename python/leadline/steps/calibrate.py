@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from leadline.affine import accumulator_grid, choose_grid, range_of
 from leadline.export.clamps import bounds
-from leadline.graph import Graph, Layer
+from leadline.graph import Graph, Layer, Node
 from leadline.graph.edit import own_biases, own_branches
 from leadline.graph.relative import keep_positive
 from leadline.observers import Histogram, MovingAverage, search_range
@@ -94,7 +95,7 @@ def _widen(step: Calibrate, state: State, placement: Placement) -> None:
             shared.setdefault(root, []).append(tensor)
     noise: dict[str, float] = {}
     for root in state.progress.over(shared, "noise of each activation", len(shared)):
-        grids = {tensor: _grid(state.graph, placement, tensor, ranges) for tensor in shared[root]}
+        grids = _grids(state, placement, shared[root], ranges)
         noise[root] = output_error(replace(state, grids=grids, codes={}), GLANCE)
     for root in sorted(noise, key=lambda root: -noise[root])[: round(step.widen * len(noise))]:
         share = noise[root] / (sum(noise.values()) or 1.0)
@@ -119,7 +120,7 @@ def _choose(state: State, placement: Placement, weights: dict[str, Grid]) -> Ran
         groups.setdefault(producers[root].op_type if root in producers else "input", []).append(tensor)
 
     def alone(tensors: list[str], ranges: Ranges) -> float:
-        grids = {tensor: _grid(state.graph, placement, tensor, ranges) for tensor in tensors}
+        grids = _grids(state, placement, tensors, ranges)
         return output_error(replace(state, grids=grids, codes={}), PREVIEW)
 
     def whole(ranges: Ranges) -> float:
@@ -152,7 +153,7 @@ def _choose(state: State, placement: Placement, weights: dict[str, Grid]) -> Ran
 
 def _fill(state: State, placement: Placement, weights: dict[str, Grid], ranges: Ranges) -> None:
     """All grids, given the ranges of the activations."""
-    state.grids = weights | {tensor: _grid(state.graph, placement, tensor, ranges) for tensor in placement.schemes}
+    state.grids = weights | _grids(state, placement, placement.schemes, ranges)
     state.codes = {}
     for layer, _ in placement.layers:
         _suit_accumulator(state, layer)
@@ -161,13 +162,18 @@ def _fill(state: State, placement: Placement, weights: dict[str, Grid], ranges: 
         bias_grid(state, layer)
 
 
-def _grid(graph: Graph, placement: Placement, tensor: str, ranges: Ranges) -> Grid:
+def _grids(state: State, placement: Placement, tensors: Iterable[str], ranges: Ranges) -> dict[str, Grid]:
+    producers = state.graph.producers()
+    return {tensor: _grid(state.graph, producers, placement, tensor, ranges) for tensor in tensors}
+
+
+def _grid(graph: Graph, producers: dict[str, Node], placement: Placement, tensor: str, ranges: Ranges) -> Grid:
     scheme = placement.schemes[tensor]
     if scheme.granularity == "token":
         return Grid(np.ones((), np.float32), np.zeros((), np.int32), scheme)
     lo, hi = ranges[placement.root[tensor]]
     if scheme.bits > WIDE:
-        writer = graph.producer(placement.root[tensor])
+        writer = producers.get(placement.root[tensor])
         kept = bounds(graph, writer, placement.root[tensor]) if writer is not None else None
         lowest, highest = kept or (-np.inf, np.inf)  # beyond which no value lies
         lo = np.minimum(lo, np.maximum(np.multiply(lo, HEADROOM), lowest))
