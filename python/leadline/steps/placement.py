@@ -60,7 +60,9 @@ def place(graph: Graph, recipe: Recipe, profile: Profile = ONNXRUNTIME) -> Place
     extreme, fine = Masks(graph).extreme, relative(graph)
     quantised = QUANTISED | profile.operators
     plain = extreme if profile.integers_only else extreme | fine
-    schemes, root = _activations(graph, recipe, kinds, {layer.input for layer, _ in layers}, plain, quantised)
+    schemes, root = _activations(
+        graph, recipe, kinds, {layer.input for layer, _ in layers}, plain, quantised, profile.integers_only
+    )
     if profile.integers_only:
         schemes |= {name: replace(schemes[name], bits=16) for name in schemes if name in fine}
     if schemes:
@@ -154,6 +156,7 @@ def _activations(
     read: set[str],
     plain: set[str],
     quantised: frozenset[str],
+    integers_only: bool,
 ) -> tuple[dict[str, Scheme], dict[str, str]]:
     wanted: dict[str, Scheme] = {}
     root: dict[str, str] = {}
@@ -173,7 +176,7 @@ def _activations(
                 continue
             if recipe.scope == "layers" and tensor not in read and not _is_polished(producer):
                 continue
-            if tensor not in outputs and _absorbed(graph, producer, readers.get(tensor, [])):
+            if tensor not in outputs and _absorbed(graph, producer, readers.get(tensor, []), integers_only):
                 continue
             names, own = _known_as(tensor, producers, kinds)
             scheme = recipe.activation_scheme(*names, kinds=own if tensor in reached else (*own, "unread"))
@@ -255,19 +258,25 @@ def _is_float(graph: Graph, tensor: str) -> bool:
     return value is not None and value.dtype == np.float32
 
 
-def _absorbed(graph: Graph, producer: Node | None, readers: list[Node]) -> bool:
+def _absorbed(graph: Graph, producer: Node | None, readers: list[Node], integers_only: bool) -> bool:
     """A tensor that only the clamp behind it reads never exists on the device. A clamp to positive values is no such
     clamp, for real zero is on every grid."""
     return (
-        len(readers) == 1
+        producer is not None
+        and len(readers) == 1
         and readers[0].op_type in CLAMPS
         and not any(
             (graph.weights[name] > 0).any()
             for name in readers[0].inputs[1:2]
             if readers[0].op_type == "Clip" and name in graph.weights
         )
-        and all(name in graph.weights and graph.weights[name].size == 1 for name in readers[0].inputs[1:] if name)
-        and producer is not None
+        and all(
+            # One bound for each channel is what equalising a Relu6 leaves behind its Relu: no clamp to Hexagon.
+            name in graph.weights
+            and (graph.weights[name].size == 1 or (producer.op_type == "Relu" and not integers_only))
+            for name in readers[0].inputs[1:]
+            if name
+        )
         and producer.op_type in ABSORBING
     )
 
