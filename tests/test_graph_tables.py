@@ -194,6 +194,7 @@ def test_short_entries_are_no_embedding():
 
 def test_hexagon_keeps_them_in_float_and_says_so():
     graph = Graph.from_model(network("LSTM"))
-    made = leadline.quantize(graph, "w8a8", feeds(graph), target="hexagon")
+    with pytest.warns(UserWarning, match="hexagon does not take LSTM"):
+        made = leadline.quantize(graph, "w8a8", feeds(graph), target="hexagon")
     assert not {table.weight for table in tables(made.graph)} & made.grids.keys()
     assert any("LSTM memory" in record.note and "hexagon" in record.note for record in made.log)
