@@ -8,6 +8,7 @@ import numpy as np
 
 from leadline.graph import Graph, Node
 from leadline.graph.edit import set_constant
+from leadline.graph.operators import clamp_bounds
 from leadline.graph.relative import relative
 from leadline.types import Grid
 
@@ -18,13 +19,15 @@ def lift_clamps(graph: Graph, grids: Mapping[str, Grid]) -> None:
     clips = [
         node
         for node in graph.nodes
-        if node.op_type == "Clip" and node.outputs[0] in grids and (bounds(graph, node, node.outputs[0]) or (0,))[0] > 0
+        if node.op_type == "Clip"
+        and node.outputs[0] in grids
+        and (clamp_bounds(graph, node, node.outputs[0]) or (0,))[0] > 0
     ]
     sensitive = relative(graph) if clips else set()
     for node in clips:
         grid = grids[node.outputs[0]]
         if node.outputs[0] in sensitive and grid.scheme.granularity == "tensor":
-            lowest, _ = bounds(graph, node, node.outputs[0]) or (grid.scale, grid.scale)
+            lowest, _ = clamp_bounds(graph, node, node.outputs[0]) or (grid.scale, grid.scale)
             if np.rint(lowest / grid.scale) < 1:
                 set_constant(graph, node, 1, "lowest", grid.scale)
 
@@ -58,26 +61,9 @@ def drop_clamps(graph: Graph, grids: Mapping[str, Grid]) -> None:
 
 def _is_performed(graph: Graph, node: Node, output: str, grid: Grid) -> bool:
     """Whether the node only clamps, and to bounds at or beyond the ends of the grid's codes."""
-    kept = bounds(graph, node, output)
+    kept = clamp_bounds(graph, node, output)
     if kept is None or grid.scheme.granularity == "token":  # whose ends are those of the data, clamped or not
         return False
     with np.errstate(over="ignore"):  # exporters write "no bound" as the largest float32
         lowest, highest = (np.rint(bound / grid.scale) + grid.zero_point for bound in kept)
     return bool((lowest <= grid.scheme.qmin).all() and (highest >= grid.scheme.qmax).all())
-
-
-def bounds(graph: Graph, node: Node, output: str) -> tuple[np.float32, np.float32] | None:
-    """The narrowest interval that a clamp leaves alone; None for any other node."""
-    low, high = np.float32(-np.inf), np.float32(np.inf)
-    if node.op_type == "Relu":
-        return np.float32(0), high
-    if node.op_type not in ("Clip", "Min"):
-        return None
-    inputs = [tensor for tensor in node.inputs if tensor]
-    activations = [tensor for tensor in inputs if tensor in graph.values]
-    if len(activations) != 1 or len(inputs) == 1 or graph.shape(activations[0]) != graph.shape(output):
-        return None
-    if node.op_type == "Min":
-        return low, np.float32(min(graph.weights[tensor].min() for tensor in inputs if tensor in graph.weights))
-    lower, upper = (graph.weights.get(tensor) for tensor in (*node.inputs[1:], "", "")[:2])
-    return low if lower is None else np.float32(lower.item()), high if upper is None else np.float32(upper.item())

@@ -252,3 +252,20 @@ def by_channel(array: NDArray[Any], axis: int) -> NDArray[Any]:
     """A tensor as (channels, everything else), given the axis of its channels; of any rank, a scalar as (1, 1)."""
     whole = np.atleast_1d(array)
     return np.moveaxis(whole, axis, 0).reshape(whole.shape[axis], -1)
+
+
+def clamp_bounds(graph: Graph, node: Node, output: str) -> tuple[np.float32, np.float32] | None:
+    """The narrowest interval that a clamp, which writes `output`, leaves alone; None for any other node."""
+    low, high = np.float32(-np.inf), np.float32(np.inf)
+    if node.op_type == "Relu":
+        return np.float32(0), high
+    if node.op_type not in ("Clip", "Min"):
+        return None
+    inputs = [tensor for tensor in node.inputs if tensor]
+    activations = [tensor for tensor in inputs if tensor in graph.values]
+    if len(activations) != 1 or len(inputs) == 1 or graph.shape(activations[0]) != graph.shape(output):
+        return None
+    if node.op_type == "Min":
+        return low, np.float32(min(graph.weights[tensor].min() for tensor in inputs if tensor in graph.weights))
+    lower, upper = (graph.weights.get(tensor) for tensor in (*node.inputs[1:], "", "")[:2])
+    return low if lower is None else np.float32(lower.item()), high if upper is None else np.float32(upper.item())

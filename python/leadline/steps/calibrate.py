@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadline.affine import accumulator_grid, choose_grid, range_of
-from leadline.export.clamps import bounds
 from leadline.graph import Graph, Layer, Node
 from leadline.graph.edit import own_biases, own_branches
+from leadline.graph.operators import clamp_bounds
 from leadline.graph.relative import keep_positive
 from leadline.observers import Histogram, MovingAverage, search_range
 from leadline.recipe import Calibrate, Observer
@@ -174,7 +174,7 @@ def _grid(graph: Graph, producers: dict[str, Node], placement: Placement, tensor
     lo, hi = ranges[placement.root[tensor]]
     if scheme.bits > WIDE:
         writer = producers.get(placement.root[tensor])
-        kept = bounds(graph, writer, placement.root[tensor]) if writer is not None else None
+        kept = clamp_bounds(graph, writer, placement.root[tensor]) if writer is not None else None
         lowest, highest = kept or (-np.inf, np.inf)  # beyond which no value lies
         lo = np.minimum(lo, np.maximum(np.multiply(lo, HEADROOM), lowest))
         hi = np.maximum(hi, np.minimum(np.multiply(hi, HEADROOM), highest))
