@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from graph_models import load_same, model, node, ops, random
+from leadline.graph import Graph
+from leadline.graph.relative import relative
 
 WIDTH = 8
 
@@ -371,3 +373,30 @@ def test_wanted_output_shape_is_written_out_as_padding():
     graph = load_same(model(nodes, (1, 2, 10, 7), w=random(2, 2, 4, 3)))
     assert graph.shape("y") == (1, 2, 19, 12)
     assert "output_shape" not in graph.nodes[0].attrs
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_softplus_in_pieces_is_one_operator(swapped: bool) -> None:
+    nodes = [
+        node("Conv", "x w", "a"),
+        node("Exp", "a", "e"),
+        node("Add", "one e" if swapped else "e one", "s"),
+        node("Log", "s", "y"),
+    ]
+    graph = load_same(model(nodes, (1, 3, 6, 6), one=np.float32(1), w=random(4, 3, 1, 1)))
+    assert ops(graph) == ["Conv", "Softplus"]
+
+
+@pytest.mark.parametrize("last", ["Log", "Reciprocal"])
+def test_an_exponential_with_a_shift_keeps_its_relative_error(last: str) -> None:
+    nodes = [
+        node("Conv", "x w", "a"),
+        node("Exp", "a", "e"),
+        node("Add", "e shift", "s"),
+        node(last, "s", "r"),
+        node("Conv", "r v", "y"),
+    ]
+    weights = {"shift": np.float32(2), "w": 3 * random(4, 3, 1, 1), "v": random(2, 4, 1, 1)}
+    graph = Graph.from_model(model(nodes, (1, 3, 6, 6), **weights))
+    exponential = next(n.outputs[0] for n in graph.nodes if n.op_type == "Exp")
+    assert exponential in relative(graph)

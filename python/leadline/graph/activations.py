@@ -21,7 +21,8 @@ def _erf(x: Curve) -> Curve:
 _FUNCTIONS: dict[str, Callable[..., Curve]] = {
     "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Pow": np.power,
     "Max": lambda *x: np.maximum.reduce(x), "Min": lambda *x: np.minimum.reduce(x),
-    "Erf": _erf, "Tanh": np.tanh, "Neg": np.negative, "Exp": np.exp, "Reciprocal": np.reciprocal, "Sqrt": np.sqrt,
+    "Erf": _erf, "Tanh": np.tanh, "Neg": np.negative, "Exp": np.exp, "Log": np.log,
+    "Reciprocal": np.reciprocal, "Sqrt": np.sqrt,
     "Sigmoid": lambda x: 1 / (1 + np.exp(-x)), "Relu": lambda x: np.maximum(x, 0),
 }  # fmt: skip
 
@@ -34,6 +35,7 @@ _ACTIVATIONS: dict[str, tuple[str, dict[str, str], Callable[[Curve], Curve]]] = 
         {"approximate": "tanh"},
         lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
     ),
+    "Log": ("Softplus", {}, lambda x: np.log1p(np.exp(x))),
     "Clip": ("HardSwish", {}, lambda x: x * np.clip(x + 3, 0, 6) / 6),
     "HardSigmoid": ("HardSwish", {}, lambda x: x * np.clip(x + 3, 0, 6) / 6),
 }
@@ -42,7 +44,7 @@ _DEPTH = 8  # longest decomposition known: tanh Gelu with x^3 by two products, 7
 
 
 def activations(graph: Graph) -> None:
-    """Any scalar expression that equals Gelu or HardSwish on a grid of arguments becomes that operator."""
+    """Any scalar expression that equals Gelu, HardSwish or Softplus on a grid of arguments becomes that operator."""
     wiring = Wiring(graph)
     for anchor in graph.nodes:
         if anchor.op_type in _ACTIVATIONS:
@@ -74,7 +76,9 @@ def _upstream(wiring: Wiring, anchor: Node) -> Iterator[str]:
 
 
 def _downstream(wiring: Wiring, anchor: Node) -> Iterator[Node]:
+    """The anchor, and what scalar arithmetic makes of it."""
     level = [anchor]
+    yield anchor
     for _ in range(_DEPTH):
         readers = [node for item in level for node in wiring.readers.get(item.outputs[0], [])]
         level = [node for node in readers if _is_scalar_function(node)]

@@ -17,7 +17,8 @@ _KEEPS = CLAMPS | REDUCES | frozenset("Abs Neg LeakyRelu Max Sqrt Pow Concat Whe
 """Small values of the output come from small ones of the input, the clamps among them aside."""
 
 _SMALL = 1e-2
-"""What is shifted by more than this is small for other reasons than a small operand."""
+"""What is shifted by more than this is small for other reasons than a small operand, unless that is an exponential,
+whose values lie decades apart: steps of one size would be larger than the shift."""
 
 
 def relative(graph: Graph) -> set[str]:
@@ -75,7 +76,8 @@ def _keeps(graph: Graph, producers: dict[str, Node], node: Node, operands: list[
         shifts = [
             graph.weights[name] for name in node.inputs if name in graph.weights and node.op_type in ("Add", "Sub")
         ]
-        return not any((np.abs(shift) > _SMALL).any() for shift in shifts)
+        spread = any(other in producers and producers[other].op_type == "Exp" for other in operands)
+        return spread or not any((np.abs(shift) > _SMALL).any() for shift in shifts)
     return node.op_type == "Sub" and (_is_mean(producers, *operands) or _is_mean(producers, *operands[::-1]))
 
 
