@@ -6,6 +6,7 @@ import contextlib
 import io
 import itertools
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -320,9 +321,8 @@ def export(name: str, exporter: str, file: Path) -> str:
             torch.onnx.export(module, inputs, str(temporary), input_names=list(shapes), **options)
     except Exception as error:
         temporary.unlink(missing_ok=True)
-        return (
-            f"PyTorch: {type(error).__name__}: {str(error).strip().splitlines()[0][:120] if str(error).strip() else ''}"
-        )
+        said = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip() or "no word"  # without colours
+        return f"PyTorch: {type(error).__name__}: {said.splitlines()[0][:120]}"
     file.with_suffix(".json").write_text(json.dumps(shapes))
     temporary.replace(file)
     return ""
