@@ -29,7 +29,7 @@ from leadline.depth import networks, scenes
 from leadline.evaluation import feeds
 from leadline.files import replacing
 from leadline.graph import Graph, Session
-from leadline.pipeline import HELD_OUT, _simulate
+from leadline.preparation import HELD_OUT, simulate
 from leadline.progress import Quiet
 from leadline.recipe import Recipe, Smooth
 from leadline.steps import State
@@ -60,7 +60,7 @@ def rotated(graph: Graph, samples: Samples) -> None:
 
 
 def smoothed(graph: Graph, samples: Samples) -> None:
-    state = State(graph, Recipe.load("w8a8"), *samples.split(HELD_OUT), Quiet(), _simulate)
+    state = State(graph, Recipe.load("w8a8"), *samples.split(HELD_OUT), Quiet(), simulate)
     fold_scales(Smooth(), state)
 
 

@@ -28,10 +28,10 @@ from rich.console import Console
 from rich.table import Table
 
 import accuracy
-from leadline import pipeline
 from leadline.export import qdq
 from leadline.files import replacing
 from leadline.graph import Graph, Session
+from leadline.preparation import HELD_OUT, simulate
 from leadline.progress import Quiet
 from leadline.recipe import Calibrate, Recipe, Round
 from leadline.steps import State, apply
@@ -71,7 +71,7 @@ def contest(
     recipe = replace(recipe, weights=replace(recipe.weights, bits=bits))
     calibration, scored = accuracy.pictures(name)
     graph = Graph.load(accuracy.testbed.network(name), next(iter(calibration)))
-    seen, held_out = calibration.split(pipeline.HELD_OUT)
+    seen, held_out = calibration.split(HELD_OUT)
     with tempfile.TemporaryDirectory(prefix="leadline-rounding-") as temporary:
         fixed = accuracy.fix_shapes(accuracy.testbed.network(name), next(iter(scored)), Path(temporary) / "fixed.onnx")
         reference = list(accuracy.results(fixed, scored, "written"))
@@ -86,7 +86,7 @@ def contest(
             decibels = accuracy.sqnr(artefact, reference, scored, "written", task)
             return Score(name, bits, variant, seconds, seconds / forward, decibels, task.text, task.value)
 
-        base = State(graph.copy(), recipe, seen, held_out, Quiet(), pipeline._simulate, threads)
+        base = State(graph.copy(), recipe, seen, held_out, Quiet(), simulate, threads)
         place = [type(step) for step in recipe.steps].index(Calibrate) + 1
         for step in recipe.steps[:place]:
             apply(step, base)

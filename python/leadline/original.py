@@ -241,8 +241,7 @@ class Proof:
         far = _noise(wanted, got)
         if wanted.dtype.kind == "f" and far > LEFT:  # one index alone is lost
             return False
-        session = self.original.session(graph, self._threads)
-        with session:
+        with self.original.session(graph, self._threads) as session:
             for seed in range(TRIES):
                 noise = _noise(wanted, session.run(_rounded(feed, max(session.epsilon, PASSES_LEAVE), seed))[name])
                 if noise <= far + LUCK if wanted.dtype.kind == "f" else 2 * noise >= far:
@@ -273,8 +272,8 @@ class Proof:
     def _kept(self, graph: Graph, got: Arrays) -> set[str]:
         """What holds the same as in the Graph before, under its name."""
         assert self._last is not None
-        shared = [name for name in got if name in self._last.values and self._last.shape(name) == graph.shape(name)]
-        shared = [name for name in shared if any(name in node.outputs for node in self._last.nodes)]
+        written = self._last.producers()
+        shared = [name for name in got if name in written and self._last.shape(name) == graph.shape(name)]
         if not shared:
             return set()
         axes = channel_axes(graph)

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     import onnx
 
 
-HELD_OUT = 0.25
-
 FILES = tuple(
     f"model.{name}"
     for name in ("fp32.onnx", "fp32.onnx.data", "qdq.onnx", "qdq.onnx.data", "encodings", "encodings.onnx",

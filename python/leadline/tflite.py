@@ -41,6 +41,7 @@ from leadline.export.tflite_run import Interpreter
 from leadline.export.tflite_write import check_io, prepare, write
 from leadline.gram import ConvGram, Gram
 from leadline.observers import Histogram, search_range
+from leadline.preparation import HELD_OUT
 from leadline.profiles import LITERT
 from leadline.recipe import Calibrate, CorrectBias, Fold, Heads, Recipe, Round
 from leadline.sqnr import Sqnr
@@ -48,7 +49,6 @@ from leadline.types import Grid, Scheme, refuse
 
 __all__ = ["Converted", "Io", "Plan", "Preset", "convert", "named", "plan", "quantize", "save"]
 
-HELD_OUT = 0.25
 _DONE = (Calibrate, Round, CorrectBias)
 """The steps that apply to a ``.tflite``."""
 Codes = NDArray[Any]
