@@ -44,8 +44,8 @@ from leadline.export import qdq
 from leadline.files import replacing
 from leadline.graph import Graph, Session, inspect_inputs
 from leadline.sqnr import Sqnr
-from leadline.targets.hexagon import Emulator
-from leadline.targets.hexagon_expected import expected
+from leadline.targets.hexagon.emulator import Emulator
+from leadline.targets.hexagon.expected import expected
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import testbed

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from leadline.graph import Session
 from leadline.profiles import HEXAGON, lost
-from leadline.targets.hexagon import Emulator
+from leadline.targets.hexagon.emulator import Emulator
 
 RNG = np.random.default_rng(0)
 UNSIGNED = {8: np.uint8, 16: np.uint16}

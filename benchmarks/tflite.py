@@ -7,7 +7,7 @@ Needs torch and litert-torch (leadline[litert]). Everybody gets the same calibra
 starts from the float .tflite that litert-torch makes of the folded network; "leadline, .tflite" from the same file;
 "leadline, ONNX" from the ONNX file, with all its steps. SQNR is of XNNPACK's raw outputs against the float network on
 pictures that calibration did not see, of several outputs each; "simulated" is what leadline says of the file
-(`leadline.targets.litert_expected`). Tasks: D top-1 kept, TinyDepth delta1, A intersection over union of the map, B
+(`leadline.targets.litert.expected`). Tasks: D top-1 kept, TinyDepth delta1, A intersection over union of the map, B
 faces found. Times are the least of several runs of one thread, the contestants taking turns.
 """
 
@@ -31,16 +31,17 @@ from rich.table import Table
 import accuracy
 import harness
 import tasks
-from leadline import pipeline, tflite
+from leadline import pipeline
 from leadline.data import Preprocess, Samples, load
 from leadline.depth import networks, scenes
 from leadline.evaluation import Footage, feeds, judge
-from leadline.export.tflite_read import read
-from leadline.export.tflite_run import Interpreter, Kernels
-from leadline.export.tflite_write import write
 from leadline.files import replacing
 from leadline.graph import Graph, Session
-from leadline.targets.litert_expected import expected
+from leadline.targets.litert import calibrate as tflite
+from leadline.targets.litert.expected import expected
+from leadline.targets.litert.read import read
+from leadline.targets.litert.run import Interpreter, Kernels
+from leadline.targets.litert.write import write
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import testbed

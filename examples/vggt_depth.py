@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from leadline import tflite
 from leadline.audit import audit
 from leadline.data import Pairs, load_blendedmvs_pairs
 from leadline.depth.scenes import clip, write_blendedmvs
-from leadline.export.tflite import convert
 from leadline.systems import vggt
 from leadline.systems.depth_pictures import compare
+from leadline.targets.litert import calibrate as tflite
+from leadline.targets.litert.convert import convert
 
 
 def main() -> None:
@@ -103,7 +103,7 @@ def four_bits(options: argparse.Namespace, network: Any, pairs: Pairs, clock: Cl
         print(f"W4A4: {len(report.layers)} layers, correlation {torch.corrcoef(both)[0, 1]:.4f}")
         clock("W4A4 in PyTorch")
     if options.int4:
-        from leadline.targets import executorch
+        from leadline.targets.executorch import program as executorch
 
         program = executorch.export(network, batches, options.out / "model.int4.pte", weights_bits=4)
         print(f"ExecuTorch: {program.bytes / 1e6:.1f} MB, {program.layers} layers of INT4")

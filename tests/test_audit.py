@@ -14,12 +14,13 @@ from onnx import TensorProto, helper
 
 import small_tflite
 from graph_models import model, node, random
-from leadline.audit import Audit, audit, litert
+from leadline.audit import Audit, audit
 from leadline.audit.findings import Finding, Rewrite, ordered
 from leadline.audit.operators import forms, quantised
 from leadline.graph import Graph
 from leadline.profiles import HEXAGON, ONNXRUNTIME
 from leadline.recipe import Recipe
+from leadline.targets.litert import audit as litert
 from leadline.types import InputError
 from small_transformer import transformer
 from test_cli import spawn
@@ -135,7 +136,7 @@ def test_every_recipe_can_be_asked_with(name: str) -> None:
 @emulated
 def test_a_crash_of_the_vendors_library_is_one_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Building the Erf kills the process; the others are still answered, by the next one."""
-    from leadline.targets import hexagon
+    from leadline.targets.hexagon import emulator as hexagon
 
     class Fragile(hexagon.Emulator):
         def _ask(self, request: str, *arguments: Any) -> tuple[bool, Any]:
@@ -146,7 +147,7 @@ def test_a_crash_of_the_vendors_library_is_one_answer(monkeypatch: pytest.Monkey
                 self._process.kill()
             return super()._ask(request, *arguments)
 
-    monkeypatch.setattr("leadline.audit.hexagon.Emulator", Fragile)
+    monkeypatch.setattr("leadline.targets.hexagon.audit.Emulator", Fragile)
     nodes = [node("Relu", "x", "a"), node("Erf", "a", "b"), node("Sigmoid", "b", "y")]
     own = found(audit(saved(model(nodes), tmp_path), "hexagon"))
     assert own["Erf"].status == "unsupported" and "the vendor's library ended its process" in own["Erf"].note

@@ -15,9 +15,9 @@ from onnx import helper, numpy_helper
 import leadline
 from graph_models import node
 from leadline.cli import main
-from leadline.export.tflite import plan
 from leadline.graph import Graph, Session
 from leadline.sqnr import Sqnr
+from leadline.targets.litert.convert import plan
 from leadline.types import InputError
 
 ROWS, FEATURES = 20, 12
@@ -291,7 +291,7 @@ def test_who_takes_fixed_shapes_alone_refuses_before_the_work(command, tail, tmp
         raise AssertionError("the work has begun")
 
     monkeypatch.setattr("leadline.pipeline.quantize", never)
-    monkeypatch.setattr("leadline.export.tflite.check_installed", lambda: None)
+    monkeypatch.setattr("leadline.targets.litert.convert.check_installed", lambda: None)
     monkeypatch.setattr("leadline.targets.executorch.check_installed", lambda function: None)
     given = [command, tmp_path / "net.onnx", "--data", tmp_path / "data.npy", "--out", tmp_path / "out"]
     monkeypatch.setattr("sys.argv", ["leadline", *map(str, given)])

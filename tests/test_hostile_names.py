@@ -13,9 +13,9 @@ import pytest
 
 from graph_models import model, node
 from leadline import pipeline
-from leadline.export.tflite import _guarded
 from leadline.graph import Graph, Node, Session, Value, edit
 from leadline.recipe import Recipe
+from leadline.targets.litert.convert import _guarded
 from small_networks import SHAPE, conv_relu6_depthwise, draw, gemm_relu_gemm, residual, samples
 from small_transformer import transformer
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leadline.export.tflite_read import read
 from leadline.inspector import compare, inspect
+from leadline.targets.litert.read import read
 from leadline.types import InputError
 from test_cli import spawn
 

@@ -9,7 +9,7 @@ import pytest
 
 import small_tflite
 from data_samples import refused
-from leadline import pipeline, tflite
+from leadline import pipeline
 from leadline.cli import main
 from leadline.profiles import EXECUTORCH, HEXAGON, LITERT, ONNXRUNTIME, WIDTHS, Profile
 from leadline.recipe import (
@@ -25,7 +25,8 @@ from leadline.recipe import (
     Rotate,
     Round,
 )
-from leadline.targets.litert import verify
+from leadline.targets.litert import calibrate as tflite
+from leadline.targets.litert.interpreter import verify
 from leadline.types import InputError, Scheme
 
 TARGETS = (ONNXRUNTIME, HEXAGON, LITERT, EXECUTORCH)

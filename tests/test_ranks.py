@@ -11,12 +11,12 @@ import pytest
 
 from graph_models import FLOAT_NOISE, model, node
 from leadline.data import load
-from leadline.export.tflite_match import to_tflite
 from leadline.graph import Graph
 from leadline.pipeline import quantize
 from leadline.preparation import prepare
 from leadline.recipe import Calibrate, Equalize, Fold, Heads, Recipe, Rotate, Round, Smooth
 from leadline.steps import apply
+from leadline.targets.litert.match import to_tflite
 from leadline.types import Scheme
 from rank_runs import OWN, feeds, furthest, run_through
 from ranks import NETWORKS

@@ -23,7 +23,7 @@ from leadline.steps import Record
 from leadline.sweep import page as sweep_page
 from leadline.sweep.outcome import Results
 from leadline.sweep.store import Row
-from leadline.targets.hexagon import Build
+from leadline.targets.hexagon.emulator import Build
 from leadline.targets.tail import FinalScore
 from leadline.verification import verify
 from small_networks import SHAPE, conv_relu_conv, graph, quantized, samples

@@ -176,7 +176,7 @@ def test_the_worker_ends_with_whoever_asks(tmp_path):
     endless = tmp_path / "model.onnx"
     os.mkfifo(endless)
     script = (
-        "from leadline.targets.hexagon import Emulator\n"
+        "from leadline.targets.hexagon.emulator import Emulator\n"
         "npu = Emulator()\nnpu._start()\nprint(npu._process.pid, flush=True)\n"
         f"npu.build({str(endless)!r})\n"
     )

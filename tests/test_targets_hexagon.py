@@ -17,8 +17,8 @@ from leadline.export.limits import limits
 from leadline.graph import Graph, Session
 from leadline.profiles import HEXAGON, ONNXRUNTIME, lost, profile_of
 from leadline.recipe import Recipe
-from leadline.targets import hexagon
-from leadline.targets.hexagon_expected import expected
+from leadline.targets.hexagon import emulator as hexagon
+from leadline.targets.hexagon.expected import expected
 from leadline.types import InputError, Scheme
 from leadline.verification import verify
 from small_transformer import transformer

@@ -12,14 +12,14 @@ import pytest
 pytest.importorskip("ai_edge_quantizer", reason="needs ai-edge-quantizer: pip install 'leadline[tflite]'")
 
 import small_tflite
-from leadline import tflite
 from leadline.affine import choose_grid, dequantize, fake_quantize
-from leadline.export.tflite_read import read
-from leadline.export.tflite_run import Interpreter
-from leadline.export.tflite_write import prepare, write
-from leadline.targets.litert import float_operators, size_of, verify
-from leadline.targets.litert_chain import Stage, verify_chain
-from leadline.targets.litert_expected import expected
+from leadline.targets.litert import calibrate as tflite
+from leadline.targets.litert.chain import Stage, verify_chain
+from leadline.targets.litert.expected import expected
+from leadline.targets.litert.interpreter import float_operators, size_of, verify
+from leadline.targets.litert.read import read
+from leadline.targets.litert.run import Interpreter
+from leadline.targets.litert.write import prepare, write
 from leadline.types import Grid, InputError, Scheme
 
 
@@ -253,7 +253,7 @@ def test_a_chain_of_three_networks() -> None:
 
 
 def test_a_guard_changes_nothing_and_is_taken_out() -> None:
-    from leadline.export.tflite_write import GUARD
+    from leadline.targets.litert.write import GUARD
 
     b = small_tflite.Builder()
     x = b.tensor("x", (1, 4))

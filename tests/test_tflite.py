@@ -1,4 +1,4 @@
-"""leadline.export.tflite on float .tflite networks: codes and scales in the file are leadline's, all recipes run."""
+"""leadline.targets.litert.convert on float .tflite networks: codes and scales are leadline's, all recipes run."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import pytest
 pytest.importorskip("ai_edge_quantizer", reason="needs ai-edge-quantizer: pip install 'leadline[tflite]'")
 
 import small_tflite
-from leadline import tflite
 from leadline.affine import choose_grid, quantize, range_of
-from leadline.export.tflite_kernels import Plan, tie, to_int8
-from leadline.export.tflite_match import sites
-from leadline.export.tflite_read import read
-from leadline.export.tflite_run import Interpreter
-from leadline.export.tflite_write import prepare, write
 from leadline.recipe import Calibrate, Override, Recipe, Round
 from leadline.sqnr import Sqnr
-from leadline.targets.litert import compare, float_operators
+from leadline.targets.litert import calibrate as tflite
+from leadline.targets.litert.interpreter import compare, float_operators
+from leadline.targets.litert.kernels import Plan, tie, to_int8
+from leadline.targets.litert.match import sites
+from leadline.targets.litert.read import read
+from leadline.targets.litert.run import Interpreter
+from leadline.targets.litert.write import prepare, write
 from leadline.types import Grid, InputError, Scheme
 
 NETWORKS = {

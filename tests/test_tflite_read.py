@@ -1,4 +1,4 @@
-"""leadline.export.tflite_read: what is in a .tflite file, against the interpreter's own answers and known bytes."""
+"""leadline.targets.litert.read: what is in a .tflite file, against the interpreter's own answers and known bytes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert: pip install 'leadline[tflite]'")
 
 import small_tflite
-from leadline.export import tflite_read
-from leadline.export.tflite_read import read
+from leadline.targets.litert import read as tflite_read
+from leadline.targets.litert.read import read
 from leadline.types import InputError
 
 

@@ -16,7 +16,7 @@ from leadline.graph.operators import by_channel, channel_axes
 from leadline.graph.trace import bounded
 from leadline.graph.trace import origin as made_by
 from leadline.sqnr import Sqnr
-from leadline.targets.onnxruntime import Agreement
+from leadline.targets.onnxruntime.kernels import Agreement
 from leadline.types import Grid, refuse
 
 BROKEN = 10.0

@@ -25,10 +25,10 @@ from leadline.progress import Quiet
 from leadline.scores import BROKEN, Dense, OutputScore, Run, TensorScore, channel_sums, origin, tensor_score
 from leadline.sqnr import Sqnr
 from leadline.steps import Progress
-from leadline.targets import hexagon
-from leadline.targets.hexagon import Build
-from leadline.targets.hexagon_expected import expected
-from leadline.targets.onnxruntime import Fused, kernels_saturate
+from leadline.targets.hexagon import emulator as hexagon
+from leadline.targets.hexagon.emulator import Build
+from leadline.targets.hexagon.expected import expected
+from leadline.targets.onnxruntime.kernels import Fused, kernels_saturate
 from leadline.targets.tail import FinalScore, Tailed, front
 from leadline.types import InputError, refuse
 

@@ -32,7 +32,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def executorch() -> Any:
     pytest.importorskip("executorch.exir", reason="ExecuTorch is not installed", exc_type=ImportError)
-    from leadline.targets import executorch
+    from leadline.targets.executorch import program as executorch
 
     return executorch
 

@@ -19,15 +19,16 @@ import testbed
 from graph_models import model, node
 from head_networks import KINDS as HEADS
 from head_networks import frames
-from leadline import Preprocess, quantize, tflite
+from leadline import Preprocess, quantize
 from leadline.data import Samples, load
 from leadline.depth import networks, scenes
-from leadline.export.tflite_read import read
-from leadline.export.tflite_run import Interpreter
 from leadline.graph import Graph, Session
 from leadline.pipeline import Quantized
 from leadline.recipe import Calibrate, Fold, Heads, Recipe, Round
-from leadline.targets.litert import float_operators, verify
+from leadline.targets.litert import calibrate as tflite
+from leadline.targets.litert.interpreter import float_operators, verify
+from leadline.targets.litert.read import read
+from leadline.targets.litert.run import Interpreter
 from leadline.types import InputError
 from masked_networks import attention, feeds
 from small_networks import draw, samples

@@ -62,7 +62,7 @@ def audit(
     if file.suffix == ".tflite":
         if target != "litert":
             raise refuse("audit", f"a network for {target} must be an ONNX file", f"'{file.name}'")
-        from leadline.audit.litert import audit_tflite
+        from leadline.targets.litert.audit import audit_tflite
 
         return audit_tflite(file)
     from leadline.audit.network import open_network
@@ -72,11 +72,11 @@ def audit(
 
 def _asked(network: Network, target: str, recipe: str | Recipe) -> Audit:
     if target == "hexagon":
-        from leadline.audit.hexagon import audit_hexagon
+        from leadline.targets.hexagon.audit import audit_hexagon
 
         found = audit_hexagon(network, Recipe.load(recipe))
     else:
-        from leadline.audit.litert import audit_onnx
+        from leadline.targets.litert.audit import audit_onnx
 
         found = audit_onnx(network)
     return located(replace(found, findings=ordered([*found.findings, *network.behind])), network.origins)

@@ -14,7 +14,7 @@ from rich.table import Table
 from leadline.cli import flags
 
 if TYPE_CHECKING:
-    from leadline.targets.executorch import Program, Verified
+    from leadline.targets.executorch.program import Program, Verified
 
 
 @flags.with_pictures
@@ -46,7 +46,7 @@ def quantize_executorch(
     from leadline.profiles import EXECUTORCH
     from leadline.progress import Bars
     from leadline.recipe import Recipe
-    from leadline.targets import executorch
+    from leadline.targets.executorch import program as executorch
 
     wanted = Recipe.load(recipe)
     EXECUTORCH.check(wanted, "quantize-executorch")

@@ -14,8 +14,8 @@ from leadline.cli import flags
 
 if TYPE_CHECKING:
     from leadline.progress import Bars
-    from leadline.targets.litert import Verification
-    from leadline.tflite import Plan
+    from leadline.targets.litert.calibrate import Plan
+    from leadline.targets.litert.interpreter import Verification
 
 
 @flags.with_pictures
@@ -44,12 +44,12 @@ def quantize_tflite(
 
     Exit code 3: all is written, but an output has collapsed; see `leadline quantize --help`.
     """
-    from leadline import tflite
     from leadline.files import REPORT, filling, replacing, to_json
     from leadline.profiles import LITERT
     from leadline.progress import Bars
     from leadline.recipe import Recipe
-    from leadline.targets import litert
+    from leadline.targets.litert import calibrate as tflite
+    from leadline.targets.litert import interpreter as litert
 
     name, chosen, kind = tflite.named(recipe, preset, io)
     wanted = Recipe.load(name)
@@ -77,11 +77,12 @@ def quantize_tflite(
 
 def _plan(model: Path, recipe: Any, data: Path, given: dict[str, Any], progress: Bars) -> Plan:
     """What to write."""
-    from leadline import pipeline, tflite
-    from leadline.export.tflite import check_installed
+    from leadline import pipeline
     from leadline.graph.tail import check_whole
     from leadline.original import Original
     from leadline.preparation import load_pair
+    from leadline.targets.litert import calibrate as tflite
+    from leadline.targets.litert.convert import check_installed
 
     if model.suffix != ".onnx":
         return tflite.quantize(model, recipe, data, over=progress.over, **given)

@@ -70,7 +70,7 @@ def quantize(
     from leadline.progress import Bars
 
     if target == "hexagon":
-        from leadline.targets.hexagon import check_installed
+        from leadline.targets.hexagon.emulator import check_installed
 
         check_installed()
     if encodings not in get_args(Version):
@@ -160,7 +160,7 @@ def verify(
     else:
         report.show(document, Console())
     if context is not None:
-        from leadline.targets.hexagon import compile_context
+        from leadline.targets.hexagon.emulator import compile_context
 
         compile_context(qdq, context, soc, arch)
     flags.exit_if_collapsed(verification.collapse)

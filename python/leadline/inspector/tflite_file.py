@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from leadline.export import tflite_read
-from leadline.export.tflite_read import Subgraph, Tensor, Tflite
 from leadline.inspector.concat import Operator, starved
 from leadline.inspector.inspection import Artefact, Inspection, count, grouped, suspicious, typed
+from leadline.targets.litert import read as tflite_read
+from leadline.targets.litert.read import Subgraph, Tensor, Tflite
 from leadline.types import Grid
 
 _FLOATS = frozenset({"float32", "float16", "bfloat16", "float64"})

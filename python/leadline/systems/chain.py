@@ -10,20 +10,20 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from leadline import tflite
 from leadline.cache import digest
 from leadline.display import table
-from leadline.export.tflite import check_installed
-from leadline.export.tflite_read import read
 from leadline.files import filling
 from leadline.graph import Graph, Session
 from leadline.pipeline import quantize
 from leadline.progress import Quiet
 from leadline.steps import Progress
 from leadline.systems.system import System
-from leadline.targets import litert_chain
-from leadline.targets.litert import Source
-from leadline.targets.litert_chain import Arrays, Call, Stage, called, verify_chain
+from leadline.targets.litert import calibrate as tflite
+from leadline.targets.litert import chain as litert_chain
+from leadline.targets.litert.chain import Arrays, Call, Stage, called, verify_chain
+from leadline.targets.litert.convert import check_installed
+from leadline.targets.litert.interpreter import Source
+from leadline.targets.litert.read import read
 from leadline.types import refuse
 
 Values = dict[str, NDArray[Any]]
@@ -39,7 +39,7 @@ class Chain:
     sources : dict of name to dict of input name to value
         Where inputs come from: "stage.output", or an input of the chain.
     calls : dict of name to Call
-        How networks are called that see their inputs in pieces; see `leadline.targets.litert_chain`.
+        How networks are called that see their inputs in pieces; see `leadline.targets.litert.chain`.
     """
 
     stages: Mapping[str, System]
@@ -133,7 +133,7 @@ def to_tflite(
         What the chain reads: calibrates each network with what reaches it in float, and is what the chains are compared
         on.
     recipes : sequence of str
-        As `leadline.tflite.named` takes them: "dynamic-int8", "weight-only-int8", "fp16", "int4-block128", "w8a8", ...
+        As `targets.litert.calibrate.named` takes them: "dynamic-int8", "weight-only-int8", "fp16", "w8a8", ...
     folder : path
         Gets ``<recipe>/<network>.tflite`` and ``float/<network>.tflite``.
     threads : int, optional

@@ -20,7 +20,7 @@ from leadline.depth import scenes
 from leadline.systems import system
 from leadline.systems.chain import Chain
 from leadline.systems.system import System
-from leadline.targets.litert_chain import Arrays, Call
+from leadline.targets.litert.chain import Arrays, Call
 from leadline.types import refuse
 
 SOURCE = "https://github.com/google/uvq"

@@ -21,7 +21,7 @@ from leadline.recipe import Calibrate, Heads, Observer, Recipe
 from leadline.steps import Progress
 from leadline.systems.detection import Agreement, agree, detect
 from leadline.systems.system import System
-from leadline.targets.hexagon import Emulator
+from leadline.targets.hexagon.emulator import Emulator
 from leadline.types import refuse
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadline.affine import choose_grid
-from leadline.export.tflite_read import Tflite, read
 from leadline.graph import Value
 from leadline.observers import MinMax
+from leadline.targets.litert.read import Tflite, read
 from leadline.types import Grid, Scheme, refuse
 
 Kernels = Literal["xnnpack", "plain", "reference"]

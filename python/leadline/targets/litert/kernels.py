@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadline.data import Samples
-from leadline.export.tflite_match import WEIGHT_AXES, Site, sites
-from leadline.export.tflite_read import Operator, Subgraph, Tensor, Tflite
+from leadline.targets.litert.match import WEIGHT_AXES, Site, sites
+from leadline.targets.litert.read import Operator, Subgraph, Tensor, Tflite
 from leadline.types import Grid, Scheme, refuse
 
 Codes = NDArray[Any]

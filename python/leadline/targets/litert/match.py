@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline.export.tflite_read import Operator, Tflite
-from leadline.export.tflite_run import Interpreter
 from leadline.graph import Graph, Layer, Session
 from leadline.graph.ir import Array
+from leadline.targets.litert.read import Operator, Tflite
+from leadline.targets.litert.run import Interpreter
 from leadline.types import FloatArray
 
 TOLERANCE = 2e-3

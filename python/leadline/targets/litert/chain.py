@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadline.data.samples import Feed
-from leadline.export.tflite_run import Interpreter, Kernels
-from leadline.targets.litert import Size, Source, content_of, size_of
+from leadline.targets.litert.interpreter import Size, Source, content_of, size_of
+from leadline.targets.litert.run import Interpreter, Kernels
 from leadline.types import refuse
 
 Arrays = list[NDArray[Any]]

@@ -17,9 +17,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline.export.tflite_kernels import Codes, Plan, block_scales, integer_operators, operation, to_int8, tool
-from leadline.export.tflite_match import sites
-from leadline.export.tflite_read import Operator, Subgraph, Tensor, Tflite, read
+from leadline.targets.litert.kernels import Codes, Plan, block_scales, integer_operators, operation, to_int8, tool
+from leadline.targets.litert.match import sites
+from leadline.targets.litert.read import Operator, Subgraph, Tensor, Tflite, read
 from leadline.types import Grid, refuse
 
 Preset = Literal["cpu", "npu", "dynamic", "weight-only", "fp16"]

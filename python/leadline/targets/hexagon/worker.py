@@ -1,4 +1,4 @@
-"""The process that holds Qualcomm's library: ``python -m leadline.targets.hexagon_worker DESCRIPTOR``.
+"""The process that holds Qualcomm's library: ``python -m leadline.targets.hexagon.worker DESCRIPTOR``.
 
 It answers requests on that socket until it is closed, and ends with whoever asks, whatever the library is at. A crash
 of the library ends this process only.

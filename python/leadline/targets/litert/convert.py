@@ -3,9 +3,9 @@
 Two roads lead to a `Plan`, which is a float ``.tflite`` with grids and codes by tensor name, and one writer leads on:
 
 * `plan`: from a Quantized. Its graph becomes a torch module, litert-torch converts that, and the tensors of both are
-  matched by value (`leadline.export.tflite_match`). Needs the extra ``leadline[litert]``.
-* `leadline.tflite.quantize`: from a float ``.tflite`` alone, without torch: calibrated in LiteRT's interpreter. Needs
-  the extra ``leadline[tflite]``.
+  matched by value (`leadline.targets.litert.match`). Needs the extra ``leadline[litert]``.
+* `leadline.targets.litert.calibrate.quantize`: from a float ``.tflite`` alone, without torch: calibrated in LiteRT's
+  interpreter. Needs the extra ``leadline[tflite]``.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from numpy.typing import NDArray
 from leadline.affine import accumulator_grid, choose_grid, dequantize, range_of
 from leadline.affine import quantize as to_codes
 from leadline.data import Samples
-from leadline.export.tflite_kernels import BLOCKS, Plan, block_scales, channel_grid, tie
-from leadline.export.tflite_match import Matching, Site, match, to_tflite
-from leadline.export.tflite_read import Tflite, read
-from leadline.export.tflite_run import observe
-from leadline.export.tflite_write import GUARD, Io, Preset, prepare, write
 from leadline.export.widths import without_wide
 from leadline.files import replacing
 from leadline.graph import Graph, Layer, Node
 from leadline.graph.edit import add_constant, add_value, new_name
 from leadline.graph.tail import check_whole
+from leadline.targets.litert.kernels import BLOCKS, Plan, block_scales, channel_grid, tie
+from leadline.targets.litert.match import Matching, Site, match, to_tflite
+from leadline.targets.litert.read import Tflite, read
+from leadline.targets.litert.run import observe
+from leadline.targets.litert.write import GUARD, Io, Preset, prepare, write
 from leadline.types import Grid, Scheme, refuse
 
 __all__ = ["Converted", "Io", "Plan", "Preset", "convert", "plan", "save"]
@@ -272,7 +272,7 @@ def save(
     source : Plan, Quantized, or path of a float ``.tflite`` (for the preset "fp16", which needs no plan)
     path : path
     preset : {"cpu", "npu", "dynamic", "weight-only", "fp16"}, optional
-        See `leadline.export.tflite_write.write`. Default: "cpu" where activations have grids, otherwise "dynamic".
+        See `leadline.targets.litert.write.write`. Default: "cpu" where activations have grids, otherwise "dynamic".
     io : {"float", "int8", "int8-float"}
         Type of inputs and outputs.
 

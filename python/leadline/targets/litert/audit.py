@@ -1,7 +1,7 @@
 """LiteRT: ai-edge-quantizer asked about each operator, and the interpreter about the whole network.
 
-``python -m leadline.audit.litert FILE`` prepares a ``.tflite`` in the interpreter and prints what it says, so that a
-crash of the interpreter ends that process only.
+``python -m leadline.targets.litert.audit FILE`` prepares a ``.tflite`` in the interpreter and prints what it says, so
+that a crash of the interpreter ends that process only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leadline.audit.findings import Audit, Finding, Status, ordered
-from leadline.export.tflite_kernels import operation, tool
+from leadline.targets.litert.kernels import operation, tool
 from leadline.types import InputError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def audit_onnx(network: Network) -> Audit:
 
 
 def _converted(graph: Graph) -> tuple[Finding, ...]:
-    from leadline.export.tflite import convert
+    from leadline.targets.litert.convert import convert
 
     try:
         content = convert(graph)
@@ -98,7 +98,7 @@ def _converted(graph: Graph) -> tuple[Finding, ...]:
 
 def _ask(file: Path) -> tuple[int, tuple[Finding, ...]]:
     """(operators, findings)"""
-    from leadline.export import tflite_read
+    from leadline.targets.litert import read as tflite_read
 
     model = tflite_read.read(file)
     policy = _Policy()
@@ -210,7 +210,7 @@ class _Policy:
 
 def _interpreter(file: Path) -> str | None:
     """Why LiteRT cannot prepare the network; None if it can."""
-    command = [sys.executable, "-m", "leadline.audit.litert", str(file)]
+    command = [sys.executable, "-m", "leadline.targets.litert.audit", str(file)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     if done.returncode == 0:
         return None

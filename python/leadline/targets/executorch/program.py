@@ -103,7 +103,7 @@ def export_grids(
     check_installed("export_grids")
     import torch
 
-    from leadline.targets.executorch_module import blocks, integer_module
+    from leadline.targets.executorch.module import blocks, integer_module
 
     grids, codes = _carried(graph, grids, codes)
     module = integer_module(graph, grids, codes)
@@ -119,7 +119,7 @@ def simulation(graph: Graph, grids: Mapping[str, Grid], codes: Mapping[str, NDAr
     Raises InputError as `export_grids` does.
     """
     check_installed("simulation")
-    from leadline.targets.executorch_module import integer_module
+    from leadline.targets.executorch.module import integer_module
 
     return integer_module(graph, *_carried(graph, grids, codes))
 
@@ -330,7 +330,7 @@ def _int4(module: nn.Module, batches: Sequence[tuple[torch.Tensor, ...]], block_
     from torch import nn
 
     from leadline.rounding import round_best
-    from leadline.targets.executorch_module import int4_weight
+    from leadline.targets.executorch.module import int4_weight
 
     layers = {
         name: layer
@@ -372,7 +372,7 @@ def _moments(layers: Mapping[str, nn.Linear]) -> Iterator[dict[str, Any]]:
 def _blocks(weight: NDArray[np.float32], block_size: int) -> Grid:
     """Symmetric INT4 blocks whose ranges leave the least squared error; scales are bfloat16 values."""
     from leadline.affine import fake_quantize
-    from leadline.targets.executorch_module import to_bfloat16
+    from leadline.targets.executorch.module import to_bfloat16
 
     scheme = Scheme(4, True, True, "block", axis=1, block_size=block_size)
     rows = weight.reshape(len(weight), -1, block_size)

@@ -17,8 +17,8 @@ from leadline.graph import Session
 from leadline.graph.operators import variant
 from leadline.profiles import HEXAGON, ONNXRUNTIME
 from leadline.sqnr import Sqnr
-from leadline.targets.hexagon import Build, Emulator
-from leadline.targets.hexagon_expected import expected
+from leadline.targets.hexagon.emulator import Build, Emulator
+from leadline.targets.hexagon.expected import expected
 from leadline.types import InputError
 
 if TYPE_CHECKING:

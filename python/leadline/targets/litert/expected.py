@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline.export.tflite_kernels import tool
-from leadline.export.tflite_match import WEIGHT_AXES
-from leadline.export.tflite_read import Operator, Subgraph, Tensor, read
+from leadline.targets.litert.kernels import tool
+from leadline.targets.litert.match import WEIGHT_AXES
+from leadline.targets.litert.read import Operator, Subgraph, Tensor, read
 
 _CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
 _STEPS = np.float32(255)

@@ -3,7 +3,7 @@
 Ranges come from leadline's observers over LiteRT's float interpreter; weights are rounded against the second moments of
 what each layer reads. The graph is not rewritten: of a recipe's steps, calibrate, round and correct-bias apply here;
 folding is the converter's work, and equalisation and rotations need the network as ONNX, as
-`leadline.export.tflite.plan` takes it. What LiteRT's recipes are called, and what they are here (`named`):
+`leadline.targets.litert.convert.plan` takes it. What LiteRT's recipes are called, and what they are here (`named`):
 
 ====================  =====================  ===============
 called                recipe                 preset
@@ -32,19 +32,19 @@ from leadline import rounding
 from leadline.affine import accumulator_grid, choose_grid, dequantize, range_of
 from leadline.affine import quantize as to_codes
 from leadline.data import Preprocess, Samples, load
-from leadline.export.tflite import Converted, Io, Plan, Preset, convert, plan, save
-from leadline.export.tflite_kernels import BLOCKS, block_scales, tie
-from leadline.export.tflite_layers import ends, from_rows, input_rows, moments_of, to_rows
-from leadline.export.tflite_match import Site, sites
-from leadline.export.tflite_read import Subgraph, Tflite, read
-from leadline.export.tflite_run import Interpreter
-from leadline.export.tflite_write import check_io, prepare, write
 from leadline.gram import ConvGram, Gram
 from leadline.observers import Histogram, search_range
 from leadline.preparation import HELD_OUT
 from leadline.profiles import LITERT
 from leadline.recipe import Calibrate, CorrectBias, Fold, Heads, Recipe, Round
 from leadline.sqnr import Sqnr
+from leadline.targets.litert.convert import Converted, Io, Plan, Preset, convert, plan, save
+from leadline.targets.litert.kernels import BLOCKS, block_scales, tie
+from leadline.targets.litert.layers import ends, from_rows, input_rows, moments_of, to_rows
+from leadline.targets.litert.match import Site, sites
+from leadline.targets.litert.read import Subgraph, Tflite, read
+from leadline.targets.litert.run import Interpreter
+from leadline.targets.litert.write import check_io, prepare, write
 from leadline.types import Grid, Scheme, refuse
 
 __all__ = ["Converted", "Io", "Plan", "Preset", "convert", "named", "plan", "quantize", "save"]
@@ -109,7 +109,7 @@ def quantize(
     threads: int | None = None,
     over: Over | None = None,
 ) -> Plan:
-    """Choose grids and codes for a float ``.tflite``; `leadline.export.tflite.save` writes them.
+    """Choose grids and codes for a float ``.tflite``; `leadline.targets.litert.convert.save` writes them.
 
     Parameters
     ----------

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline.export.tflite_match import Site
-from leadline.export.tflite_read import Subgraph
 from leadline.gram import ConvGram, Gram
+from leadline.targets.litert.match import Site
+from leadline.targets.litert.read import Subgraph
 
 Codes = NDArray[Any]
 

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from leadline.collapse import Comparison, reasons_of
 from leadline.data import load
 from leadline.display import table
-from leadline.export.tflite_kernels import Plan, to_int8
-from leadline.export.tflite_read import Operator, Subgraph, Tensor, Tflite, read
-from leadline.export.tflite_run import Interpreter, Kernels
 from leadline.graph import Graph, Session
 from leadline.sqnr import Sqnr
-from leadline.targets.litert_expected import expected
-from leadline.targets.onnxruntime import Agreement
+from leadline.targets.litert.expected import expected
+from leadline.targets.litert.kernels import Plan, to_int8
+from leadline.targets.litert.read import Operator, Subgraph, Tensor, Tflite, read
+from leadline.targets.litert.run import Interpreter, Kernels
+from leadline.targets.onnxruntime.kernels import Agreement
 from leadline.types import Grid, refuse
 
 KERNELS: tuple[Kernels, ...] = ("xnnpack", "reference")
@@ -43,7 +43,7 @@ class OutputScore:
     sqnr : dict of kernels to float
         dB against the float network.
     simulated : float
-        dB of leadline's simulation (`leadline.targets.litert_expected`) against the float network.
+        dB of leadline's simulation (`leadline.targets.litert.expected`) against the float network.
     agreement : dict of kernels to Agreement
         Distance from the simulation, in steps of the output's grid (of a float output: 1/256 of its standard
         deviation).
@@ -144,7 +144,7 @@ def verify(
 ) -> Verification:
     """Run a quantised ``.tflite`` beside the float network, and beside leadline's simulation of it.
 
-    The simulation is the file itself in float arithmetic: `leadline.targets.litert_expected.expected`.
+    The simulation is the file itself in float arithmetic: `leadline.targets.litert.expected.expected`.
 
     Parameters
     ----------

@@ -181,7 +181,7 @@ class Emulator:
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs, self._log.open("ab") as log:
-            command = [sys.executable, "-m", "leadline.targets.hexagon_worker", str(theirs.fileno())]
+            command = [sys.executable, "-m", "leadline.targets.hexagon.worker", str(theirs.fileno())]
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()]
             )

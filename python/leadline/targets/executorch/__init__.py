@@ -1,0 +1,1 @@
+"""ExecuTorch: ``.pte`` programs for XNNPACK, run in its own runtime."""

@@ -1,0 +1,1 @@
+"""Hexagon: Qualcomm's HTP, as its emulation in onnxruntime-qnn runs it."""

@@ -1,0 +1,1 @@
+"""onnxruntime: its fused kernels on this machine beside the artefact as written."""
