@@ -191,10 +191,10 @@ def test_percentile_within_a_bucket_of_the_exact_one(name, p):
     x = DATA[name].astype(np.float64)
     h = Histogram().update(DATA[name])
     bucket = 1 / 16
-    _, hi = search_range(h, "percentile", SYMMETRIC, p=p)
-    lo2, hi2 = search_range(h, "percentile", Scheme(), p=p)
+    _, hi = search_range(h, "percentile", SYMMETRIC, percentile=p)
+    lo2, hi2 = search_range(h, "percentile", Scheme(), percentile=p)
     exact = min(np.percentile(np.abs(x), p), max(x.max(), 0))
-    assert max(hi, -search_range(h, "percentile", SYMMETRIC, p=p)[0]) == pytest.approx(
+    assert max(hi, -search_range(h, "percentile", SYMMETRIC, percentile=p)[0]) == pytest.approx(
         np.percentile(np.abs(x), p), rel=bucket
     ) or hi == pytest.approx(exact, rel=bucket)
     tail = (100 - p) / 2
@@ -300,7 +300,10 @@ REFUSALS = [
     ),
     (lambda: search_range(H, "mse", Scheme(), q=2), "method 'mse' takes p. Received option 'q'"),
     (lambda: search_range(H, "entropy", Scheme(), p=2), "method 'entropy' takes no option. Received option 'p'"),
-    (lambda: search_range(H, "percentile", Scheme(), p=101), r"p must lie in \[50, 100\]. Received 101"),
+    (
+        lambda: search_range(H, "percentile", Scheme(), percentile=101),
+        r"percentile must lie in \[50, 100\]. Received 101",
+    ),
     (lambda: search_range(H, "mse", Scheme(), p=float("nan")), "p must lie in"),
     (
         lambda: search_range(H, "mse", Scheme(granularity="axis", axis=0)),

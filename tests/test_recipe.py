@@ -59,7 +59,7 @@ def test_shipped_recipes_survive_a_round_trip(name, tmp_path):
 def test_every_field_survives_a_round_trip(tmp_path):
     recipe = Recipe(
         "all",
-        (Equalize(3, 4.0, False), Calibrate("percentile", "sqnr", 99.9, 2.5, 0.1), Round(), CorrectBias()),
+        (Equalize(3, 4.0, False), Calibrate("percentile", "sqnr", 0.1, percentile=99.9, p=2.5), Round(), CorrectBias()),
         'with "quotes", ünïcode and a\nnew line',
         weights=Scheme(6, True, True, "block", block_size=32, fit="aimet"),
         activations=None,

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    TypeAlias,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from leadline.types import refuse
+from leadline import observers, rounding
+from leadline.types import Option, refuse
 
-Observer = Literal["minmax", "moving-average", "percentile", "entropy", "mse", "sqnr", "octav", "best"]
-WeightObserver = Literal["minmax", "percentile", "entropy", "mse", "sqnr", "octav"]
-Rounding = Literal["nearest", "descent", "gptq", "adaround", "best"]
+if TYPE_CHECKING:  # the registries alone know the names
+    Observer: TypeAlias = str
+    WeightObserver: TypeAlias = str
+    Rounding: TypeAlias = str
+else:
+    Observer = Literal[*observers.OBSERVERS, "best"]
+    WeightObserver = Literal[observers.METHODS]
+    Rounding = Literal[*rounding.METHODS]
+
+Cls = TypeVar("Cls", bound=type)
 
 
 class Within(NamedTuple):
@@ -67,6 +87,27 @@ def _hints(cls: type[Options]) -> dict[str, tuple[Any, Within | None]]:
         for name, hint in found.items()
         if get_origin(hint) is not ClassVar
     }
+
+
+def takes(algorithms: Iterable[Any]) -> Callable[[Cls], Cls]:
+    """Give a step the options of the algorithms that it can be told to use (entries of a registry), as fields, by
+    keyword alone. Algorithms with an option of one name share it."""
+    options: dict[str, Option] = {}
+    for algorithm in algorithms:
+        options |= algorithm.options
+
+    def add(cls: Cls) -> Cls:
+        for name, option in options.items():
+            cls.__annotations__[name] = Annotated[type(option.default), Within(option.low, option.high)]
+            setattr(cls, name, field(default=option.default, kw_only=True))
+        return cls
+
+    return add
+
+
+def options_of(step: Options, algorithm: Any) -> dict[str, float]:
+    """What a step says of the options of one of its algorithms (an entry of a registry)."""
+    return {name: getattr(step, name) for name in algorithm.options}
 
 
 _FLOAT_NETWORK = ("calibrate", "round", "correct-bias")
@@ -175,8 +216,10 @@ class Polish(Options):
 
 
 @dataclass(frozen=True)
+@takes(observers.OBSERVERS.values())
 class Calibrate(Options):
-    """Observe the network on the calibration samples and choose every grid."""
+    """Observe the network on the calibration samples and choose every grid. Takes the options of
+    `leadline.observers.OBSERVERS`, for weights and activations alike."""
 
     step: ClassVar[str] = "calibrate"
     spoils: ClassVar[tuple[str, ...]] = ("calibrate", "round", "correct-bias")
@@ -184,20 +227,21 @@ class Calibrate(Options):
     """"best" tries min-max, SQNR and Lp ranges for the tensors of each operator type and keeps what simulates
     best on held-out samples."""
     weights: WeightObserver = "mse"
-    percentile: Annotated[float, Within(50, 100)] = 99.999
-    """Used by "percentile": share of the values, in percent, that the range keeps."""
-    p: Annotated[float, Within(0.5, 16)] = 2.0
-    """Exponent of the error that "mse" minimises."""
-    momentum: Annotated[float, Within(1e-6, 1)] = 0.01
-    """Used by "moving-average": weight of each new sample."""
     widen: Annotated[float, Within(0, 1)] = 0.0
     """Of the activations with fewer than 8 bits, the share (0 to 1) that get 8: those whose grids, each by itself,
     disturb the network's outputs most."""
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, activations: str = "best", weights: str = "mse", widen: float = 0.0, **options: float
+        ) -> None: ...
+
 
 @dataclass(frozen=True)
+@takes(rounding.METHODS.values())
 class Round(Options):
-    """Turn weights into integer codes."""
+    """Turn weights into integer codes. Takes the options of `leadline.rounding.METHODS`."""
 
     step: ClassVar[str] = "round"
     needs: ClassVar[tuple[str, ...]] = ("calibrate",)
@@ -211,11 +255,20 @@ class Round(Options):
     damping: Annotated[float, Within(0, 100)] = 0.0
     """Of the compensation, as a share of the mean second moment; 0 tries several and keeps what is lowest on held-out
     samples."""
-    iterations: Annotated[int, Within(1, 1_000_000)] = 120
-    """Used by "adaround": its steps for each layer."""
     kfac: bool = False
     """Then let a layer's outputs make up for one another, as the network's outputs depend on them (K-FAC); kept where
     the simulated output error falls. Dozens of forward passes for each layer. Ignored by "nearest"."""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            method: str = "nearest",
+            compensate: bool = False,
+            damping: float = 0.0,
+            kfac: bool = False,
+            **options: float,
+        ) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,30 @@ def few(names: Sequence[str], longest: int = 10) -> str:
     """Names with commas, cut after `longest`."""
     rest = len(names) - longest
     return ", ".join(names[:longest]) + (f" and {rest} more" if rest > 0 else "")
+
+
+class Option(NamedTuple):
+    """An option of an algorithm: its default, whose type is the option's, and its bounds, both included."""
+
+    default: float
+    low: float
+    high: float
+
+
+def chosen_options(
+    options: Mapping[str, Option], values: Mapping[str, float], function: str, whose: str
+) -> dict[str, float]:
+    """All options of an algorithm: `values`, and defaults for the rest. InputError for one that it does not have, or
+    out of bounds."""
+    unknown = sorted(values.keys() - options.keys())
+    if unknown:
+        known = f"takes {', '.join(options)}" if options else "takes no option"
+        raise refuse(function, f"{whose} {known}", f"option {unknown[0]!r}")
+    for name, value in values.items():
+        option = options[name]
+        if not option.low <= value <= option.high:
+            raise refuse(function, f"{name} must lie in [{option.low:g}, {option.high:g}]", value)
+    return {name: values.get(name, option.default) for name, option in options.items()}
 
 
 @dataclass(frozen=True)

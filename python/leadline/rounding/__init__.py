@@ -8,16 +8,30 @@ not depend on the number of threads.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leadline._native import thread_count
+from leadline.affine import quantize
 from leadline.rounding.problem import Clipped, Codes, Doubles, Problem
-from leadline.types import Grid, refuse
+from leadline.types import Grid, Option, refuse
 
-__all__ = ["Clipped", "adaround", "coupled_error", "descend", "gptq", "layer_error", "refit", "round_best"]
+__all__ = [
+    "METHODS",
+    "Clipped",
+    "Method",
+    "adaround",
+    "coupled_error",
+    "descend",
+    "gptq",
+    "layer_error",
+    "refit",
+    "round_best",
+]
 
 SWEEPS = 50
 """More than coordinate descent needs: a handful is usual."""
@@ -268,3 +282,64 @@ def round_best(
         if error < lowest:
             best, name, lowest = codes, f"gptq and descent, damped {damping:g}", error
     return problem.finish(best), name
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to choose codes.
+
+    Attributes
+    ----------
+    choose : callable
+        ``choose(weight, gram, grid, held_out, threads, **options)`` gives the codes, and what they came from in words.
+    about : str
+    options : mapping of name to Option
+        What `choose` takes, by the names that recipes use: one name means one thing among all methods.
+    uses_moments : bool
+        Whether it looks at `gram` and `held_out`, which cost passes over the samples.
+    neighbours : bool
+        It chooses among the two codes beside each weight, so what goes on from its codes should, too.
+    """
+
+    choose: Callable[..., tuple[Codes, str]]
+    about: str
+    options: Mapping[str, Option] = field(default_factory=dict)
+    uses_moments: bool = True
+    neighbours: bool = False
+
+
+def _choose_nearest(weight: Any, gram: Any, grid: Grid, held_out: Any, threads: int | None) -> tuple[Codes, str]:
+    return quantize(weight, grid, threads), "nearest"
+
+
+def _choose_by_descent(weight: Any, gram: Any, grid: Grid, held_out: Any, threads: int | None) -> tuple[Codes, str]:
+    return descend(weight, gram, grid, threads=threads), "descent"
+
+
+def _choose_by_gptq(weight: Any, gram: Any, grid: Grid, held_out: Any, threads: int | None) -> tuple[Codes, str]:
+    return gptq(weight, gram, grid, threads=threads), "gptq"
+
+
+def _choose_by_adaround(
+    weight: Any, gram: Any, grid: Grid, held_out: Any, threads: int | None, iterations: int
+) -> tuple[Codes, str]:
+    return adaround(weight, gram, grid, iterations=iterations, threads=threads), "adaround"
+
+
+def _choose_best(weight: Any, gram: Any, grid: Grid, held_out: Any, threads: int | None) -> tuple[Codes, str]:
+    return round_best(weight, gram, grid, held_out=held_out, threads=threads)
+
+
+METHODS: Mapping[str, Method] = {
+    "nearest": Method(_choose_nearest, "Half to even, as ONNX QuantizeLinear.", uses_moments=False),
+    "descent": Method(_choose_by_descent, "Cyclic coordinate descent from the nearest codes."),
+    "gptq": Method(_choose_by_gptq, "GPTQ (Frantar et al., 2022)."),
+    "adaround": Method(
+        _choose_by_adaround,
+        "AdaRound (Nagel et al., 2020) in Gram form; `iterations`: its steps for each layer.",
+        {"iterations": Option(120, 1, 1_000_000)},
+        neighbours=True,
+    ),
+    "best": Method(_choose_best, "`round_best`: of nearest codes and several dampings, the lowest on held-out inputs."),
+}
+"""By the name that recipes use. A new rounding method is one entry."""

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from leadline.affine import accumulator_grid, choose_grid, range_of
+from leadline import decide
+from leadline.affine import choose_grid, range_of
 from leadline.graph import Graph, Layer, Node
 from leadline.graph.edit import own_biases, own_branches
 from leadline.graph.operators import clamp_bounds
 from leadline.graph.relative import keep_positive
-from leadline.observers import Histogram, MovingAverage, search_range
-from leadline.recipe import Calibrate, Observer
+from leadline.observers import OBSERVERS, Histogram
+from leadline.options import options_of
+from leadline.recipe import Calibrate
 from leadline.steps.fitting import fit, output_grid, suit_multipliers
 from leadline.steps.gate import LUCK, output_error
 from leadline.steps.observe import histograms, level_masks, masks_of, observe
 from leadline.steps.placement import Placement, place
 from leadline.steps.state import Record, State
-from leadline.types import Grid, Scheme
+from leadline.types import Grid
 
 Ranges = dict[str, tuple[Any, Any]]
 """Of each activation with a grid of its own: lowest and highest value."""
 
-INT32_LIMIT = 2.0**31 - 2**16
-"""A bias code beyond this leaves no head-room for the accumulator."""
+Trial = tuple[str, Mapping[str, float]]
+"""An observer and its options."""
 
-
-CANDIDATES: tuple[tuple[Observer, float], ...] = (("mse", 3.0), ("sqnr", 0.0), ("mse", 2.0), ("mse", 1.5))
-"""What "best" tries beside the observed range, with the observer's option. Each clips more than the one before."""
+CANDIDATES: tuple[Trial, ...] = (("mse", {"p": 3.0}), ("sqnr", {}), ("mse", {"p": 2.0}), ("mse", {"p": 1.5}))
+"""What "best" tries beside the observed range. Each clips more than the one before."""
 
 NEGLIGIBLE = 0.02
 """A group of tensors that causes less than this share of the noise keeps its observed ranges."""
@@ -40,13 +40,8 @@ NEGLIGIBLE = 0.02
 PREVIEW = 4
 """Held-out samples by which observers are compared with each other; the winner has to prove itself on all."""
 
-WIDE, GLANCE = 8, 2
+WORTHY_BITS, GLANCE = 8, 2
 """Bits of an activation that is worth more than the others, and the held-out samples that tell."""
-
-HEADROOM = 1.5
-"""How far beyond the range that was chosen a wider grid reaches, for what calibration did not see: half a bit of 16,
-against the clipping that few samples leave (22 dB instead of 36 on a network fed with noise, 12 samples). Not beyond
-what a clamp leaves, which the grid has to perform on Hexagon."""
 
 HOPELESS = 1.5
 """With so many times the noise of the best range so far, one that clips still more is not worth a try."""
@@ -72,14 +67,20 @@ def calibrate(step: Calibrate, state: State) -> None:
         weights[name] = choose_grid(lo, hi, scheme)
     for layer, scheme in placement.layers:
         if layer.weight not in weights:
-            weights[layer.weight] = _weight_grid(step, state.graph, layer, scheme)
+            weights[layer.weight] = decide.weight_grid(
+                state.graph.weights[layer.weight],
+                scheme,
+                step.weights,
+                name=layer.weight,
+                threads=state.threads,
+                **options_of(step, OBSERVERS[step.weights]),
+            )
     if step.widen:
         _widen(step, state, placement)
     if step.activations == "best" and placement.schemes:
         ranges = _choose(state, placement, weights)
-    elif step.activations != "moving-average":
-        option = step.percentile if step.activations == "percentile" else step.p
-        ranges = _ranges(state, placement, step.activations, option)
+    elif placement.schemes and not ranges:
+        ranges = _ranges(state, placement, step.activations, options_of(step, OBSERVERS[step.activations]))
     _fill(state, placement, weights, ranges)
     for tensor, histogram in state.histograms.items():
         if histogram.lo.ndim == 0 and float(histogram.lo) == float(histogram.hi):
@@ -88,10 +89,10 @@ def calibrate(step: Calibrate, state: State) -> None:
 
 def _widen(step: Calibrate, state: State, placement: Placement) -> None:
     """Give 8 bits to the activations that cost most: an error of 4 bits mostly comes from a few of them."""
-    schemes, ranges = placement.schemes, _ranges(state, placement, "mse", 2.0)
+    schemes, ranges = placement.schemes, _ranges(state, placement, "mse", {"p": 2.0})
     shared: dict[str, list[str]] = {}
     for tensor, root in placement.root.items():
-        if schemes[root].bits < WIDE and root not in state.ranges:
+        if schemes[root].bits < WORTHY_BITS and root not in state.ranges:
             shared.setdefault(root, []).append(tensor)
     noise: dict[str, float] = {}
     for root in state.progress.over(shared, "noise of each activation", len(shared)):
@@ -99,10 +100,10 @@ def _widen(step: Calibrate, state: State, placement: Placement) -> None:
         noise[root] = output_error(replace(state, grids=grids, codes={}), GLANCE)
     for root in sorted(noise, key=lambda root: -noise[root])[: round(step.widen * len(noise))]:
         share = noise[root] / (sum(noise.values()) or 1.0)
-        note = f"{WIDE} bits, for {share:.0%} of the noise of {len(noise)} narrower ones"
+        note = f"{WORTHY_BITS} bits, for {share:.0%} of the noise of {len(noise)} narrower ones"
         state.log.append(Record("calibrate", root, note))
         for tensor in shared[root]:
-            schemes[tensor] = replace(schemes[tensor], bits=WIDE)
+            schemes[tensor] = replace(schemes[tensor], bits=WORTHY_BITS)
 
 
 def _choose(state: State, placement: Placement, weights: dict[str, Grid]) -> Ranges:
@@ -113,7 +114,7 @@ def _choose(state: State, placement: Placement, weights: dict[str, Grid]) -> Ran
     than such luck does, and all of them together must lower it.
     """
     chosen = plain = _ranges(state, placement, "minmax")
-    candidates = {tried: _ranges(state, placement, *tried) for tried in CANDIDATES}
+    candidates = [_ranges(state, placement, *tried) for tried in CANDIDATES]
     producers = state.graph.producers()
     groups: dict[str, list[str]] = {}
     for tensor, root in placement.root.items():
@@ -132,18 +133,20 @@ def _choose(state: State, placement: Placement, weights: dict[str, Grid]) -> Ran
     matter = sorted((op for op in groups if errors[op] > NEGLIGIBLE * sum(errors.values())), key=lambda op: -errors[op])
     first = before = lowest = whole(plain)
     for op in state.progress.over(matter, "choose ranges", len(matter)):
-        trials: dict[tuple[Observer, float], float] = {}
-        for tried, ranges in candidates.items():
-            trials[tried] = alone(groups[op], ranges)
-            if trials[tried] > HOPELESS * min(errors[op], *trials.values()):
+        trials: list[float] = []
+        for ranges in candidates:
+            trials.append(alone(groups[op], ranges))
+            if trials[-1] > HOPELESS * min(errors[op], *trials):
                 break
-        best = min(trials, key=lambda tried: trials[tried])
+        best = int(np.argmin(trials))
         if trials[best] < errors[op]:
             roots = {placement.root[tensor] for tensor in groups[op]} & chosen.keys()  # tokens have no ranges
             changed = chosen | {root: candidates[best][root] for root in roots}
             after = whole(changed)
-            note = f"ranges by {best[0]}{f' {best[1]:g}' if best[1] else ''}, simulated output error"
+            observer, options = CANDIDATES[best]
+            note = f"ranges by {' '.join([observer, *(f'{value:g}' for value in options.values())])}"
             kept = after < LUCK * lowest
+            note += ", simulated output error"
             state.log.append(Record("calibrate", f"every {op}", note, before, after, kept))
             if kept:
                 chosen, before, lowest = changed, after, min(lowest, after)
@@ -168,65 +171,47 @@ def _grids(state: State, placement: Placement, tensors: Iterable[str], ranges: R
 
 
 def _grid(graph: Graph, producers: dict[str, Node], placement: Placement, tensor: str, ranges: Ranges) -> Grid:
-    scheme = placement.schemes[tensor]
-    if scheme.granularity == "token":
-        return Grid(np.ones((), np.float32), np.zeros((), np.int32), scheme)
-    lo, hi = ranges[placement.root[tensor]]
-    if scheme.bits > WIDE:
-        writer = producers.get(placement.root[tensor])
-        kept = clamp_bounds(graph, writer, placement.root[tensor]) if writer is not None else None
-        lowest, highest = kept or (-np.inf, np.inf)  # beyond which no value lies
-        lo = np.minimum(lo, np.maximum(np.multiply(lo, HEADROOM), lowest))
-        hi = np.maximum(hi, np.minimum(np.multiply(hi, HEADROOM), highest))
-    return choose_grid(lo, hi, scheme)
+    scheme, root = placement.schemes[tensor], placement.root[tensor]
+    lo, hi = (0.0, 0.0) if scheme.granularity == "token" else ranges[root]
+    writer = producers.get(root)
+    lowest, highest = (writer is not None and clamp_bounds(graph, writer, root)) or (-np.inf, np.inf)
+    return decide.activation_grid(lo, hi, scheme, (float(lowest), float(highest)))
 
 
-def _ranges(state: State, placement: Placement, observer: Observer, option: float = 0.0) -> Ranges:
-    schemes = placement.schemes
-    found = {name: _search(seen, schemes[name], observer, option) for name, seen in state.histograms.items()}
-    return found | _decided(state, found)
+def _ranges(state: State, placement: Placement, observer: str, options: Mapping[str, float] | None = None) -> Ranges:
+    observed = {
+        name: decide.activation_range(histogram, placement.schemes[name], observer, state.threads, **(options or {}))
+        for name, histogram in state.histograms.items()
+    }
+    return observed | _decided(state, observed)
 
 
-def _decided(state: State, found: Ranges) -> Ranges:
+def _decided(state: State, observed: Ranges) -> Ranges:
     """What a step has decided before calibration goes before what calibration finds."""
-    return {name: decided for name, decided in state.ranges.items() if name in found}
+    return {name: decided for name, decided in state.ranges.items() if name in observed}
 
 
 def _observe(step: Calibrate, state: State, placement: Placement) -> tuple[Ranges, Ranges]:
-    """Fill ``state.histograms``; what comes back are moving averages, if they are asked for, and of constant masks how
-    far they have to reach."""
+    """Fill ``state.histograms``; what comes back are ranges, if they are asked for by an observer that histograms do not
+    serve, and of constant masks how far they have to reach."""
     schemes, bounded = placement.schemes | placement.constants, masks_of(state).bounded
-    own = {name for name in placement.root.values() if schemes[name].granularity != "token"}
-    roots = [name for name in state.graph.activations() if name in own]  # in the order of computation, for messages
+    ranged = {name for name in placement.root.values() if schemes[name].granularity != "token"}
+    roots = [name for name in state.graph.activations() if name in ranged]  # in the order of computation, for messages
     constants = [name for name in placement.constants if name in bounded]
     axes = {name: schemes[name].axis if schemes[name].granularity == "axis" else None for name in (*roots, *constants)}
     seen = histograms(state, axes, "calibrate")
     masks: Ranges = {name: (seen[name].lo, seen[name].hi) for name in constants}
     state.histograms = {name: seen[name] for name in roots}
-    if step.activations != "moving-average" or not roots:
+    observer = OBSERVERS.get(step.activations)
+    if observer is None or observer.statistics is Histogram or not roots:
         return {}, masks
-    averages = {name: MovingAverage(step.momentum, axes[name]) for name in roots}
-    for label, values in observe(state, roots, "moving averages"):
+    options = options_of(step, observer)
+    statistics = {name: observer.statistics(axis=axes[name], name=name, **options) for name in roots}
+    for label, values in observe(state, roots, step.activations):
         for name in roots:
-            averages[name].update(values[name], sample=label)
-    found: Ranges = {name: (average.lo, average.hi) for name, average in averages.items()}
-    return found | _decided(state, found), masks
-
-
-def _search(histogram: Histogram, scheme: Scheme, observer: str, option: float) -> tuple[Any, Any]:
-    if observer in ("percentile", "mse"):
-        return search_range(histogram, observer, scheme, p=option)
-    return search_range(histogram, observer, scheme)
-
-
-def _weight_grid(step: Calibrate, graph: Graph, layer: Layer, scheme: Scheme) -> Grid:
-    weight = graph.weights[layer.weight]
-    if scheme.granularity == "block" or step.weights == "minmax":
-        return choose_grid(*range_of(weight, scheme), scheme)
-    histogram = Histogram(axis=scheme.axis if scheme.granularity == "axis" else None, name=layer.weight)
-    histogram.update(weight)
-    option = step.percentile if step.weights == "percentile" else step.p
-    return choose_grid(*_search(histogram, scheme, step.weights, option), scheme)
+            statistics[name].update(values[name], sample=label)
+    ranges = {name: observer.search(statistics[name], schemes[name], state.threads, **options) for name in roots}
+    return ranges | _decided(state, ranges), masks
 
 
 def bias_grid(state: State, layer: Layer) -> None:
@@ -237,20 +222,12 @@ def bias_grid(state: State, layer: Layer) -> None:
     """
     if layer.bias is None or layer.weight not in state.grids:
         return
-    bias, weight = state.graph.weights[layer.bias], state.grids[layer.weight]
-    if _adds_integers(state, layer):
-        single = state.profile.single_bias_scale and bias.size > 1
-        state.grids[layer.bias] = accumulator_grid(weight, state.grids[layer.input], bias.size, single)
-    elif _reads_many_scales(state, layer):
-        scale = np.full(bias.shape, max(float(np.abs(bias).max(initial=0)), 1e-3) * 2.0**-20, np.float32)
-        scheme = Scheme(bits=32, signed=True, symmetric=True, granularity="axis", axis=0)
-        state.grids[layer.bias] = Grid(scale, np.zeros(bias.shape, np.int32), scheme)
-
-
-def _adds_integers(state: State, layer: Layer) -> bool:
-    given = state.grids.get(layer.input)
-    whole = given is not None and given.scheme.granularity == "tensor"
-    return whole and state.grids[layer.weight].scheme.granularity != "block"
+    bias, weight, read = state.graph.weights[layer.bias], state.grids[layer.weight], state.grids.get(layer.input)
+    grid = decide.bias_grid(weight, read, bias.size, state.profile.single_bias_scale)
+    if grid is None and _reads_many_scales(state, layer):
+        grid = decide.fine_bias_grid(bias)
+    if grid is not None:
+        state.grids[layer.bias] = grid
 
 
 def _reads_many_scales(state: State, layer: Layer) -> bool:
@@ -261,34 +238,15 @@ def _reads_many_scales(state: State, layer: Layer) -> bool:
     return producer is not None and producer.op_type == "LogUnpolish"
 
 
-def _repeats(bias: NDArray[np.float32], weight: Grid) -> int:
-    """How many channels of the bias each scale of the weight serves: a grouped ConvTranspose shares them."""
-    return bias.size // weight.scale.size
-
-
 def _suit_accumulator(state: State, layer: Layer) -> None:
-    """Enlarge weight scales whose int32 accumulator could not hold the layer's bias (as aimet-onnx does) or the range
-    of its output, whose offset kernels add to the bias: Hexagon's give the lowest code then, for a channel that is
-    almost dead.
-
-    A channel of zeros has the codes zero at any scale, so it takes one that is fine enough for its bias.
-    """
-    if not _adds_integers(state, layer):
+    weight, read = state.grids[layer.weight], state.grids.get(layer.input)
+    if read is None or not decide.adds_integers(weight, read):
         return
-    weight, step = state.grids[layer.weight], float(state.grids[layer.input].scale)
-    largest = np.zeros(weight.scale.shape)
-    if layer.bias is not None:
-        bias = state.graph.weights[layer.bias]
-        largest = np.abs(bias).reshape(_repeats(bias, weight), -1).max(axis=0).reshape(weight.scale.shape)
-    lo, hi = range_of(state.graph.weights[layer.weight], weight.scheme)
-    dead = (lo == 0) & (hi == 0) & (largest > 0)
-    unit = weight.scale.astype(np.float64) * step
-    unit = np.where(dead, np.minimum(unit, largest / 2.0**24), unit)
+    bias = None if layer.bias is None else state.graph.weights[layer.bias]
     written = output_grid(state, layer.output)
     reach = 0.0 if written is None else float(max(-written.lo, written.hi))
-    factor = np.maximum(1.0, np.maximum(largest, 2 * reach) / (unit * INT32_LIMIT))
-    if dead.any() or (factor > 1).any():
-        state.grids[layer.weight] = replace(weight, scale=(unit * factor / step).astype(np.float32))
-    if (factor > 1).any():
-        note = f"weight scale enlarged {factor.max():.3g}x for its accumulator"
+    grid, factor = decide.roomy_weight_grid(state.graph.weights[layer.weight], weight, read, bias, reach)
+    state.grids[layer.weight] = grid
+    if factor > 1:
+        note = f"weight scale enlarged {factor:.3g}x for its accumulator"
         state.log.append(Record("calibrate", layer.name, note))

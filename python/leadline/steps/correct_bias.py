@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from leadline import decide
 from leadline.data import Samples
 from leadline.graph import Graph, Layer, Node
 from leadline.graph.edit import add_constant, add_value, set_constant
@@ -60,9 +61,7 @@ def _correct(
     after = float((square - 2 * shift * mean + shift * shift).sum())
     kept = after < before
     if kept:
-        grid = state.grids[layer.bias]
-        codes = state.codes[layer.bias].astype(np.float64) - np.rint(shift / grid.scale)
-        state.codes[layer.bias] = np.clip(codes, grid.scheme.qmin, grid.scheme.qmax).astype(np.int32)
+        state.codes[layer.bias] = decide.shifted_bias(state.codes[layer.bias], state.grids[layer.bias], shift)
     state.log.append(Record("correct-bias", layer.name, "held-out squared error", before, after, kept))
 
 

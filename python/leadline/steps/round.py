@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline import rounding
+from leadline import decide
 from leadline.affine import dequantize, quantize
 from leadline.compensation import compensate
 from leadline.fisher import output_factor
 from leadline.graph import Layer
+from leadline.options import options_of
 from leadline.recipe import Round
+from leadline.rounding import DAMPINGS, METHODS, descend
 from leadline.steps.gate import LUCK, output_error
 from leadline.steps.path import Stage, stages
 from leadline.steps.rows import Moments, Rows
@@ -41,7 +43,7 @@ def round_weights(step: Round | None, state: State) -> None:
     for name, grid in state.grids.items():
         if name in state.graph.weights:
             state.codes[name] = quantize(state.graph.weights[name], grid, threads=state.threads)
-    if step is None or (step.method == "nearest" and not step.compensate) or state.placement is None:
+    if step is None or not (METHODS[step.method].uses_moments or step.compensate) or state.placement is None:
         return
     placed = [layer for layer, _ in state.placement.layers]
     readers = [layer.weight for layer in placed]
@@ -124,14 +126,23 @@ def _round(step: Round, state: State, task: _Task) -> None:
     target, note = task.weight, ""
     if task.joint:
         target, note = _compensated(step, task)
-    codes, how = _chosen(step, task, target)
+    codes, how = decide.codes_of(
+        target,
+        grid,
+        step.method,
+        task.gram(task.seen),
+        held_out=task.gram(task.held_out),
+        threads=task.threads,
+        **options_of(step, METHODS[step.method]),
+    )
     before = task.error(dequantize(task.rows(state.codes[layer.weight]), grid))
     after = task.error(dequantize(codes, grid))
     state.log.append(Record("round", layer.name, f"{note}{how}, held-out squared error", before, after, after < before))
     if after < before:
         state.codes |= _with_bias(state, task, codes)
     last = layer.output in {value.name for value in state.graph.outputs}
-    if step.kfac and step.method != "nearest" and layer.kind in ("linear", "conv") and layer.groups == 1 and not last:
+    whole = layer.kind in ("linear", "conv") and layer.groups == 1
+    if step.kfac and METHODS[step.method].uses_moments and whole and not last:
         _couple(step, state, task, target)
 
 
@@ -142,9 +153,8 @@ def _with_bias(state: State, task: _Task, codes: NDArray[Any]) -> dict[str, NDAr
     if not task.centred:
         return weight
     assert layer.bias is not None
-    own = state.grids[layer.bias]
-    moved = task.bias - np.rint(task.mean_error(dequantize(codes, task.grid)) / own.scale)
-    return weight | {layer.bias: np.clip(moved, own.scheme.qmin, own.scheme.qmax).astype(np.int32)}
+    shift = task.mean_error(dequantize(codes, task.grid))
+    return weight | {layer.bias: decide.shifted_bias(task.bias, state.grids[layer.bias], shift)}
 
 
 def _couple(step: Round, state: State, task: _Task, target: NDArray[np.float32]) -> None:
@@ -156,30 +166,14 @@ def _couple(step: Round, state: State, task: _Task, target: NDArray[np.float32])
     few = state.calibration.take(PROBED)
     with state.progress(f"probe {layer.name}"):
         fisher = output_factor(state.graph, layer, few, threads=state.threads)
-    start, beside = task.rows(state.codes[layer.weight]), step.method == "adaround"
-    codes = rounding.descend(target, task.gram(task.seen), task.grid, start, neighbours=beside, fisher=fisher)
+    start, neighbours = task.rows(state.codes[layer.weight]), METHODS[step.method].neighbours
+    codes = descend(target, task.gram(task.seen), task.grid, start, neighbours=neighbours, fisher=fisher)
     changed = state.codes | _with_bias(state, task, codes)
     before, after = output_error(state), output_error(replace(state, codes=changed))
     kept = after < before / LUCK
     state.log.append(Record("round", layer.name, "K-FAC, simulated output error", before, after, kept))
     if kept:
         state.codes = changed
-
-
-def _chosen(step: Round, task: _Task, target: NDArray[np.float32]) -> tuple[NDArray[Any], str]:
-    """Codes by the recipe's method, and what they came from."""
-    gram, threads = task.gram(task.seen), task.threads
-    match step.method:
-        case "best":
-            return rounding.round_best(target, gram, task.grid, held_out=task.gram(task.held_out), threads=threads)
-        case "adaround":
-            return rounding.adaround(target, gram, task.grid, iterations=step.iterations, threads=threads), step.method
-        case "nearest":
-            return quantize(target, task.grid, threads=task.threads), step.method
-        case "gptq":
-            return rounding.gptq(target, gram, task.grid, threads=threads), step.method
-        case _:
-            return rounding.descend(target, gram, task.grid, threads=threads), step.method
 
 
 def _compensated(step: Round, task: _Task) -> tuple[NDArray[np.float32], str]:
@@ -189,10 +183,10 @@ def _compensated(step: Round, task: _Task) -> tuple[NDArray[np.float32], str]:
     best, note, lowest = task.weight, "", task.error(task.weight)
     if (np.trace(gram, axis1=1, axis2=2) <= _NOTHING).any():
         return best, note  # a group that reads nothing, but for what underflow leaves
-    for damping in (step.damping,) if step.damping else rounding.DAMPINGS:
-        found = compensate(task.weight, cross, gram, damping=damping, threads=task.threads)
-        error = task.error(found.weight)
+    for damping in (step.damping,) if step.damping else DAMPINGS:
+        compensated = compensate(task.weight, cross, gram, damping=damping, threads=task.threads)
+        error = task.error(compensated.weight)
         if error < lowest:
-            rank = f", rank {found.rank} of {gram.shape[1]}" if found.rank < gram.shape[1] else ""
-            best, note, lowest = found.weight, f"compensated, damped {found.damping:g}{rank}; ", error
+            rank = f", rank {compensated.rank} of {gram.shape[1]}" if compensated.rank < gram.shape[1] else ""
+            best, note, lowest = compensated.weight, f"compensated, damped {compensated.damping:g}{rank}; ", error
     return best, note

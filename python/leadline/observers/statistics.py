@@ -1,7 +1,6 @@
-"""Observers: statistics of a tensor that see each batch once, merge, and do not grow with the number of samples.
+"""Statistics of a tensor that see each batch once, merge, and do not grow with the number of samples.
 
-`MinMax` and `MovingAverage` keep a range. `Histogram` keeps a log-linear histogram, on which `search_range` finds
-percentile, entropy, MSE, SQNR and OCTAV ranges after the data has gone.
+`MinMax` and `MovingAverage` keep a range, `Histogram` a log-linear histogram.
 """
 
 from __future__ import annotations
@@ -13,24 +12,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from leadline._native import core, thread_count
-from leadline.arrays import Layout, as_float32, axis_layout, axis_of, native_scheme, not_finite
-from leadline.types import FloatArray, Grid, Scheme, refuse
+from leadline.arrays import Layout, as_float32, axis_layout, axis_of, not_finite
+from leadline.types import FloatArray, refuse
 
-__all__ = ["METHODS", "Histogram", "MinMax", "MovingAverage", "cost", "search_range"]
-
-# What each method of search_range takes: the option's name and its default.
-METHODS: dict[str, tuple[str, float] | None] = {
-    "minmax": None,
-    "percentile": ("p", 99.999),
-    "entropy": None,
-    "mse": ("p", 2.0),
-    "sqnr": ("gamma", 3.0),
-    "octav": None,
-}
+__all__ = ["Histogram", "MinMax", "MovingAverage"]
 
 
-class _Observer:
-    """What observers share: the axis, the name for messages, and the check of what comes in.
+class _Statistics:
+    """What statistics share: the axis, the name for messages, and the check of what comes in.
 
     Parameters
     ----------
@@ -71,7 +60,7 @@ class _Observer:
         title = f"{type(self).__name__}.merge"
         if type(other) is not type(self):
             raise refuse(title, f"other must be a {type(self).__name__}", f"a {type(other).__name__}")
-        assert isinstance(other, _Observer)
+        assert isinstance(other, _Statistics)
         if other.axis != self.axis:
             raise refuse(title, "both must observe the same axis", f"{self.axis} and {other.axis}")
         if None not in (self._channels, other._channels) and self._channels != other._channels:
@@ -81,7 +70,7 @@ class _Observer:
         return refuse(type(self).__name__, f"there must be data first{self._where(None)}", "none so far")
 
 
-class MinMax(_Observer):
+class MinMax(_Statistics):
     """The running minimum and maximum, per tensor or along `axis`: `lo` and `hi`, float32, () or (channels,)."""
 
     def __init__(self, axis: int | None = None, name: str | None = None) -> None:
@@ -174,7 +163,7 @@ class MovingAverage(MinMax):
         return self
 
 
-class Histogram(_Observer):
+class Histogram(_Statistics):
     """A mergeable log-linear histogram, 16 buckets to the octave, with each bucket's first and second moment.
 
     A bucket is a float's sign, exponent and top four bits of its mantissa: no range to guess, no first batch that
@@ -316,84 +305,3 @@ class Histogram(_Observer):
 
     def copy(self) -> Self:
         return copy.deepcopy(self)
-
-
-def search_range(
-    histogram: Histogram, method: str, scheme: Scheme, threads: int | None = None, **options: float
-) -> tuple[FloatArray, FloatArray]:
-    """The range to quantise, found on the histogram. It lies inside the observed range and contains zero;
-    `choose_grid` makes it a grid. All methods respect the scheme: bits, signed, symmetric, fit.
-
-    Parameters
-    ----------
-    histogram : Histogram
-        Per tensor for a scheme of granularity "tensor", per channel for "axis".
-    method : str
-        "minmax": the observed range.
-        "percentile": leaves out 100 - p percent of the elements, half of it at each end, or by magnitude where the
-        scheme is symmetric. p=99.999, onnxruntime's default.
-        "entropy": least Kullback-Leibler divergence between the observed and the quantised density (TensorRT's
-        calibration, 2048 bins on either side; exact zeros are left out). Above 10 bits it is the observed range.
-        "mse": least sum of |x - quantised x|**p, p=2.0. Both ends are searched.
-        "sqnr": least gamma * clipping error + rounding error, squared, gamma=3: the cost of AIMET's "tf_enhanced".
-        "octav": the Newton iteration of OCTAV (Sakr et al. 2022) for the mean squared error, on both ends.
-    scheme : Scheme
-    threads : int or None
-        Channels are searched in parallel.
-    **options : float
-        `p` or `gamma`, as above.
-
-    Returns
-    -------
-    lo, hi : float32 arrays, () or (channels,). Zeros for a tensor without elements.
-
-    Raises
-    ------
-    InputError : an unknown method or option, or a scheme whose granularity is not the histogram's.
-    """
-    if not isinstance(histogram, Histogram):
-        raise refuse("search_range", "histogram must be a Histogram", f"a {type(histogram).__name__}")
-    if method not in METHODS:
-        raise refuse("search_range", f"method must be one of {', '.join(METHODS)}", repr(method))
-    native = native_scheme(scheme, "search_range")
-    wanted = "tensor" if histogram.axis is None else "axis"
-    if scheme.granularity != wanted:
-        rule = f"the scheme's granularity must be the histogram's, {wanted!r}"
-        raise refuse("search_range", rule, repr(scheme.granularity))
-    known = METHODS[method]
-    unknown = set(options) - ({known[0]} if known else set())
-    if unknown:
-        takes = f"takes {known[0]}" if known else "takes no option"
-        raise refuse("search_range", f"method {method!r} {takes}", f"option {sorted(unknown)[0]!r}")
-    option = float(options.get(known[0], known[1])) if known else 0.0
-    bounds = {"percentile": (50.0, 100.0), "mse": (0.5, 16.0), "sqnr": (1e-3, 1e3)}.get(method)
-    if bounds and not bounds[0] <= option <= bounds[1]:
-        assert known
-        raise refuse("search_range", f"{known[0]} must lie in [{bounds[0]:g}, {bounds[1]:g}]", option)
-    if histogram._native is None:
-        raise histogram._nothing_seen()
-    channels = histogram._channels or 0
-    lo, hi = np.empty(channels, np.float32), np.empty(channels, np.float32)
-    histogram._native.search(method, native, option, lo, hi, thread_count(threads, "search_range"))
-    return lo.reshape(histogram._shape), hi.reshape(histogram._shape)
-
-
-def cost(histogram: Histogram, method: str, grid: Grid, p: float = 2.0, gamma: float = 1.0) -> NDArray[np.float64]:
-    """What `search_range` minimises, for a given grid: () or (channels,).
-
-    "mse": the sum over elements of |x - quantised x|**p, where elements beyond the grid weigh `gamma`.
-    "entropy": the divergence in nats. For scale (s) and data spread evenly inside each bucket, both are exact.
-    """
-    if method not in ("mse", "entropy"):
-        raise refuse("cost", "method must be 'mse' or 'entropy'", repr(method))
-    native = native_scheme(grid.scheme, "cost")
-    if histogram._native is None:
-        raise histogram._nothing_seen()
-    if grid.scale.shape != histogram._shape:
-        raise refuse("cost", f"the grid's scale must have shape {histogram._shape}", grid.scale.shape)
-    scale, zero = grid.scale.reshape(-1), grid.zero_point.reshape(-1)
-    values = [
-        histogram._native.cost(c, method, native, float(scale[c]), int(zero[c]), float(p), float(gamma))
-        for c in range(scale.size)
-    ]
-    return np.array(values, np.float64).reshape(histogram._shape)
