@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from leadline.affine import accumulator_grid, choose_grid, fake_quantize, range_of
-from leadline.observers import Histogram, search_range
+from leadline.observers import OBSERVERS, Histogram, MinMax, search_range
 from leadline.rounding import METHODS
 from leadline.types import FloatArray, Grid, Scheme, chosen_options, refuse
 
@@ -75,7 +75,9 @@ def weight_grid(
     return choose_grid(*search_range(histogram, observer, scheme, threads, **options), scheme)
 
 
-def least_squares_grid(weight: FloatArray, grids: Iterable[Grid], power: FloatArray | None = None) -> Grid:
+def least_squares_grid(
+    weight: FloatArray, grids: Iterable[Grid], power: FloatArray | None = None, threads: int | None = None
+) -> Grid:
     """Of several grids of one scheme, scale by scale the one that leaves the least squared error; the first of equals.
 
     Parameters
@@ -86,9 +88,9 @@ def least_squares_grid(weight: FloatArray, grids: Iterable[Grid], power: FloatAr
     power : float32 (features,), optional
         What the errors of each feature weigh: the mean square of what it multiplies. For grids of rows.
     """
-    best: Grid | None = None
+    best, errors = None, np.empty_like(weight)
     for grid in grids:
-        errors = np.square(fake_quantize(weight, grid) - weight)
+        np.square(np.subtract(weight, fake_quantize(weight, grid, threads, errors), out=errors), out=errors)
         cells = errors.reshape(*grid.scale.shape, -1)
         lost = cells.sum(-1) if power is None else cells @ power
         if best is None:
@@ -101,10 +103,13 @@ def least_squares_grid(weight: FloatArray, grids: Iterable[Grid], power: FloatAr
 
 
 def activation_range(
-    histogram: Histogram, scheme: Scheme, observer: str, threads: int | None = None, **options: float
+    statistics: Histogram | MinMax, scheme: Scheme, observer: str, threads: int | None = None, **options: float
 ) -> tuple[FloatArray, FloatArray]:
-    """The range of an activation by one of `leadline.observers.METHODS`, of the shape of the scheme's scale."""
-    return search_range(histogram, observer, scheme, threads, **options)
+    """The range of an activation, of the shape of the scheme's scale, by one of `leadline.observers.OBSERVERS`, from
+    the statistics that it wants. Raises InputError for an unknown observer or option, or where nothing was seen."""
+    if isinstance(statistics, Histogram):
+        return search_range(statistics, observer, scheme, threads, **options)
+    return OBSERVERS[observer].search(statistics, scheme, threads, **options)
 
 
 def activation_grid(

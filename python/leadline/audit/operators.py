@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leadline.affine import accumulator_grid, choose_grid, range_of
+from leadline import decide
+from leadline.affine import choose_grid
 from leadline.graph import Graph, Node
 from leadline.types import Grid, Scheme
 
@@ -89,7 +90,7 @@ def quantised(graph: Graph, recipe: Recipe, profile: Profile) -> tuple[onnx.Mode
     grids: dict[str, Grid] = {}
     for name, scheme in (*placement.constants.items(), *((layer.weight, own) for layer, own in placement.layers)):
         if name not in grids:
-            grids[name] = choose_grid(*range_of(graph.weights[name], scheme), scheme)
+            grids[name] = decide.weight_grid(graph.weights[name], scheme)
     writers = graph.producers()
     for tensor, scheme in placement.schemes.items():
         writer = writers.get(placement.root[tensor])
@@ -111,10 +112,9 @@ def _biases(graph: Graph, grids: dict[str, Grid], single: bool) -> Iterator[tupl
     calibration gives each its own."""
     readers = graph.readers()
     for layer in graph.layers():
-        weight, read = grids.get(layer.weight), grids.get(layer.input)
-        if layer.bias is None or weight is None or read is None or weight.scheme.granularity == "block":
-            continue
-        if read.scale.ndim or len(readers[layer.bias]) > 1:
+        if layer.bias is None or len(readers[layer.bias]) > 1:
             continue
         size = graph.weights[layer.bias].size
-        yield layer.bias, accumulator_grid(weight, read, size, single and size > 1)
+        grid = decide.bias_grid(grids.get(layer.weight), grids.get(layer.input), size, single)
+        if grid is not None:
+            yield layer.bias, grid

@@ -29,15 +29,15 @@ class Observer:
     options : mapping of name to Option
         What `search` takes. Recipes, `search_range` and everything that calibrates take the same names, so one name
         means one thing among all observers.
-    statistics : type
-        What has to see the tensor. A Histogram serves weights and activations alike, any other (with
+    statistics : callable
+        The class of what has to see the tensor. A Histogram serves weights and activations alike, any other (with
         ``update(x, sample=, threads=)``, made with the options, `axis` and `name`) activations only.
     """
 
     search: Callable[..., Range]
     about: str
     options: Mapping[str, Option] = field(default_factory=dict)
-    statistics: type[Histogram] | type[MinMax] = Histogram
+    statistics: Callable[..., Histogram | MinMax] = Histogram
 
 
 def _searched(method: str) -> Callable[..., Range]:

@@ -192,8 +192,8 @@ def _decided(state: State, observed: Ranges) -> Ranges:
 
 
 def _observe(step: Calibrate, state: State, placement: Placement) -> tuple[Ranges, Ranges]:
-    """Fill ``state.histograms``; what comes back are ranges, if they are asked for by an observer that histograms do not
-    serve, and of constant masks how far they have to reach."""
+    """Fill ``state.histograms``; what comes back are ranges, where the observer needs other statistics, and of constant
+    masks how far they have to reach."""
     schemes, bounded = placement.schemes | placement.constants, masks_of(state).bounded
     ranged = {name for name in placement.root.values() if schemes[name].granularity != "token"}
     roots = [name for name in state.graph.activations() if name in ranged]  # in the order of computation, for messages
@@ -210,7 +210,10 @@ def _observe(step: Calibrate, state: State, placement: Placement) -> tuple[Range
     for label, values in observe(state, roots, step.activations):
         for name in roots:
             statistics[name].update(values[name], sample=label)
-    ranges = {name: observer.search(statistics[name], schemes[name], state.threads, **options) for name in roots}
+    ranges: Ranges = {
+        name: decide.activation_range(statistics[name], schemes[name], step.activations, state.threads, **options)
+        for name in roots
+    }
     return ranges | _decided(state, ranges), masks
 
 

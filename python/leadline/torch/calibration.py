@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -18,6 +18,7 @@ from torch import nn
 from leadline.gram import Gram
 from leadline.hadamard import LARGEST, random_rotation
 from leadline.progress import Quiet
+from leadline.rounding import METHODS
 from leadline.torch.conv import QuantizedConv2d, as_linear, obstacle
 from leadline.torch.linear import PER_ROW, replace_module, weight_as_seen
 from leadline.torch.observation import Seen, observe
@@ -57,7 +58,7 @@ def quantize_linears(
     smooth: float | Sequence[float] | None = 0.5,
     clip: bool = True,
     gate: bool = True,
-    rounding: Literal["nearest", "best"] = "nearest",
+    rounding: str = "nearest",
     momentum: float | None = None,
     seed: int = 0,
     progress: Quiet | None = None,
@@ -91,9 +92,9 @@ def quantize_linears(
         (QuantVGGT learns both by gradient descent.)
     gate : bool
         A layer is rotated, smoothed, both or neither, whatever leaves the least error. False: every layer as asked.
-    rounding : {"nearest", "best"}
-        "best" is `rounding.round_best` on the Gram matrix of what the layer sees: 8 in^2 bytes for each layer of the
-        pattern while calibration runs.
+    rounding : str
+        One of `leadline.rounding.METHODS`. All but "nearest" work on the Gram matrix of what the layer sees: 8 in^2
+        bytes for each layer of the pattern while calibration runs.
     momentum : float or None
         None: maxima are over all tokens. In [0, 1): a moving average of the batches' maxima, in which the past has
         this weight (QuantVGGT: 0.95).
@@ -119,6 +120,7 @@ def quantize_linears(
     reasons = {n: obstacle(m) for n, m in named.items() if type(m) is not nn.Linear}
     left = {n: f"it is {why}" if why.startswith("a ") else f"it has {why}" for n, why in reasons.items() if why}
     seen: dict[str, Seen] = {}
+    uses_moments = METHODS[rounding].uses_moments
     for place, (name, layer) in enumerate(named.items()):
         if name not in left:
             conv = layer if isinstance(layer, nn.Conv2d) else None
@@ -129,7 +131,7 @@ def quantize_linears(
             rotation = random_rotation(size, seed + place) if turned else None
             judged = np.random.default_rng((seed, place))
             seen[name] = Seen(
-                name, linear, rotation, momentum, Gram(size, name) if rounding == "best" else None, judged, conv
+                name, linear, rotation, momentum, Gram(size, name) if uses_moments else None, judged, conv
             )
     observe(module, seen.values(), data, progress)
     for name, s in seen.items():
@@ -142,7 +144,7 @@ def quantize_linears(
     records = []
     reached = [s for name, s in seen.items() if name not in left]
     for s in progress.over(reached, "linear layers", len(reached)):
-        made, record = Search(s, weights, activations, clip).run(alphas, rounding == "best", gate)
+        made, record = Search(s, weights, activations, clip).run(alphas, rounding, gate)
         replace_module(module, s.conv or s.linear, made if s.conv is None else QuantizedConv2d(made, s.conv))
         records.append(record)
         s.gram = None  # its memory goes before the next layer is worked on
@@ -166,8 +168,8 @@ def _check(
             raise refuse(
                 "quantize_linears", "smooth must lie in [0, 1], or be a sequence of such, or None", repr(smooth)
             )
-    if rounding not in ("nearest", "best"):
-        raise refuse("quantize_linears", "rounding must be 'nearest' or 'best'", repr(rounding))
+    if rounding not in METHODS:
+        raise refuse("quantize_linears", f"rounding must be one of {', '.join(METHODS)}", repr(rounding))
     if momentum is not None and not 0 <= momentum < 1:
         raise refuse("quantize_linears", "momentum must lie in [0, 1), or be None", repr(momentum))
     return alphas

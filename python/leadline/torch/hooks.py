@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from leadline.affine import accumulator_grid, choose_grid, range_of
+from leadline import decide
 from leadline.graph import Graph
-from leadline.observers import METHODS, Histogram, search_range
+from leadline.observers import METHODS, Histogram
 from leadline.progress import Quiet
 from leadline.torch.fake import FakeQuantize
 from leadline.torch.linear import check_float32, torch_threads
@@ -113,10 +112,10 @@ class Calibration:
                 raise refuse("Calibration.placed", f"graph must hold the weight of '{name}'", f"'{graph.name}'")
             grids[{"weight": layer.weight, "input": layer.input, "output": layer.output}[side]] = grid
         for layer in there.values():
-            weight, given = grids.get(layer.weight), grids.get(layer.input)
-            kinds = tuple(grid.scheme.granularity for grid in (weight, given) if grid is not None)
-            if layer.bias and weight and given and kinds in (("axis", "tensor"), ("tensor", "tensor")):
-                grids[layer.bias] = accumulator_grid(weight, given, graph.weights[layer.bias].size)
+            if layer.bias:
+                channels = graph.weights[layer.bias].size
+                sums = decide.bias_grid(grids.get(layer.weight), grids.get(layer.input), channels)
+                grids |= {} if sums is None else {layer.bias: sums}
         return grids
 
     def remove(self) -> None:
@@ -277,18 +276,15 @@ class _Seen:
             return None
         scheme = self.scheme.at(self._axis(side))
         if scheme.granularity == "token":
-            return Grid(np.ones((), np.float32), np.zeros((), np.int32), scheme)
-        return choose_grid(*search_range(self._histograms[side], method, scheme, torch_threads()), scheme)
+            return decide.activation_grid(0.0, 0.0, scheme)
+        lo, hi = decide.activation_range(self._histograms[side], scheme, method, torch_threads())
+        return decide.activation_grid(lo, hi, scheme)
 
 
 def _weight_grid(layer: nn.Module, scheme: Scheme, method: str, name: str) -> Grid:
     weight = layer.weight.detach().contiguous().numpy()
-    if scheme.granularity == "block":
-        scheme = scheme.at(1)
-        return choose_grid(*range_of(weight, scheme), scheme)
-    scheme = scheme.at(0)
-    histogram = Histogram(axis=0 if scheme.granularity == "axis" else None, name=f"{name}.weight").update(weight)
-    return choose_grid(*search_range(histogram, method, scheme, torch_threads()), scheme)
+    along = scheme.at(1 if scheme.granularity == "block" else 0)
+    return decide.weight_grid(weight, along, method, name=f"{name}.weight", threads=torch_threads())
 
 
 def _insert(layer: nn.Module, found: CalibratedLayer, learn_scales: bool) -> list[Any]:

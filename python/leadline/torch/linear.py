@@ -18,7 +18,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from leadline.affine import choose_grid, dequantize, fake_quantize, quantize, range_of
+from leadline import decide
+from leadline.affine import choose_grid, dequantize, fake_quantize, range_of
 from leadline.hadamard import Rotation
 from leadline.torch.state import pack, unpack
 from leadline.types import FloatArray, Grid, InputError, Scheme, refuse
@@ -131,9 +132,9 @@ class QuantizedLinear(nn.Module):
         if not isinstance(weights, (Scheme, Grid)):
             raise refuse("QuantizedLinear", "weights must be a Scheme or a Grid", f"a {type(weights).__name__}")
         weight = weight_as_seen(linear, rotation, smooth)
-        grid = weights if isinstance(weights, Grid) else choose_grid(*range_of(weight, weights), weights)
+        grid = weights if isinstance(weights, Grid) else decide.weight_grid(weight, weights)
         options: dict[str, Any] = {"rotation": rotation, "smooth": smooth, "clip": clip}
-        made = cls(quantize(weight, grid), grid, linear.bias, activations=activations, **options)
+        made = cls(decide.codes_of(weight, grid)[0], grid, linear.bias, activations=activations, **options)
         made.train(linear.training)
         return made
 

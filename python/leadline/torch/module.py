@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from leadline import decide
 from leadline.affine import accumulator_grid, dequantize, quantize
 from leadline.graph import DOMAIN, Graph, Node
 from leadline.graph.operators import moves_data
@@ -248,11 +249,9 @@ def _builder(node: Node) -> Builder:
 
 def _is_accumulator(source: Quantised, bias: str, weight: str, given: str) -> bool:
     """The bias is on the grid of its layer's integer sums, and has to stay there."""
-    grids = source.grids
-    if weight not in grids or given not in grids or grids[given].scheme.granularity != "tensor":
-        return False
-    sums = accumulator_grid(grids[weight], grids[given], source.graph.weights[bias].size)
-    return grids[weight].scheme.granularity != "block" and bool(np.array_equal(sums.scale, grids[bias].scale))
+    channels = source.graph.weights[bias].size
+    sums = decide.bias_grid(source.grids.get(weight), source.grids.get(given), channels)
+    return sums is not None and np.array_equal(sums.scale, source.grids[bias].scale)
 
 
 def _shared(graph: Graph, grids: Mapping[str, Grid]) -> dict[str, str]:

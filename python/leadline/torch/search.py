@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from leadline.affine import choose_grid, fake_quantize, quantize, range_of
+from leadline import decide
+from leadline.affine import choose_grid, range_of
 from leadline.equalization import balance
-from leadline.rounding import round_best
+from leadline.rounding import METHODS
 from leadline.torch.linear import QuantizedLinear, torch_threads, weight_as_seen
 from leadline.torch.observation import Channels, Doubles, Seen
 from leadline.types import FloatArray, Grid, Scheme
@@ -71,7 +72,7 @@ class Search:
         self.made = QuantizedLinear.from_float(seen.linear, weights, activations)
         self.lowest = self.before = self.error(self.made)
 
-    def run(self, alphas: Sequence[float], best: bool, gate: bool) -> tuple[QuantizedLinear, LayerRecord]:
+    def run(self, alphas: Sequence[float], method: str, gate: bool) -> tuple[QuantizedLinear, LayerRecord]:
         alpha, rounding = None, "nearest"
         if not gate:
             self.lowest = np.inf
@@ -82,10 +83,10 @@ class Search:
                     alpha = exponent
         if self.clip and self.activations is not None:
             self.clip_tokens()
-        if best:
-            codes, method = self.rounded()
+        if METHODS[method].uses_moments:
+            codes, how = self.rounded(method)
             if self.lowers(self.like_made(codes)):
-                rounding = method
+                rounding = how
         linear, rotation = self.seen.linear, self.made.rotation
         self.made.train(linear.training)
         return self.made, LayerRecord(
@@ -126,24 +127,16 @@ class Search:
         weight = weight_as_seen(linear, rotation, smooth)
         grid = self.grid(weight, squares)
         options: dict[str, Any] = {"activations": self.activations, "rotation": rotation, "smooth": smooth}
-        return QuantizedLinear(quantize(weight, grid), grid, linear.bias, **options)
+        return QuantizedLinear(decide.codes_of(weight, grid)[0], grid, linear.bias, **options)
 
     def grid(self, weight: FloatArray, squares: Doubles) -> Grid:
         """Row by row the range that leaves the least error, each channel's weighted with its mean square."""
-        lo, hi = range_of(weight, self.weights)
-        best = choose_grid(lo, hi, self.weights)
         if not self.clip:
-            return best
-        scale, lowest = best.scale.copy(), np.full(len(weight), np.inf)
-        power, lost = (squares / (squares.max() or 1.0)).astype(np.float32), np.empty_like(weight)
-        for share in WEIGHT_SHARES:
-            grid = choose_grid(share * lo, share * hi, self.weights)
-            fake_quantize(weight, grid, torch_threads(), lost)
-            np.square(np.subtract(weight, lost, out=lost), out=lost)
-            errors = lost @ power
-            better = errors < lowest
-            scale[better], lowest[better] = grid.scale[better], errors[better]
-        return Grid(scale, best.zero_point, self.weights)
+            return decide.weight_grid(weight, self.weights)
+        lo, hi = range_of(weight, self.weights)
+        grids = (choose_grid(share * lo, share * hi, self.weights) for share in WEIGHT_SHARES)
+        power = (squares / (squares.max() or 1.0)).astype(np.float32)
+        return decide.least_squares_grid(weight, grids, power, torch_threads())
 
     def clip_tokens(self) -> None:
         best = 1.0
@@ -155,7 +148,7 @@ class Search:
             best, self.lowest = share, error
         self.made.clip = best
 
-    def rounded(self) -> tuple[NDArray[Any], str]:
+    def rounded(self, method: str) -> tuple[NDArray[Any], str]:
         """Codes against what the layer sees, judged by what it sees once quantised."""
         assert self.seen.gram is not None
         made = self.made
@@ -167,7 +160,8 @@ class Search:
             gram /= np.outer(smooth, smooth).astype(np.float64)
         rows = made.prepare(self.rows)[0].double().numpy()
         weight = weight_as_seen(self.seen.linear, made.rotation, smooth)
-        return round_best(weight, gram, made.grid, held_out=rows.T @ rows / len(rows), threads=torch_threads())
+        held_out = rows.T @ rows / len(rows)
+        return decide.codes_of(weight, made.grid, method, gram, held_out=held_out, threads=torch_threads())
 
     def like_made(self, codes: NDArray[Any]) -> QuantizedLinear:
         made = self.made

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leadline import decide
 from leadline.affine import quantize
 from leadline.collapse import Comparison, reasons_of
 from leadline.export.widths import without_wide
@@ -329,7 +330,6 @@ def _int4(module: nn.Module, batches: Sequence[tuple[torch.Tensor, ...]], block_
     import torch
     from torch import nn
 
-    from leadline.rounding import round_best
     from leadline.targets.executorch.module import int4_weight
 
     layers = {
@@ -343,7 +343,7 @@ def _int4(module: nn.Module, batches: Sequence[tuple[torch.Tensor, ...]], block_
     for name, layer in layers.items():
         weight = layer.weight.detach().numpy()
         grid = _blocks(weight, block_size)
-        codes = round_best(weight, grams[name].matrix(), grid)[0]
+        codes = decide.codes_of(weight, grid, "best", grams[name].matrix())[0]
         carried = int4_weight(codes, grid.scale, block_size)
         layer.weight = nn.Parameter(carried, requires_grad=False)
     return len(layers)
@@ -371,17 +371,10 @@ def _moments(layers: Mapping[str, nn.Linear]) -> Iterator[dict[str, Any]]:
 
 def _blocks(weight: NDArray[np.float32], block_size: int) -> Grid:
     """Symmetric INT4 blocks whose ranges leave the least squared error; scales are bfloat16 values."""
-    from leadline.affine import fake_quantize
     from leadline.targets.executorch.module import to_bfloat16
 
     scheme = Scheme(4, True, True, "block", axis=1, block_size=block_size)
     rows = weight.reshape(len(weight), -1, block_size)
     largest = np.maximum(np.abs(rows).max(2), 1e-6) / scheme.qmax
-    best, lowest = largest, np.full(largest.shape, np.inf)
-    for share in _SHRUNK:
-        scale = to_bfloat16(largest * np.float32(share))
-        grid = Grid(scale, np.zeros(scale.shape, np.int32), scheme)
-        error = np.square((fake_quantize(weight, grid) - weight).reshape(rows.shape)).sum(2)
-        best = np.where(error < lowest, scale, best)
-        lowest = np.minimum(error, lowest)
-    return Grid(best.astype(np.float32), np.zeros(best.shape, np.int32), scheme)
+    scales = (to_bfloat16(largest * np.float32(share)) for share in _SHRUNK)
+    return decide.least_squares_grid(weight, (Grid(s, np.zeros(s.shape, np.int32), scheme) for s in scales))

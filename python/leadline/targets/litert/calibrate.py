@@ -21,22 +21,24 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline import rounding
-from leadline.affine import accumulator_grid, choose_grid, dequantize, range_of
+from leadline import decide
+from leadline.affine import dequantize
 from leadline.affine import quantize as to_codes
 from leadline.data import Preprocess, Samples, load
 from leadline.gram import ConvGram, Gram
-from leadline.observers import Histogram, search_range
+from leadline.observers import OBSERVERS, Histogram, MinMax
+from leadline.options import options_of
 from leadline.preparation import HELD_OUT
 from leadline.profiles import LITERT
 from leadline.recipe import Calibrate, CorrectBias, Fold, Heads, Recipe, Round
+from leadline.rounding import METHODS
 from leadline.sqnr import Sqnr
 from leadline.targets.litert.convert import Converted, Io, Plan, Preset, convert, plan, save
 from leadline.targets.litert.kernels import BLOCKS, block_scales, tie
@@ -52,6 +54,7 @@ __all__ = ["Converted", "Io", "Plan", "Preset", "convert", "named", "plan", "qua
 _DONE = (Calibrate, Round, CorrectBias)
 """The steps that apply to a ``.tflite``."""
 Codes = NDArray[Any]
+Moments = Gram | ConvGram
 
 _KINDS = {
     "FULLY_CONNECTED": "linear",
@@ -174,6 +177,15 @@ def _check_float(model: Tflite) -> None:
         raise refuse("quantize", "the .tflite must have a layer to quantise", f"{len(model.main.operators)} operators")
 
 
+@dataclass
+class _Observed:
+    """What was seen of each activation, by index: its histogram, and what the recipe's observer wants, which decides
+    around the layers."""
+
+    histograms: dict[int, Histogram]
+    around: dict[int, Histogram | MinMax]
+
+
 class _Work:
     """One run: observe, then decide."""
 
@@ -202,25 +214,24 @@ class _Work:
 
     def plan(self) -> Plan:
         wanted = [(site, scheme) for site in self.sites if (scheme := self._scheme(site)) is not None]
-        rounded = [site for site, _ in wanted if self.round.method != "nearest" or self.corrects]
-        histograms, seen, held = self._observe(rounded)
+        rounded = [site for site, _ in wanted if METHODS[self.round.method].uses_moments or self.corrects]
+        observed, seen, held = self._observe(rounded)
         weights = {site.weight: self._weight_grid(site, scheme) for site, scheme in wanted}
         codes = {}
         for site in self.over([site for site, _ in wanted], "round", len(wanted)):
             codes[site.weight] = self._codes(site, weights[site.weight], seen, held)
         parameters = {self._name(index): (grid, codes[index]) for index, grid in weights.items()}
 
-        def whole(method: str, options: Mapping[str, float]) -> Plan:
-            activations = self._activations(histograms, method, options)
+        def whole(observer: str, options: Mapping[str, float]) -> Plan:
+            activations = self._activations(observed, observer, options)
             biases = self._biases([site for site, _ in wanted], weights, codes, activations, seen)
             return Plan(self.content, activations, parameters | biases, tuple(self.notes), self.held_out)
 
         if not self.static:
             return Plan(self.content, {}, parameters, tuple(self.notes), self.held_out)
-        method = self.calibrate.activations
-        if method != "best":
-            options = {"percentile": {"p": self.calibrate.percentile}, "mse": {"p": self.calibrate.p}}.get(method, {})
-            return whole("minmax" if method == "moving-average" else method, options)
+        observer = self.calibrate.activations
+        if observer != "best":
+            return whole(observer, options_of(self.calibrate, OBSERVERS[observer]))
         trials = {name: whole(name, options) for name, options in _CANDIDATES}
         errors = {name: self._error(trial) for name, trial in trials.items()}
         best = min(errors, key=lambda name: errors[name])
@@ -248,76 +259,76 @@ class _Work:
         return replace(whole, bits=8, narrow=True)
 
     def _weight_grid(self, site: Site, scheme: Scheme) -> Grid:
-        weight, step = self.graph.tensors[site.weight].array, self.calibrate
-        if scheme.granularity == "block" or step.weights == "minmax":
-            grid = choose_grid(*range_of(weight, scheme), scheme)
-            if scheme.granularity == "block":
-                grid = Grid(block_scales(grid), grid.zero_point, scheme)
-            return grid
-        histogram = Histogram(scheme.axis if scheme.granularity == "axis" else None, self._name(site.weight))
-        options = {"percentile": {"p": step.percentile}, "mse": {"p": step.p}}.get(step.weights, {})
-        return choose_grid(
-            *search_range(histogram.update(weight), step.weights, scheme, self.threads, **options), scheme
+        observer = self.calibrate.weights
+        grid = decide.weight_grid(
+            self.graph.tensors[site.weight].array,
+            scheme,
+            observer,
+            name=self._name(site.weight),
+            threads=self.threads,
+            **options_of(self.calibrate, OBSERVERS[observer]),
         )
+        return Grid(block_scales(grid), grid.zero_point, scheme) if scheme.granularity == "block" else grid
 
-    def _observe(
-        self, rounded: Sequence[Site]
-    ) -> tuple[dict[int, Histogram], dict[int, Gram | ConvGram], dict[int, Gram | ConvGram]]:
-        """Histograms of the activations; moments of the layers' inputs, by weight, seen and held out."""
-        floats = [tensor for tensor in self.graph.activations() if tensor.dtype == "float32"]
-        histograms = {tensor.index: Histogram(name=tensor.name) for tensor in floats if self.static}
+    def _observe(self, rounded: Sequence[Site]) -> tuple[_Observed, dict[int, Moments], dict[int, Moments]]:
+        """Statistics of the activations; moments of the layers' inputs, by weight, seen and held out."""
+        floats = [tensor for tensor in self.graph.activations() if tensor.dtype == "float32" and self.static]
+        histograms = {tensor.index: Histogram(name=tensor.name) for tensor in floats}
+        observed = _Observed(histograms, dict(histograms))
+        observer = OBSERVERS.get(self.calibrate.activations)
+        if observer is not None and observer.statistics is not Histogram:
+            options = options_of(self.calibrate, observer)
+            observed.around = {tensor.index: observer.statistics(name=tensor.name, **options) for tensor in floats}
         moments = [{site.weight: m for site in rounded if (m := moments_of(site, self.graph))} for _ in range(2)]
         inputs = {site.weight: site for site in rounded}
         indices = {*histograms, *(site.input for site in rounded)}
-        for samples, own in zip((self.calibration, self.held_out), moments, strict=True):
+        for samples, grams in zip((self.calibration, self.held_out), moments, strict=True):
             labels = iter(samples.labels)
             for feed in self.over(samples, "observe", len(samples)):
                 label = next(labels)
                 self.runner.run(feed)
-                seen = self.runner.observe(indices if samples is self.calibration else [inputs[w].input for w in own])
+                seen = self.runner.observe(indices if samples is self.calibration else [inputs[w].input for w in grams])
                 if samples is self.calibration:
                     for index, histogram in histograms.items():
                         histogram.update(seen[index], sample=label, threads=self.threads)
-                for weight, gram in own.items():
+                        if observed.around[index] is not histogram:
+                            observed.around[index].update(seen[index], sample=label, threads=self.threads)
+                for weight, gram in grams.items():
                     gram.update(input_rows(inputs[weight], seen[inputs[weight].input]), label, self.threads)
-        return histograms, moments[0], moments[1]
+        return observed, moments[0], moments[1]
 
-    def _codes(
-        self, site: Site, grid: Grid, seen: Mapping[int, Gram | ConvGram], held: Mapping[int, Gram | ConvGram]
-    ) -> Codes:
-        weight = self.graph.tensors[site.weight].array
-        method = self.round.method
-        if method == "nearest" or site.weight not in seen:
+    def _codes(self, site: Site, grid: Grid, seen: Mapping[int, Moments], held: Mapping[int, Moments]) -> Codes:
+        weight, method = self.graph.tensors[site.weight].array, self.round.method
+        if site.weight not in seen or not METHODS[method].uses_moments:
             return to_codes(weight, grid, self.threads)
         rows_axis = 1 if grid.scheme.granularity == "block" else 0
-        own = grid if grid.scheme.axis is None else replace(grid, scheme=grid.scheme.at(rows_axis))
-        given: dict[str, Any] = {"threads": self.threads}
-        gram, rows = seen[site.weight].matrix(self.corrects), to_rows(site, weight)
-        if method == "best":
-            codes, _ = rounding.round_best(rows, gram, own, held_out=held[site.weight].matrix(self.corrects), **given)
-        elif method == "adaround":
-            codes = rounding.adaround(rows, gram, own, iterations=self.round.iterations, **given)
-        else:
-            codes = (rounding.gptq if method == "gptq" else rounding.descend)(rows, gram, own, **given)
+        codes, _ = decide.codes_of(
+            to_rows(site, weight),
+            grid if grid.scheme.axis is None else replace(grid, scheme=grid.scheme.at(rows_axis)),
+            method,
+            seen[site.weight].matrix(self.corrects),
+            held_out=held[site.weight].matrix(self.corrects),
+            threads=self.threads,
+            **options_of(self.round, METHODS[method]),
+        )
         return from_rows(site, codes)
 
-    def _activations(
-        self, histograms: Mapping[int, Histogram], method: str, options: Mapping[str, float]
-    ) -> dict[str, Grid]:
-        """Around the layers by `method`; elsewhere, where one value may decide (a variance), what was seen."""
+    def _activations(self, observed: _Observed, observer: str, options: Mapping[str, float]) -> dict[str, Grid]:
+        """Around the layers by `observer`; elsewhere, where one value may decide (a variance), what was seen."""
         around = {index for site in self.sites for index in (site.input, site.output)}
         around |= {i for op in self.graph.operators if op.type in ("ADD", "GELU") for i in (*op.inputs, *op.outputs)}
-        found: dict[str, Grid] = {}
-        for index, histogram in histograms.items():
+        grids: dict[str, Grid] = {}
+        for index, histogram in observed.histograms.items():
             name = self._name(index)
             scheme = self.recipe.activation_scheme(name)
             if scheme is None:
                 continue
-            near = index in around
-            chosen = (method, options) if near else ("minmax", {})
-            lo, hi = search_range(histogram, chosen[0], scheme, self.threads, **chosen[1])
-            found[name] = choose_grid(lo, hi, scheme)
-        return tie(self.runner.model, found)
+            if index in around:
+                bounds = decide.activation_range(observed.around[index], scheme, observer, self.threads, **options)
+            else:
+                bounds = decide.activation_range(histogram, scheme, "minmax", self.threads)
+            grids[name] = decide.activation_grid(*bounds, scheme)
+        return tie(self.runner.model, grids)
 
     def _biases(
         self,
@@ -325,23 +336,24 @@ class _Work:
         weights: Mapping[int, Grid],
         codes: Mapping[int, Codes],
         activations: Mapping[str, Grid],
-        seen: Mapping[int, Gram | ConvGram],
+        seen: Mapping[int, Moments],
     ) -> dict[str, tuple[Grid, Codes]]:
         """int32 at input scale x weight scale; with what takes away the mean error of the rounded weight."""
-        found = {}
+        biases = {}
         for site in layers:
-            given, grid = activations.get(self._name(site.input)), weights[site.weight]
-            if site.bias is None or given is None or grid.scheme.granularity == "block":
+            if site.bias is None:
                 continue
-            real = self.graph.tensors[site.bias].array
+            real, weight = self.graph.tensors[site.bias].array, weights[site.weight]
+            grid = decide.bias_grid(weight, activations.get(self._name(site.input)), real.size)
+            if grid is None:
+                continue
             if self.corrects and site.weight in seen:
-                lost = to_rows(site, self.graph.tensors[site.weight].array - dequantize(codes[site.weight], grid))
+                lost = to_rows(site, self.graph.tensors[site.weight].array - dequantize(codes[site.weight], weight))
                 mean = np.atleast_2d(seen[site.weight].mean)
                 flat = lost.reshape(len(mean), -1, mean.shape[1])
                 real = real + np.einsum("grf,gf->gr", flat, mean).reshape(-1).astype(np.float32)
-            own = accumulator_grid(grid, given, real.size)
-            found[self._name(site.bias)] = (own, to_codes(real, own))
-        return found
+            biases[self._name(site.bias)] = (grid, to_codes(real, grid))
+        return biases
 
     def _error(self, plan: Plan) -> float:
         """Of the outputs, relative to their power, as the preset "cpu" gives them on the held-out samples."""

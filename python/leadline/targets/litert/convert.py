@@ -19,7 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline.affine import accumulator_grid, choose_grid, dequantize, range_of
+from leadline import decide
+from leadline.affine import dequantize
 from leadline.affine import quantize as to_codes
 from leadline.data import Samples
 from leadline.export.widths import without_wide
@@ -231,7 +232,7 @@ def _weight(layer: Layer, graph: Graph, quantized: Quantized, site: Site) -> tup
         held = Grid(block_scales(grid), grid.zero_point, grid.scheme)
         return (held, to_codes(weight, grid) if codes is None else codes), []
     scheme = Scheme(8, True, True, "axis", layer.axis, narrow=True)
-    whole = choose_grid(*range_of(weight, scheme), scheme)
+    whole = decide.weight_grid(weight, scheme)
     note = f"{layer.name}: blocks of {grid.scheme.block_size} have no kernel, one scale per channel and 8 bits instead"
     return (channel_grid(whole, site.axis), to_tflite(layer, to_codes(weight, whole))), [note]
 
@@ -246,15 +247,16 @@ def _bias(
     weight: Grid,
 ) -> dict[str, tuple[Grid, Codes]]:
     """The bias at input scale x weight scale, of which a kernel's rule may have changed the first."""
-    given = activations.get(model.main.tensors[site.input].name)
-    if site.bias is None or layer.bias is None or given is None or weight.scheme.granularity == "block":
+    if site.bias is None or layer.bias is None:
         return {}
-    own, real = quantized.grids.get(layer.bias), graph.weights[layer.bias]
-    grid = accumulator_grid(weight, given, real.size)
-    if own is not None and layer.bias in quantized.codes:
-        if np.array_equal(own.scale, grid.scale):
+    chosen, real = quantized.grids.get(layer.bias), graph.weights[layer.bias]
+    grid = decide.bias_grid(weight, activations.get(model.main.tensors[site.input].name), real.size)
+    if grid is None:
+        return {}
+    if chosen is not None and layer.bias in quantized.codes:
+        if np.array_equal(chosen.scale, grid.scale):
             return {model.main.tensors[site.bias].name: (grid, quantized.codes[layer.bias])}
-        real = dequantize(quantized.codes[layer.bias], own)
+        real = dequantize(quantized.codes[layer.bias], chosen)
     return {model.main.tensors[site.bias].name: (grid, to_codes(real, grid))}
 
 
