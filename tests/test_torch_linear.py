@@ -302,6 +302,7 @@ def test_a_transformer_at_w4a4():
         "gated": {"clip": False},
         "clip": {},
         "best": {"rounding": "best", "smooth": (0.3, 0.5, 0.7)},
+        "adaround": {"rounding": "adaround"},
     }.items():
         made = copy.deepcopy(model)
         report = quantize_linears(made, data, pattern="blocks.*", **options)
@@ -526,7 +527,7 @@ def test_refused_calibrations():
     refusal("bits_activations must be an integer from 2 to 16", "4.0", bits_activations=4.0)
     refusal("smooth must lie in [0, 1]", "1.5", smooth=1.5)
     refusal("smooth must lie in [0, 1]", "(0.5, True)", smooth=(0.5, True))
-    refusal("rounding must be 'nearest' or 'best'", "'adaround'", rounding="adaround")
+    refusal("rounding must be one of nearest, descent, gptq, adaround, best", "'up'", rounding="up")
     refusal("momentum must lie in [0, 1)", "1.0", momentum=1.0)
     refusal("pattern must match an nn.Linear", "'encoder.*'", pattern="encoder.*")
     refusal("data must be an iterable of batches", "a Tensor", model, data[0])
