@@ -201,7 +201,7 @@ def test_without_moments_codes_are_the_nearest_ones(weight):
 
 def test_an_unknown_method_is_refused():
     weight = np.ones((2, 2), np.float32)
-    with pytest.raises(InputError, match="method must be one of nearest, .*, best"):
+    with pytest.raises(InputError, match=r"method must be one of nearest, .*, best"):
         decide.codes_of(weight, decide.weight_grid(weight, ROWS), "up")
 
 
