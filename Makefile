@@ -1,6 +1,6 @@
 # make demo        a small depth network on rendered scenes: recipes compared, with a report in demo/; no download
 # make test        the tests                      make check     ruff, mypy, import-linter
-# make test-cpp    the C++ tests under ASan/UBSan  make notebooks  execute them on small data
+# make test-cpp    the C++ tests and library      make notebooks  execute them on small data
 # make test-full   the tests with aimet-onnx, PyTorch, litert-torch, ExecuTorch and Ray (environments of their own, 8 GB)
 # make bench       every benchmark                make clean
 #
@@ -88,11 +88,17 @@ check: $(VENV)/.tests
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+CMAKE = $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
+
 test-cpp: $(VENV)/.cpp
-	@$(BIN)/cmake -S . -B build/asan -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DLEADLINE_TESTS=ON \
-		-DPython_EXECUTABLE=$(abspath $(BIN)/python)
-	@$(BIN)/cmake --build build/asan
-	@$(BIN)/ctest --test-dir build/asan --output-on-failure
+	@$(CMAKE) -S . -B build/cpp -DLEADLINE_TESTS=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	@$(BIN)/cmake --build build/cpp
+	@$(BIN)/ctest --test-dir build/cpp --output-on-failure
+	@rm -rf build/prefix
+	@$(BIN)/cmake --install build/cpp --prefix build/prefix
+	@$(CMAKE) -S examples/cpp -B build/example -DCMAKE_PREFIX_PATH=$(abspath build/prefix)
+	@$(BIN)/cmake --build build/example
+	@build/example/round_layer
 
 notebooks: $(VENV)/.tests
 	@LEADLINE_FAST=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=300 notebooks

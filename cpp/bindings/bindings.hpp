@@ -6,6 +6,7 @@
 #include <span>
 #include <utility>
 
+#include "leadline/error.hpp"
 #include "leadline/layout.hpp"
 
 namespace leadline::bindings {

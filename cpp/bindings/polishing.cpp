@@ -1,7 +1,8 @@
 #include "leadline/polishing.hpp"
 
+#include <vector>
+
 #include "bindings.hpp"
-#include "leadline/parallel.hpp"
 
 namespace leadline::bindings {
 namespace {
@@ -20,10 +21,6 @@ void bind_pass(py::module_& module, const char* name, Call call) {
         },
         py::arg("x").noconvert(), py::arg("layout"), py::arg("omega").noconvert(), py::arg("out").noconvert(),
         py::arg("threads"));
-}
-
-void check_channels(const Histogram& histogram, std::size_t size) {
-    require(size == histogram.channels.size(), "polishing", "there must be one entry a channel", std::to_string(size));
 }
 
 }  // namespace
@@ -51,13 +48,7 @@ void bind_polishing(py::module_& module) {
             const auto bends = read(omega), scales = read(scale);
             const auto zeros = read(zero);
             const auto out = write(error);
-            for (const std::size_t size : {bends.size(), scales.size(), zeros.size(), out.size()})
-                check_channels(histogram, size);
-            released([&] {
-                parallel_for(static_cast<std::int64_t>(out.size()), threads, [&](std::int64_t c, int) {
-                    out[c] = polishing::error(histogram.channels[c], bends[c], {scales[c], zeros[c]}, scheme);
-                });
-            });
+            released([&] { polishing::error(histogram, bends, scales, zeros, scheme, out, threads); });
         },
         py::arg("histogram"), py::arg("scheme"), py::arg("omega").noconvert(), py::arg("scale").noconvert(),
         py::arg("zero_point").noconvert(), py::arg("error").noconvert(), py::arg("threads"));
@@ -72,15 +63,14 @@ void bind_polishing(py::module_& module) {
             const auto omegas = write(omega), low = write(lo), high = write(hi);
             const auto errors = write(error);
             const auto kinds = write(kind);
+            std::vector<polishing::Choice> choices(histogram.channels.size());
             for (const std::size_t size : {omegas.size(), low.size(), high.size(), errors.size(), kinds.size()})
-                check_channels(histogram, size);
-            released([&] {
-                parallel_for(static_cast<std::int64_t>(omegas.size()), threads, [&](std::int64_t c, int) {
-                    const auto found = polishing::choose(histogram.channels[c], scheme, tried, affine);
-                    omegas[c] = found.omega, low[c] = found.lo, high[c] = found.hi, errors[c] = found.error;
-                    kinds[c] = static_cast<std::int8_t>(found.kind);
-                });
-            });
+                require(size == choices.size(), "polishing", "there must be one entry a channel", std::to_string(size));
+            released([&] { polishing::choose(histogram, scheme, tried, affine, choices, threads); });
+            for (std::size_t c = 0; c < choices.size(); ++c) {
+                omegas[c] = choices[c].omega, low[c] = choices[c].lo, high[c] = choices[c].hi;
+                errors[c] = choices[c].error, kinds[c] = static_cast<std::int8_t>(choices[c].kind);
+            }
         },
         py::arg("histogram"), py::arg("scheme"), py::arg("bends").noconvert(), py::arg("affine"),
         py::arg("omega").noconvert(), py::arg("lo").noconvert(), py::arg("hi").noconvert(),

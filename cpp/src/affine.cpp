@@ -5,8 +5,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "leadline/lanes.hpp"
-#include "leadline/parallel.hpp"
+#include "lanes.hpp"
+#include "parallel.hpp"
 #include "passes.hpp"
 
 namespace leadline::affine {

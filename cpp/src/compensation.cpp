@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "leadline/error.hpp"
-#include "leadline/parallel.hpp"
+#include "parallel.hpp"
 
 namespace leadline::compensation {
 namespace {

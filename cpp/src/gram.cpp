@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "leadline/error.hpp"
-#include "leadline/parallel.hpp"
+#include "parallel.hpp"
 
 namespace leadline::gram {
 namespace {

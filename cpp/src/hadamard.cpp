@@ -6,9 +6,9 @@
 #include <type_traits>
 
 #include "leadline/error.hpp"
-#include "leadline/lanes.hpp"
-#include "leadline/parallel.hpp"
-#include "leadline/wide.hpp"
+#include "lanes.hpp"
+#include "parallel.hpp"
+#include "wide.hpp"
 
 namespace leadline::hadamard {
 namespace {

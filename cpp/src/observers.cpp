@@ -6,7 +6,7 @@
 #include <memory>
 #include <utility>
 
-#include "leadline/parallel.hpp"
+#include "parallel.hpp"
 
 namespace leadline::observers {
 namespace {

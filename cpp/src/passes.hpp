@@ -5,9 +5,9 @@
 #include <vector>
 
 #include "leadline/affine.hpp"
-#include "leadline/lanes.hpp"
+#include "lanes.hpp"
 #include "leadline/layout.hpp"
-#include "leadline/parallel.hpp"
+#include "parallel.hpp"
 
 // How elementwise passes with parameters per channel walk an array of any layout.
 namespace leadline {

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "leadline/parallel.hpp"
+#include "parallel.hpp"
 #include "leadline/search.hpp"
 #include "passes.hpp"
 
@@ -267,6 +267,11 @@ float percentile_of(const observers::Channel& channel, const observers::Segments
     return std::bit_cast<float>(high);
 }
 
+void require_channels(const observers::Histogram& histogram, std::size_t entries) {
+    require(entries == histogram.channels.size(), "polishing", "there must be one entry a channel",
+            std::to_string(entries));
+}
+
 }  // namespace
 
 double error(const observers::Channel& channel, float omega, const affine::Grid& grid, const affine::Scheme& scheme) {
@@ -301,6 +306,23 @@ Choice choose(const observers::Channel& channel, const affine::Scheme& scheme, s
         attempt(omega, polished(lo, omega), polished(hi, omega), Kind::polish);
     }
     return best;
+}
+
+void error(const observers::Histogram& histogram, std::span<const float> omega, std::span<const float> scale,
+           std::span<const std::int32_t> zero_point, const affine::Scheme& scheme, std::span<double> out, int threads) {
+    for (const std::size_t size : {omega.size(), scale.size(), zero_point.size(), out.size()})
+        require_channels(histogram, size);
+    parallel_for(static_cast<std::int64_t>(out.size()), threads, [&](std::int64_t c, int) {
+        out[c] = error(histogram.channels[c], omega[c], {scale[c], zero_point[c]}, scheme);
+    });
+}
+
+void choose(const observers::Histogram& histogram, const affine::Scheme& scheme, std::span<const Bend> bends,
+            bool affine, std::span<Choice> out, int threads) {
+    require_channels(histogram, out.size());
+    parallel_for(static_cast<std::int64_t>(out.size()), threads, [&](std::int64_t c, int) {
+        out[c] = choose(histogram.channels[c], scheme, bends, affine);
+    });
 }
 
 }  // namespace leadline::polishing

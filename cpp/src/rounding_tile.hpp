@@ -7,7 +7,7 @@
 
 #include "leadline/affine.hpp"
 #include "leadline/error.hpp"
-#include "leadline/parallel.hpp"
+#include "parallel.hpp"
 #include "leadline/rounding.hpp"
 
 // What the solvers share: tiles of rows of one group, and the Gram as they read it.
@@ -66,7 +66,7 @@ inline Bounds bounds(const Problem& p, std::int64_t row, std::int64_t feature, b
 // What a weight with this code dequantises to, less what is wanted.
 inline double difference(const Problem& p, std::int64_t row, std::int64_t feature, std::int64_t code) {
     const std::int64_t at = cell(p, row, feature);
-    return static_cast<double>(p.scale[at]) * (code - p.zero_point[at]) - p.weight[row * p.features + feature];
+    return static_cast<double>(p.scale[at]) * static_cast<double>(code - p.zero_point[at]) - p.weight[row * p.features + feature];
 }
 
 // A move must gain: half a step is a tie, and float noise must not make codes swing for ever.

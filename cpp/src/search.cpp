@@ -4,7 +4,7 @@
 #include <array>
 #include <utility>
 
-#include "leadline/parallel.hpp"
+#include "parallel.hpp"
 
 namespace leadline::observers {
 
@@ -129,7 +129,8 @@ Density::Below Density::below(double x) const {
 // the cell where P is not empty, without the mass beyond the grid, normalised.
 double entropy_cost(const Density& p, const affine::Grid& grid, const affine::Scheme& scheme) {
     const double step = static_cast<double>(grid.scale), strip = step / 16.0;
-    const double lowest = scheme.qmin - grid.zero_point, highest = scheme.qmax - grid.zero_point;
+    const auto lowest = static_cast<double>(scheme.qmin - grid.zero_point);
+    const auto highest = static_cast<double>(scheme.qmax - grid.zero_point);
     const Density::Below left = p.below((lowest - 0.5) * step);
     double divergence = 0.0, edge_density[2] = {0.0, 0.0};
     Density::Below from = left;

@@ -18,7 +18,7 @@
 #include "leadline/gram.hpp"
 #include "leadline/hadamard.hpp"
 #include "leadline/observers.hpp"
-#include "leadline/parallel.hpp"
+#include "parallel.hpp"
 #include "leadline/rounding.hpp"
 #include "leadline/search.hpp"
 

@@ -43,9 +43,15 @@ struct Bend {
 // Sum over the channel's elements of the squared error of fake_quantize, predicted on its histogram.
 double error(const observers::Channel& channel, float omega, const affine::Grid& grid, const affine::Scheme& scheme);
 
+// The same for every channel of a histogram: the spans have one entry a channel.
+void error(const observers::Histogram& histogram, std::span<const float> omega, std::span<const float> scale,
+           std::span<const std::int32_t> zero_point, const affine::Scheme& scheme, std::span<double> out, int threads);
+
 // The bend of least predicted error or, where `affine` allows it, no bend: the observed range (none) or that of least
 // squared error (clip). Without nonzero elements: none.
 Choice choose(const observers::Channel& channel, const affine::Scheme& scheme, std::span<const Bend> bends,
               bool affine);
+void choose(const observers::Histogram& histogram, const affine::Scheme& scheme, std::span<const Bend> bends,
+            bool affine, std::span<Choice> out, int threads);
 
 }  // namespace leadline::polishing

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "leadline/lanes.hpp"
+#include "lanes.hpp"
 
 // Registers of floats or doubles, and what happens among the lanes of one or of a square of them.
 namespace leadline::wide {
