@@ -33,7 +33,7 @@ void bind_hadamard(py::module_& module) {
                  require(blocks > 0 && doublings >= 0 && doublings <= 30, "hadamard", "a plan must have a size",
                          std::to_string(blocks) + " blocks");
                  Plan made;
-                 made.blocks = blocks, made.doublings = doublings;
+                 made.copies = blocks, made.doublings = doublings;
                  return made;
              }),
              py::arg("blocks"), py::arg("doublings"));

@@ -1,7 +1,7 @@
 #include <cmath>
 #include <numbers>
 
-#include "rounding_tile.hpp"
+#include "rounding_problem.hpp"
 
 namespace leadline::rounding {
 namespace {
@@ -18,7 +18,7 @@ constexpr std::int64_t soft_rows = 64;
 using Plane = Eigen::Array<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
 // The rows of a tile that are not settled, in the first `count` rows of each plane.
-struct Rows {
+struct OpenRows {
     Plane v, h, power, mean, square, floor, span;  // floor: dequantised lower neighbour minus wanted; span: to the upper one
     MatrixF difference, product, response;
     std::vector<std::int64_t> row;
@@ -48,7 +48,7 @@ double beta_at(const AdaRound& options, std::int64_t iteration) {
 }
 
 // A step of Adam. Branches are choices of a value, so that the loop vectorises.
-void descend_row(Rows& rows, std::int64_t r, std::int64_t features, float regular, float mean_gain, float square_gain,
+void step_row(OpenRows& rows, std::int64_t r, std::int64_t features, float regular, float mean_gain, float square_gain,
                  float rate) {
     const float *h = &rows.h(r, 0), *power = &rows.power(r, 0), *span = &rows.span(r, 0), *product = &rows.product(r, 0);
     float *v = &rows.v(r, 0), *mean = &rows.mean(r, 0), *square = &rows.square(r, 0);
@@ -65,7 +65,7 @@ void descend_row(Rows& rows, std::int64_t r, std::int64_t features, float regula
 }
 
 // Half the gradient of the rows' error by their weights: through the Gram, or through samples and the activation.
-void influence(Rows& rows, const Problem& p, std::int64_t group, const MatrixF& gram, const Clipped* clipped) {
+void influence(OpenRows& rows, const Problem& p, std::int64_t group, const MatrixF& gram, const Clipped* clipped) {
     if (clipped == nullptr) {
         rows.product.noalias() = rows.difference * gram;
         return;
@@ -91,14 +91,14 @@ void influence(Rows& rows, const Problem& p, std::int64_t group, const MatrixF& 
 
 void adaround(const Problem& p, const AdaRound& options, std::span<std::int32_t> codes, int threads,
               const Clipped* clipped) {
-    check(p, static_cast<std::int64_t>(codes.size()));
+    require_fit(p, static_cast<std::int64_t>(codes.size()));
     if (clipped != nullptr) {
         const auto count = static_cast<std::size_t>(std::max<std::int64_t>(clipped->count, 0));
         require(count > 0 && clipped->inputs.size() == count * static_cast<std::size_t>(p.groups * p.features) &&
                     clipped->outputs.size() == count * static_cast<std::size_t>(p.rows),
                 "adaround", "samples must fit the weight", std::to_string(clipped->count) + " samples");
     }
-    const Tiles tiles(p, soft_rows);
+    const RowTiles tiles(p.rows, p.groups, soft_rows);
     std::vector<MatrixF> grams(static_cast<std::size_t>(p.groups));
     std::vector<std::int64_t> order(static_cast<std::size_t>(p.features));
     for (std::int64_t i = 0; i < p.features; ++i) order[i] = i;
@@ -107,14 +107,14 @@ void adaround(const Problem& p, const AdaRound& options, std::span<std::int32_t>
     parallel_for(tiles.count(), threads, [&](std::int64_t task, int) {
         const auto tile = tiles.at(task);
         const MatrixF& gram = grams[tile.group];
-        thread_local Rows rows;
+        thread_local OpenRows rows;
         rows.resize(tile.rows, p.features);
         rows.mean.setZero(), rows.square.setZero(), rows.power.setZero();
         rows.difference.resize(tile.rows, p.features);
         for (std::int64_t r = 0; r < tile.rows; ++r) {
             const std::int64_t row = rows.row[r] = tile.first + r;
             for (std::int64_t j = 0; j < p.features; ++j) {
-                const std::int64_t i = row * p.features + j, at = cell(p, row, j);
+                const std::int64_t i = row * p.features + j, at = grid_at(p, row, j);
                 const Bounds around = bounds(p, row, j, true);
                 const float scale = p.scale[at], lower = scale * static_cast<float>(around.low - p.zero_point[at]);
                 rows.floor(r, j) = lower - p.weight[i];
@@ -158,7 +158,7 @@ void adaround(const Problem& p, const AdaRound& options, std::span<std::int32_t>
             // |2 h - 1|^(beta - 1), of the regulariser's derivative.
             if (regular) rows.power.topRows(n) = ((2.0f * h - 1.0f).abs().max(1e-3f).log() * (beta - 1.0f)).exp();
             for (std::int64_t r = 0; r < n; ++r)
-                descend_row(rows, r, p.features, regular ? 2.0f * beta * rows.weight[r] : 0.0f, 1.0f / (1.0f - mean_left),
+                step_row(rows, r, p.features, regular ? 2.0f * beta * rows.weight[r] : 0.0f, 1.0f / (1.0f - mean_left),
                             1.0f / (1.0f - square_left), static_cast<float>(options.rate));
             if (iteration > warm && iteration % 20 == 0)
                 for (std::int64_t r = n; r-- > 0;) {

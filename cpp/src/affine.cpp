@@ -5,9 +5,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "lanes.hpp"
 #include "parallel.hpp"
 #include "passes.hpp"
+#include "simd.hpp"
 
 namespace leadline::affine {
 namespace {
@@ -17,7 +17,7 @@ struct SameZero {
     std::int32_t operator[](std::int64_t) const { return value; }
 };
 
-// The runs return whether there was no NaN.
+// What is done to a run, whose elements share their parameters or have their own. Returns whether there was no NaN.
 template <class Code, class Parameter>
 bool quantize_run(const float* x, std::int64_t n, Parameter scale, Parameter lowest, Parameter highest, Parameter zero,
                   Code* codes) {
@@ -32,13 +32,13 @@ bool quantize_run(const float* x, std::int64_t n, Parameter scale, Parameter low
 
 template <class Code, class Zero, class Parameter>
 void dequantize_run(const Code* codes, std::int64_t n, Parameter scale, Zero zero, float* x) {
-    using Wide = std::conditional_t<sizeof(Code) < 4, std::int32_t, std::int64_t>;
+    using Integer = std::conditional_t<sizeof(Code) < 4, std::int32_t, std::int64_t>;
     for (std::int64_t i = 0; i < n; ++i)
-        x[i] = static_cast<float>(static_cast<Wide>(codes[i]) - static_cast<Wide>(zero[i])) * scale[i];
+        x[i] = static_cast<float>(static_cast<Integer>(codes[i]) - static_cast<Integer>(zero[i])) * scale[i];
 }
 
 // 32-bit codes do not fit float's 24 bits: these go through double.
-std::int64_t wide_step(float x, float scale, std::int64_t zero, const Scheme& scheme) {
+std::int64_t double_step(float x, float scale, std::int64_t zero, const Scheme& scheme) {
     const double step = round_even(static_cast<double>(x) / static_cast<double>(scale));
     const auto lowest = static_cast<double>(scheme.qmin - zero), highest = static_cast<double>(scheme.qmax - zero);
     return static_cast<std::int64_t>(step > lowest ? (step < highest ? step : highest) : lowest);
@@ -58,7 +58,7 @@ void choose(std::span<const double> lo, std::span<const double> hi, const Scheme
 
 namespace {
 
-struct Range {
+struct Extremes {
     float lo = std::numeric_limits<float>::infinity();
     float hi = -std::numeric_limits<float>::infinity();
     void take(float x) {
@@ -66,35 +66,37 @@ struct Range {
         hi = x > hi ? x : hi;
     }
     // Not take(other.lo), take(other.hi): a range that saw nothing must stay out.
-    void merge(const Range& other) {
+    void merge(const Extremes& other) {
         lo = other.lo < lo ? other.lo : lo;
         hi = other.hi > hi ? other.hi : hi;
     }
 };
 
 // Four independent pairs of accumulators keep the loop at the speed of memory.
-void range_run(const float* x, std::int64_t n, Range& range, lanes::I& nan) {
-    using namespace lanes;
+void range_run(const float* x, std::int64_t n, Extremes& range, simd::Wide<std::int32_t>& nan) {
+    using simd::min, simd::max, simd::reduce;
+    using Floats = simd::Wide<float>;
+    constexpr int lanes = simd::wide_lanes<float>;
     std::int64_t i = 0;
-    if (n >= width) {
-        F lo[4], hi[4];
-        lo[0] = hi[0] = load(x);
+    if (n >= lanes) {
+        Floats lo[4], hi[4];
+        lo[0] = hi[0] = simd::load<Floats>(x);
         for (int k = 1; k < 4; ++k) lo[k] = hi[k] = lo[0];
-        for (; i + 4 * width <= n; i += 4 * width) {
+        for (; i + 4 * lanes <= n; i += 4 * lanes) {
 #pragma GCC unroll 4
             for (int k = 0; k < 4; ++k) {
-                const F v = load(x + i + k * width);
+                const auto v = simd::load<Floats>(x + i + k * lanes);
                 lo[k] = min(v, lo[k]), hi[k] = max(v, hi[k]);
                 nan |= v != v;
             }
         }
-        for (; i + width <= n; i += width) {
-            const F v = load(x + i);
+        for (; i + lanes <= n; i += lanes) {
+            const auto v = simd::load<Floats>(x + i);
             lo[0] = min(v, lo[0]), hi[0] = max(v, hi[0]);
             nan |= v != v;
         }
-        range.take(reduce(min(min(lo[0], lo[1]), min(lo[2], lo[3])), min));
-        range.take(reduce(max(max(hi[0], hi[1]), max(hi[2], hi[3])), max));
+        range.take(reduce(min(min(lo[0], lo[1]), min(lo[2], lo[3])), min<Floats>));
+        range.take(reduce(max(max(hi[0], hi[1]), max(hi[2], hi[3])), max<Floats>));
     }
     for (; i < n; ++i) {
         nan[0] |= -(x[i] != x[i]);
@@ -122,30 +124,30 @@ bool range(std::span<const float> x, const Layout& layout, std::span<float> lo, 
     const std::int64_t period = alternating ? period_of(layout) : layout.channels;
     const auto workers = static_cast<std::size_t>(worker_count(chunk_count(size, chunk_elements), threads));
     // Minimum and maximum do not depend on the order: each worker keeps its own, and they are merged at the end.
-    std::vector<Range> found(workers * static_cast<std::size_t>(alternating ? 0 : period));
-    std::vector<float> low(alternating ? workers * static_cast<std::size_t>(period) : 0, Range().lo);
-    std::vector<float> high(low.size(), Range().hi);
+    std::vector<Extremes> ranges(workers * static_cast<std::size_t>(alternating ? 0 : period));
+    std::vector<float> low(alternating ? workers * static_cast<std::size_t>(period) : 0, Extremes().lo);
+    std::vector<float> high(low.size(), Extremes().hi);
     std::atomic<bool> finite = true;
     for_chunks(size, threads, [&](std::int64_t begin, std::int64_t end, int worker) {
         bool good = true;
-        lanes::I nan{};
+        simd::Wide<std::int32_t> nan{};
         if (alternating)
             for_periods(period, begin, end, [&](std::int64_t at, std::int64_t from, std::int64_t n) {
                 good &= range_alternating(&x[from], n, &low[worker * period + at], &high[worker * period + at]);
             });
         else
             for_runs(layout, begin, end, [&](std::int64_t channel, std::int64_t from, std::int64_t n) {
-                range_run(&x[from], n, found[worker * period + channel], nan);
+                range_run(&x[from], n, ranges[worker * period + channel], nan);
             });
-        if (!good || lanes::any(nan)) finite = false;
+        if (!good || simd::any(nan)) finite = false;
     });
-    std::vector<Range> merged(lo.size());
+    std::vector<Extremes> merged(lo.size());
     for (std::size_t i = 0; i < low.size(); ++i) {
-        Range& into = merged[i % period / layout.inner % layout.channels];
+        Extremes& into = merged[i % period / layout.inner % layout.channels];
         into.merge({low[i], high[i]});
     }
-    for (std::size_t i = 0; i < found.size(); ++i)
-        merged[i % period].merge(found[i]);
+    for (std::size_t i = 0; i < ranges.size(); ++i)
+        merged[i % period].merge(ranges[i]);
     for (std::size_t c = 0; c < merged.size(); ++c) {
         const bool empty = size == 0 || merged[c].lo > merged[c].hi;
         lo[c] = empty ? 0.0f : merged[c].lo + 0.0f;  // one zero, whatever the order of -0.0 and 0.0
@@ -165,25 +167,27 @@ bool quantize(std::span<const float> x, const Layout& layout, std::span<const fl
     if (size == 0) return true;
     std::atomic<bool> clean = true;
     const bool alternating = sizeof(Code) < 4 && alternates(layout);
-    const Parameters of(alternating ? layout : Layout{1, 1, 1}, scale, zero_point, scheme);
+    const Parameters periodic(alternating ? layout : Layout{1, 1, 1}, scale, zero_point, scheme);
     for_chunks(size, threads, [&](std::int64_t begin, std::int64_t end, int) {
         bool good = true;
         if (alternating)
-            for_periods(static_cast<std::int64_t>(of.scale.size()), begin, end,
+            for_periods(static_cast<std::int64_t>(periodic.scale.size()), begin, end,
                         [&](std::int64_t at, std::int64_t from, std::int64_t n) {
-                            good &= quantize_run<Code, const float*>(&x[from], n, &of.scale[at], &of.lowest[at],
-                                                                     &of.highest[at], &of.zero[at], &codes[from]);
+                            good &= quantize_run<Code, const float*>(
+                                &x[from], n, &periodic.scale[at], &periodic.lowest[at], &periodic.highest[at],
+                                &periodic.zero[at], &codes[from]);
                         });
         else
             for_runs(layout, begin, end, [&](std::int64_t c, std::int64_t from, std::int64_t n) {
                 if constexpr (sizeof(Code) < 4) {
-                    const Steps to({scale[c], zero_point[c]}, scheme);
-                    good &= quantize_run<Code, Same>(&x[from], n, {to.scale}, {to.lowest}, {to.highest},
+                    const Steps steps({scale[c], zero_point[c]}, scheme);
+                    good &= quantize_run<Code, Same>(&x[from], n, {steps.scale}, {steps.lowest}, {steps.highest},
                                                      {static_cast<float>(zero_point[c])}, &codes[from]);
                 } else {
                     for (std::int64_t i = from; i < from + n; ++i) {
                         good &= !std::isnan(x[i]);
-                        codes[i] = static_cast<Code>(wide_step(x[i], scale[c], zero_point[c], scheme) + zero_point[c]);
+                        const std::int64_t step = double_step(x[i], scale[c], zero_point[c], scheme);
+                        codes[i] = static_cast<Code>(step + zero_point[c]);
                     }
                 }
             });
@@ -230,29 +234,31 @@ bool fake_quantize(std::span<const float> x, const Layout& layout, std::span<con
             std::to_string(out.size()));
     if (size == 0) return true;
     std::atomic<bool> clean = true;
-    const bool wide = scheme.qmax > (std::int64_t{1} << 16);
-    const bool alternating = !wide && alternates(layout);
-    const Parameters of(alternating ? layout : Layout{1, 1, 1}, scale, zero_point, scheme);
+    const bool doubled = scheme.qmax > (std::int64_t{1} << 16);
+    const bool alternating = !doubled && alternates(layout);
+    const Parameters periodic(alternating ? layout : Layout{1, 1, 1}, scale, zero_point, scheme);
     for_chunks(size, threads, [&](std::int64_t begin, std::int64_t end, int) {
         bool good = true;
         Output output(out, out.data() == x.data());
         if (alternating)
-            for_periods(static_cast<std::int64_t>(of.scale.size()), begin, end,
+            for_periods(static_cast<std::int64_t>(periodic.scale.size()), begin, end,
                         [&](std::int64_t at, std::int64_t from, std::int64_t n) {
                             good &= output(from, n, [&](float* to) {
-                                return fake_run<const float*>(&x[from], n, &of.scale[at], &of.lowest[at],
-                                                              &of.highest[at], to);
+                                return fake_run<const float*>(&x[from], n, &periodic.scale[at], &periodic.lowest[at],
+                                                              &periodic.highest[at], to);
                             });
                         });
         else
             for_runs(layout, begin, end, [&](std::int64_t c, std::int64_t from, std::int64_t n) {
                 good &= output(from, n, [&](float* to) {
                     const Steps steps({scale[c], zero_point[c]}, scheme);
-                    if (!wide) return fake_run<Same>(&x[from], n, {steps.scale}, {steps.lowest}, {steps.highest}, to);
+                    if (!doubled)
+                        return fake_run<Same>(&x[from], n, {steps.scale}, {steps.lowest}, {steps.highest}, to);
                     bool fine = true;
                     for (std::int64_t i = 0; i < n; ++i) {
                         fine &= !std::isnan(x[from + i]);
-                        to[i] = static_cast<float>(wide_step(x[from + i], scale[c], zero_point[c], scheme)) * scale[c];
+                        const std::int64_t step = double_step(x[from + i], scale[c], zero_point[c], scheme);
+                        to[i] = static_cast<float>(step) * scale[c];
                     }
                     return fine;
                 });

@@ -12,8 +12,9 @@ namespace leadline::compensation {
 namespace {
 
 using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-using Given = Eigen::Map<const Matrix>;
+using MatrixView = Eigen::Map<const Matrix>;
 
+constexpr std::int64_t tile_rows = 32;  // of a task
 constexpr int attempts = 12;
 constexpr double negligible = 1e-10;
 
@@ -23,7 +24,7 @@ struct System {
     std::int64_t rank = 0;
 };
 
-System factorise(const Given& gram, double damping) {
+System factorise(const MatrixView& gram, double damping) {
     System system;
     const double mean = std::max(gram.diagonal().mean(), 1e-300);
     const Eigen::VectorXd pivots = Eigen::LDLT<Eigen::MatrixXd>(gram).vectorD();
@@ -52,16 +53,14 @@ Solution compensate(std::span<const float> weight, std::span<const double> cross
             std::to_string(rows) + " rows of " + std::to_string(features) + " features");
     std::vector<System> systems(static_cast<std::size_t>(groups));
     parallel_for(groups, threads, [&](std::int64_t group, int) {
-        systems[group] = factorise(Given(&gram[group * square], features, features), damping);
+        systems[group] = factorise(MatrixView(&gram[group * square], features, features), damping);
     });
-    constexpr std::int64_t tile = 32;
-    const std::int64_t per_group = rows / groups, tiles = chunk_count(per_group, tile);
-    parallel_for(groups * tiles, threads, [&](std::int64_t task, int) {
-        const std::int64_t group = task / tiles, inside = task % tiles * tile;
-        const std::int64_t first = group * per_group + inside, count = std::min(tile, per_group - inside);
+    const RowTiles tiles(rows, groups, tile_rows);
+    parallel_for(tiles.count(), threads, [&](std::int64_t task, int) {
+        const auto [group, first, count] = tiles.at(task);
         Matrix w(count, features);
         for (std::int64_t i = 0; i < count * features; ++i) w.data()[i] = weight[first * features + i];
-        const Given c(&cross[group * square], features, features), g(&gram[group * square], features, features);
+        const MatrixView c(&cross[group * square], features, features), g(&gram[group * square], features, features);
         // V - W = W (C - G) (G + lambda I)^-1: the system is symmetric, so its transpose is solved.
         const Eigen::MatrixXd error = ((c - g).transpose() * w.transpose());
         const Eigen::MatrixXd change = systems[group].cholesky.solve(error);

@@ -1,10 +1,10 @@
-#include "rounding_tile.hpp"
+#include "rounding_problem.hpp"
 
 namespace leadline::rounding {
 
 void descend_coupled(const Problem& p, const Descent& options, std::span<const double> fisher,
                      std::span<std::int32_t> codes) {
-    check(p, static_cast<std::int64_t>(codes.size()));
+    require_fit(p, static_cast<std::int64_t>(codes.size()));
     require(p.groups == 1, "descend", "a Fisher factor needs a layer of one group",
             std::to_string(p.groups) + " groups");
     require(static_cast<std::int64_t>(fisher.size()) == p.rows * p.rows, "descend", "fisher must be rows x rows",
@@ -21,11 +21,11 @@ void descend_coupled(const Problem& p, const Descent& options, std::span<const d
     for (std::int64_t sweep = 0; sweep < options.sweeps; ++sweep) {
         bool changed = false;
         for (std::int64_t row = 0; row < p.rows; ++row) {
-            const float own = weights(row, row);
-            if (!(own > 0.0f)) continue;  // an output that nothing depends on
+            const float weight = weights(row, row);
+            if (!(weight > 0.0f)) continue;  // an output that nothing depends on
             // With all other rows fixed, this row's error is a plain layer's, its difference shifted by theirs.
             together.noalias() = weights.row(row) * differences;
-            together /= own;
+            together /= weight;
             product.noalias() = together * gram;
             for (std::int64_t j = 0; j < p.features; ++j) {
                 const float delta = descend_code(p, options, row, order[j], product[j], gram(j, j),

@@ -2,12 +2,13 @@
 #include <cmath>
 #include <numeric>
 
-#include "rounding_tile.hpp"
+#include "rounding_problem.hpp"
 
 namespace leadline::rounding {
 namespace {
 
-constexpr std::int64_t block = 128;
+// Features whose errors are handed on one by one; those behind them wait for one product per panel.
+constexpr std::int64_t panel_features = 128;
 
 // The lower triangle of `l` becomes its inverse: [A 0; B C]^-1 = [A^-1 0; -C^-1 B A^-1  C^-1], a third of the work of
 // solving for every unit vector.
@@ -61,8 +62,8 @@ MatrixF factorise(const Problem& p, std::int64_t group, const std::vector<std::i
 }  // namespace
 
 void gptq(const Problem& p, const Gptq& options, std::span<std::int32_t> codes, int threads) {
-    check(p, static_cast<std::int64_t>(codes.size()));
-    const Tiles tiles(p);
+    require_fit(p, static_cast<std::int64_t>(codes.size()));
+    const RowTiles tiles(p.rows, p.groups, tile_rows);
     std::vector<MatrixF> factors(static_cast<std::size_t>(p.groups));
     std::vector<std::vector<std::int64_t>> orders(static_cast<std::size_t>(p.groups));
     parallel_for(p.groups, threads, [&](std::int64_t group, int) {
@@ -79,13 +80,13 @@ void gptq(const Problem& p, const Gptq& options, std::span<std::int32_t> codes, 
         for (std::int64_t r = 0; r < tile.rows; ++r)
             for (std::int64_t j = 0; j < p.features; ++j)
                 work(r, j) = p.weight[(tile.first + r) * p.features + order[j]];
-        for (std::int64_t first = 0; first < p.features; first += block) {
-            const std::int64_t width = std::min(block, p.features - first);
-            errors.resize(tile.rows, width);
+        for (std::int64_t first = 0; first < p.features; first += panel_features) {
+            const std::int64_t count = std::min(panel_features, p.features - first);
+            errors.resize(tile.rows, count);
             for (std::int64_t r = 0; r < tile.rows; ++r) {
                 const std::int64_t row = tile.first + r;
-                for (std::int64_t j = 0; j < width; ++j) {
-                    const std::int64_t feature = order[first + j], at = cell(p, row, feature);
+                for (std::int64_t j = 0; j < count; ++j) {
+                    const std::int64_t feature = order[first + j], at = grid_at(p, row, feature);
                     float* rest = &work(r, first);
                     const float step = affine::nearest_step(rest[j], p.scale[at],
                                                             static_cast<float>(p.qmin - p.zero_point[at]),
@@ -94,12 +95,12 @@ void gptq(const Problem& p, const Gptq& options, std::span<std::int32_t> codes, 
                     const float error = (rest[j] - p.scale[at] * step) / upper(first + j, first + j);
                     errors(r, j) = error;
                     const float* influence = &upper(first + j, first);
-                    for (std::int64_t k = j + 1; k < width; ++k) rest[k] -= error * influence[k];
+                    for (std::int64_t k = j + 1; k < count; ++k) rest[k] -= error * influence[k];
                 }
             }
-            const std::int64_t later = p.features - first - width;
+            const std::int64_t later = p.features - first - count;
             if (later > 0)
-                work.rightCols(later).noalias() -= errors * upper.block(first, first + width, width, later);
+                work.rightCols(later).noalias() -= errors * upper.block(first, first + count, count, later);
         }
     });
 }

@@ -12,22 +12,22 @@
 namespace leadline::gram {
 namespace {
 
-// Side of the square tiles of the matrix: each is one task, which adds its row blocks in order, so that the result is
-// the same for any number of threads.
-constexpr std::int64_t tile = 192;
+// Side of the squares that the matrix is cut into: each is one task, which adds its slabs in order, so that the result
+// is the same for any number of threads.
+constexpr std::int64_t square = 192;
 
-using Block = Eigen::Map<const Eigen::MatrixXf, Eigen::Unaligned, Eigen::OuterStride<>>;  // a column per row of data
-using RowBlock =
+using Slab = Eigen::Map<const Eigen::MatrixXf, Eigen::Unaligned, Eigen::OuterStride<>>;  // a column per row of data
+using PatchSlab =
     Eigen::Map<const Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>, Eigen::Unaligned,
                Eigen::OuterStride<>>;  // features x rows, stored a feature after another
 
-// second[i0 : i0+h, j0 : j0+w] += block block^T, for the given tile of the upper triangle.
+// second[i0 : i0+h, j0 : j0+w] += slab slab^T, for the given square of the upper triangle.
 template <class Features>
-void add_tile(const Features& block, std::int64_t i0, std::int64_t j0, std::int64_t features, double* second) {
-    const std::int64_t h = std::min(tile, features - i0), w = std::min(tile, features - j0);
+void add_square(const Features& slab, std::int64_t i0, std::int64_t j0, std::int64_t features, double* second) {
+    const std::int64_t h = std::min(square, features - i0), w = std::min(square, features - j0);
     thread_local Eigen::MatrixXf product;
     product.resize(w, h);
-    product.noalias() = block.middleRows(j0, w) * block.middleRows(i0, h).transpose();
+    product.noalias() = slab.middleRows(j0, w) * slab.middleRows(i0, h).transpose();
     for (std::int64_t i = 0; i < h; ++i) {
         double* to = second + (i0 + i) * features + j0;
         const float* from = product.data() + i * w;
@@ -35,15 +35,15 @@ void add_tile(const Features& block, std::int64_t i0, std::int64_t j0, std::int6
     }
 }
 
-struct Tiles {
+struct UpperSquares {
     std::int64_t side;
-    explicit Tiles(std::int64_t features) : side(chunk_count(features, tile)) {}
+    explicit UpperSquares(std::int64_t features) : side(chunk_count(features, square)) {}
     std::int64_t count() const { return side * (side + 1) / 2; }
-    // The i-th tile of the upper triangle, row by row.
+    // The i-th square of the upper triangle, row by row.
     std::pair<std::int64_t, std::int64_t> at(std::int64_t index) const {
         std::int64_t row = 0;
         while (index >= side - row) index -= side - row, ++row;
-        return {row * tile, (row + index) * tile};
+        return {row * square, (row + index) * square};
     }
 };
 
@@ -73,15 +73,15 @@ void fill_feature(const float* plane, const Conv& conv, std::int64_t ky, std::in
 }
 
 double sum_of(const float* x, std::int64_t n) {
-    double lanes[8] = {};
+    double parts[8] = {};
     std::int64_t i = 0;
     for (; i + 8 <= n; i += 8)
-        for (int k = 0; k < 8; ++k) lanes[k] += static_cast<double>(x[i + k]);
-    for (; i < n; ++i) lanes[0] += static_cast<double>(x[i]);
-    return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+        for (int k = 0; k < 8; ++k) parts[k] += static_cast<double>(x[i + k]);
+    for (; i < n; ++i) parts[0] += static_cast<double>(x[i]);
+    return ((parts[0] + parts[1]) + (parts[2] + parts[3])) + ((parts[4] + parts[5]) + (parts[6] + parts[7]));
 }
 
-// One block of output pixels of one image and one group, as features x pixels.
+// One slab of output pixels of one image and one group, as features x pixels.
 struct Patches {
     std::vector<float> values;
     std::int64_t pixels = 0;
@@ -96,8 +96,8 @@ struct Patches {
         pixels = count;
         values.resize(static_cast<std::size_t>(conv.features() * count));
     }
-    RowBlock view(const Conv& conv) const {
-        return RowBlock(values.data(), conv.features(), pixels, Eigen::OuterStride<>(pixels));
+    PatchSlab view(const Conv& conv) const {
+        return PatchSlab(values.data(), conv.features(), pixels, Eigen::OuterStride<>(pixels));
     }
     void add_sum(std::int64_t first, std::int64_t last, double* sum) const {
         for (std::int64_t f = first; f < last; ++f) sum[f] += sum_of(&values[f * pixels], pixels);
@@ -108,9 +108,10 @@ struct Patches {
 
 bool update(std::span<const float> x, std::int64_t rows, std::int64_t features, std::span<double> sum,
             std::span<double> second, int threads) {
-    const auto size = static_cast<std::int64_t>(x.size()), width = static_cast<std::int64_t>(sum.size());
-    require(rows >= 0 && features == width && (features == 0 ? size == 0 : size / features == rows && size % features == 0) &&
-                static_cast<std::int64_t>(second.size()) == width * width,
+    const auto size = static_cast<std::int64_t>(x.size()), expected = static_cast<std::int64_t>(sum.size());
+    require(rows >= 0 && features == expected &&
+                (features == 0 ? size == 0 : size / features == rows && size % features == 0) &&
+                static_cast<std::int64_t>(second.size()) == expected * expected,
             "Gram.update", "x must have the Gram's number of features", std::to_string(features));
     if (size == 0) return true;
     // Means first, which also finds NaN and infinity before anything is changed. Columns in tasks of 256, rows in order.
@@ -123,12 +124,13 @@ bool update(std::span<const float> x, std::int64_t rows, std::int64_t features, 
     });
     if (!all_finite(total)) return false;
     for (std::size_t f = 0; f < sum.size(); ++f) sum[f] += total[f];
-    const Tiles tiles(features);
-    parallel_for(tiles.count(), threads, [&](std::int64_t task, int) {
-        const auto [i, j] = tiles.at(task);
-        for (std::int64_t row = 0; row < rows; row += block_rows) {
-            const std::int64_t n = std::min(block_rows, rows - row);
-            add_tile(Block(&x[row * features], features, n, Eigen::OuterStride<>(features)), i, j, features, second.data());
+    const UpperSquares squares(features);
+    parallel_for(squares.count(), threads, [&](std::int64_t task, int) {
+        const auto [i, j] = squares.at(task);
+        for (std::int64_t row = 0; row < rows; row += slab_rows) {
+            const std::int64_t n = std::min(slab_rows, rows - row);
+            const Slab slab(&x[row * features], features, n, Eigen::OuterStride<>(features));
+            add_square(slab, i, j, features, second.data());
         }
     });
     return true;
@@ -149,22 +151,22 @@ bool update_conv(std::span<const float> x, const Conv& conv, std::span<double> s
         if (!std::isfinite(sum_of(&x[begin], n))) finite = false;
     });
     if (!finite) return false;
-    const Tiles tiles(features);
-    const auto each_block = [&](auto&& body) {  // body(image, first pixel, past the last one)
+    const UpperSquares squares(features);
+    const auto each_slab = [&](auto&& body) {  // body(image, first pixel, past the last one)
         for (std::int64_t b = 0; b < conv.batch; ++b)
-            for (std::int64_t p = 0; p < pixels; p += block_rows) body(b, p, std::min(p + block_rows, pixels));
+            for (std::int64_t p = 0; p < pixels; p += slab_rows) body(b, p, std::min(p + slab_rows, pixels));
     };
     if (conv.groups > 1) {  // a group is a task
         parallel_for(conv.groups, threads, [&](std::int64_t g, int) {
             thread_local Patches patches;
-            each_block([&](std::int64_t b, std::int64_t begin, std::int64_t end) {
+            each_slab([&](std::int64_t b, std::int64_t begin, std::int64_t end) {
                 patches.resize(conv, end - begin);
                 for (std::int64_t c = 0; c < conv.channels; ++c)
                     patches.fill(&x[b * image + g * conv.channels * plane], conv, begin, end, c);
                 patches.add_sum(0, features, &sum[g * features]);
-                for (std::int64_t t = 0; t < tiles.count(); ++t) {
-                    const auto [i, j] = tiles.at(t);
-                    add_tile(patches.view(conv), i, j, features, &second[g * features * features]);
+                for (std::int64_t t = 0; t < squares.count(); ++t) {
+                    const auto [i, j] = squares.at(t);
+                    add_square(patches.view(conv), i, j, features, &second[g * features * features]);
                 }
             });
         });
@@ -172,15 +174,15 @@ bool update_conv(std::span<const float> x, const Conv& conv, std::span<double> s
     }
     Patches patches;
     const std::int64_t taps = conv.kernel_h * conv.kernel_w;
-    each_block([&](std::int64_t b, std::int64_t begin, std::int64_t end) {
+    each_slab([&](std::int64_t b, std::int64_t begin, std::int64_t end) {
         patches.resize(conv, end - begin);
         parallel_for(conv.channels, threads, [&](std::int64_t c, int) {
             patches.fill(&x[b * image], conv, begin, end, c);
             patches.add_sum(c * taps, (c + 1) * taps, sum.data());
         });
-        parallel_for(tiles.count(), threads, [&](std::int64_t t, int) {
-            const auto [i, j] = tiles.at(t);
-            add_tile(patches.view(conv), i, j, features, second.data());
+        parallel_for(squares.count(), threads, [&](std::int64_t t, int) {
+            const auto [i, j] = squares.at(t);
+            add_square(patches.view(conv), i, j, features, second.data());
         });
     });
     return true;
@@ -189,10 +191,10 @@ bool update_conv(std::span<const float> x, const Conv& conv, std::span<double> s
 void mirror(std::span<double> second, std::int64_t groups, std::int64_t features, int threads) {
     require(static_cast<std::int64_t>(second.size()) == groups * features * features, "Gram.matrix",
             "the array must hold groups x features x features", std::to_string(second.size()));
-    parallel_for(groups * chunk_count(features, tile), threads, [&](std::int64_t task, int) {
-        const std::int64_t side = chunk_count(features, tile), first = task % side * tile;
+    parallel_for(groups * chunk_count(features, square), threads, [&](std::int64_t task, int) {
+        const std::int64_t side = chunk_count(features, square), first = task % side * square;
         double* matrix = &second[task / side * features * features];
-        for (std::int64_t i = first; i < std::min(first + tile, features); ++i)
+        for (std::int64_t i = first; i < std::min(first + square, features); ++i)
             for (std::int64_t j = 0; j < i; ++j) matrix[i * features + j] = matrix[j * features + i];
     });
 }

@@ -2,23 +2,18 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <memory>
 #include <utility>
 
 #include "parallel.hpp"
+#include "simd.hpp"
 
 namespace leadline::observers {
 namespace {
 
-// As many elements at a time as an integer register holds.
-#if defined(__AVX2__)
-constexpr int width = 8;
-#else
-constexpr int width = 4;
-#endif
-using F = float __attribute__((vector_size(4 * width)));
-using U = std::uint32_t __attribute__((vector_size(4 * width)));
+constexpr int lanes = simd::register_lanes;
+using Floats = simd::Register<float>;
+using Words = simd::Register<std::uint32_t>;
 
 constexpr std::uint32_t magnitude_mask = 0x7fffffffu;
 constexpr std::uint32_t infinity_bits = 0x7f800000u;
@@ -56,19 +51,18 @@ class Table {
     void count(const float* x, std::int64_t n) {
         dirty_ = true;
         char* cells = reinterpret_cast<char*>(cells_.get());  // once: the table is thread-local, and slow to find
-        F lo = F{} + seen_.lo, hi = F{} + seen_.hi;
-        U smallest = U{} + seen_.smallest, largest = U{} + seen_.largest;
+        auto lo = simd::fill<Floats>(seen_.lo), hi = simd::fill<Floats>(seen_.hi);
+        auto smallest = simd::fill<Words>(seen_.smallest), largest = simd::fill<Words>(seen_.largest);
         std::int64_t i = 0;
-        for (; i + width <= n; i += width) {
-            F v;
-            std::memcpy(&v, x + i, sizeof v);
-            lo = v < lo ? v : lo, hi = v > hi ? v : hi;
-            const U bits = std::bit_cast<U>(v), magnitude = bits & magnitude_mask, less = magnitude - 1;
-            smallest = less < smallest ? less : smallest;
-            largest = magnitude > largest ? magnitude : largest;
+        for (; i + lanes <= n; i += lanes) {
+            const auto v = simd::load<Floats>(x + i);
+            lo = simd::min(v, lo), hi = simd::max(v, hi);
+            const Words bits = std::bit_cast<Words>(v), magnitude = bits & magnitude_mask;
+            smallest = simd::min(magnitude - 1, smallest);
+            largest = simd::max(magnitude, largest);
             add(cells, bits);
         }
-        for (int k = 0; k < width; ++k) see(lo[k], hi[k], smallest[k], largest[k]);
+        for (int k = 0; k < lanes; ++k) see(lo[k], hi[k], smallest[k], largest[k]);
         for (; i < n; ++i) {
             const auto bits = std::bit_cast<std::uint32_t>(x[i]);
             see(x[i], x[i], (bits & magnitude_mask) - 1, bits & magnitude_mask);
@@ -99,8 +93,9 @@ class Table {
             const auto last = static_cast<std::int32_t>(seen.largest >> low_bits);
             Bucket* into = channel.sides[sign].cover(first, last + 1);
             for (std::int32_t key = first; key <= last; ++key, ++into) {
-                const Bucket found = take(cells_[(sign << 12) + key]);
-                into->count += found.count, into->first += found.first, into->second += found.second;
+                const Bucket counted_here = take(cells_[(sign << 12) + key]);
+                into->count += counted_here.count, into->first += counted_here.first;
+                into->second += counted_here.second;
             }
         }
         seen_ = {}, counted_ = 0, dirty_ = false;
@@ -121,29 +116,30 @@ class Table {
     }
 
     // Each element becomes {m, count, second, 0} in four 32-bit lanes, which is one line of the table.
-    static void add(char* cells, U bits) {
-        const U offset = (bits >> low_bits) * sizeof(Cell), m = bits & m_mask, a = (m + 16) >> 5, square = a * a;
-        const U one = U{} + count_one, none{};
-        alignas(sizeof(U)) std::uint32_t at[width];
-        std::memcpy(at, &offset, sizeof at);
+    static void add(char* cells, Words bits) {
+        const Words offset = (bits >> low_bits) * sizeof(Cell), m = bits & m_mask, a = (m + 16) >> 5, square = a * a;
+        const Words one = simd::fill<Words>(count_one), none{};
+        alignas(sizeof(Words)) std::uint32_t at[lanes];
+        simd::store(at, offset);
 #if defined(__AVX2__)
-        const U m_low = __builtin_shufflevector(m, one, 0, 8, 1, 9, 4, 12, 5, 13);
-        const U m_high = __builtin_shufflevector(m, one, 2, 10, 3, 11, 6, 14, 7, 15);
-        const U s_low = __builtin_shufflevector(square, none, 0, 8, 1, 9, 4, 12, 5, 13);
-        const U s_high = __builtin_shufflevector(square, none, 2, 10, 3, 11, 6, 14, 7, 15);
+        const Words m_low = __builtin_shufflevector(m, one, 0, 8, 1, 9, 4, 12, 5, 13);
+        const Words m_high = __builtin_shufflevector(m, one, 2, 10, 3, 11, 6, 14, 7, 15);
+        const Words s_low = __builtin_shufflevector(square, none, 0, 8, 1, 9, 4, 12, 5, 13);
+        const Words s_high = __builtin_shufflevector(square, none, 2, 10, 3, 11, 6, 14, 7, 15);
         bump(cells, at[0], at[4], 0, __builtin_shufflevector(m_low, s_low, 0, 1, 8, 9, 4, 5, 12, 13));
         bump(cells, at[1], at[5], 1, __builtin_shufflevector(m_low, s_low, 2, 3, 10, 11, 6, 7, 14, 15));
         bump(cells, at[2], at[6], 2, __builtin_shufflevector(m_high, s_high, 0, 1, 8, 9, 4, 5, 12, 13));
         bump(cells, at[3], at[7], 3, __builtin_shufflevector(m_high, s_high, 2, 3, 10, 11, 6, 7, 14, 15));
     }
-    static void bump(char* cells, std::uint32_t first, std::uint32_t second, int lane, U amounts) {
+    static void bump(char* cells, std::uint32_t first, std::uint32_t second, int lane, Words amounts) {
         bump(cells, first, lane, __builtin_shufflevector(amounts, amounts, 0, 1, 2, 3));
         bump(cells, second, lane, __builtin_shufflevector(amounts, amounts, 4, 5, 6, 7));
     }
 #else
-        const U m_low = __builtin_shufflevector(m, one, 0, 4, 1, 5), m_high = __builtin_shufflevector(m, one, 2, 6, 3, 7);
-        const U s_low = __builtin_shufflevector(square, none, 0, 4, 1, 5);
-        const U s_high = __builtin_shufflevector(square, none, 2, 6, 3, 7);
+        const Words m_low = __builtin_shufflevector(m, one, 0, 4, 1, 5);
+        const Words m_high = __builtin_shufflevector(m, one, 2, 6, 3, 7);
+        const Words s_low = __builtin_shufflevector(square, none, 0, 4, 1, 5);
+        const Words s_high = __builtin_shufflevector(square, none, 2, 6, 3, 7);
         bump(cells, at[0], 0, __builtin_shufflevector(m_low, s_low, 0, 1, 4, 5));
         bump(cells, at[1], 1, __builtin_shufflevector(m_low, s_low, 2, 3, 6, 7));
         bump(cells, at[2], 2, __builtin_shufflevector(m_high, s_high, 0, 1, 4, 5));
@@ -152,12 +148,9 @@ class Table {
 #endif
     template <class Half>
     static void bump(char* cells, std::uint32_t offset, int lane, Half amount) {
-        using Line = std::uint64_t __attribute__((vector_size(16)));
+        using Line = simd::Vector<std::uint64_t, 2>;
         char* at = cells + offset + lane * sizeof(Line);
-        Line line;
-        std::memcpy(&line, at, sizeof line);
-        line += std::bit_cast<Line>(amount);
-        std::memcpy(at, &line, sizeof line);
+        simd::store(at, simd::load<Line>(at) + std::bit_cast<Line>(amount));
     }
 
     static Bucket take(Cell& cell) {
@@ -176,25 +169,25 @@ class Table {
     bool dirty_ = false;  // stays set when an exception ends a pass
 };
 
-// Copies `rows` rows of `count` channels to one contiguous run per channel, `stride` apart. Single elements go in square
-// tiles of a cache line's length, so that few lines and pages are in use at a time.
+// Copies `rows` rows of `count` channels to one contiguous run per channel, `stride` apart. Single elements go in
+// squares of a cache line's length, so that few lines and pages are in use at a time.
 void gather(const float* from, const Layout& layout, std::int64_t rows, std::int64_t count, std::int64_t stride,
             float* to) {
     const std::int64_t row = layout.channels * layout.inner;
-    constexpr std::int64_t tile = 16;
+    constexpr std::int64_t square = 16;
     if (layout.inner > 1) {
         for (std::int64_t o = 0; o < rows; ++o)
             for (std::int64_t c = 0; c < count; ++c)
                 std::copy_n(from + o * row + c * layout.inner, layout.inner, to + c * stride + o * layout.inner);
         return;
     }
-    for (std::int64_t o = 0; o < rows; o += tile)
-        for (std::int64_t c = 0; c < count; c += tile)
-            for (std::int64_t i = c; i < std::min(c + tile, count); ++i)
-                for (std::int64_t j = o; j < std::min(o + tile, rows); ++j) to[i * stride + j] = from[j * row + i];
+    for (std::int64_t o = 0; o < rows; o += square)
+        for (std::int64_t c = 0; c < count; c += square)
+            for (std::int64_t i = c; i < std::min(c + square, count); ++i)
+                for (std::int64_t j = o; j < std::min(o + square, rows); ++j) to[i * stride + j] = from[j * row + i];
 }
 
-// Counts channels [first, last) of x, a run of neighbours so that every cache line of x is read once.
+// Counts channels [first, last) of x, side by side, so that every cache line of x is read once.
 bool count_channels(std::span<const float> x, const Layout& layout, std::int64_t first, std::int64_t last, Table& table,
                     std::vector<Channel>& into) {
     constexpr std::int64_t direct = 512;       // shorter runs are gathered first
@@ -289,30 +282,30 @@ bool Histogram::update(std::span<const float> x, const Layout& layout, int threa
     if (count == 1) {
         const std::int64_t tasks = chunk_count(size, fold_elements);
         const auto workers = static_cast<std::size_t>(worker_count(tasks, threads));
-        std::vector<Channel> found(workers);
+        std::vector<Channel> parts(workers);
         parallel_for(tasks, threads, [&](std::int64_t task, int worker) {
             const std::int64_t begin = task * fold_elements;
             Table& table = Table::mine();
             table.count(&x[begin], std::min(fold_elements, size - begin));
-            if (!table.fold(found[worker])) finite = false;
+            if (!table.fold(parts[worker])) finite = false;
         });
         if (finite)
-            for (const Channel& part : found) channels[0].merge(part);
+            for (const Channel& part : parts) channels[0].merge(part);
         return finite;
     }
     constexpr std::int64_t neighbours = 64;
     const std::int64_t tasks = chunk_count(count, neighbours);
-    std::vector<Channel> found(channels.size());
+    std::vector<Channel> update(channels.size());
     parallel_for(tasks, threads, [&](std::int64_t task, int) {
         const std::int64_t first = task * neighbours, last = std::min(first + neighbours, count);
-        if (!count_channels(x, layout, first, last, Table::mine(), found)) finite = false;
+        if (!count_channels(x, layout, first, last, Table::mine(), update)) finite = false;
     });
     if (!finite) return false;
-    for (std::size_t c = 0; c < found.size(); ++c) {
+    for (std::size_t c = 0; c < update.size(); ++c) {
         if (channels[c].count == 0)
-            channels[c] = std::move(found[c]);
+            channels[c] = std::move(update[c]);
         else
-            channels[c].merge(found[c]);
+            channels[c].merge(update[c]);
     }
     return true;
 }

@@ -41,4 +41,21 @@ void parallel_for(std::int64_t tasks, int threads, Body&& body) {
     if (failure) std::rethrow_exception(failure);
 }
 
+// Rows as tasks: tiles of `most` rows or, at the end of a group, less; none crosses a group. Fixed by the data, so that
+// matrix products have the same shape, and so the same sums, for any number of threads.
+struct RowTiles {
+    struct Tile {
+        std::int64_t group, first, rows;
+    };
+    RowTiles(std::int64_t rows, std::int64_t groups, std::int64_t most)
+        : groups(groups), group_rows(rows / groups), most(most), per_group(chunk_count(group_rows, most)) {}
+
+    std::int64_t count() const { return groups * per_group; }
+    Tile at(std::int64_t task) const {
+        const std::int64_t group = task / per_group, begin = task % per_group * most;
+        return {group, group * group_rows + begin, std::min(most, group_rows - begin)};
+    }
+    std::int64_t groups, group_rows, most, per_group;
+};
+
 }  // namespace leadline

@@ -5,33 +5,34 @@
 #include <vector>
 
 #include "leadline/affine.hpp"
-#include "lanes.hpp"
 #include "leadline/layout.hpp"
 #include "parallel.hpp"
+#include "simd.hpp"
 
 // How elementwise passes with parameters per channel walk an array of any layout.
 namespace leadline {
 
-template <class Tasks>
-void for_chunks(std::int64_t size, int threads, Tasks&& tasks) {
+// Calls body(begin, end, worker) for each chunk.
+template <class Body>
+void for_chunks(std::int64_t size, int threads, Body&& body) {
     parallel_for(chunk_count(size, chunk_elements), threads, [&](std::int64_t task, int worker) {
-        tasks(task * chunk_elements, std::min((task + 1) * chunk_elements, size), worker);
+        body(task * chunk_elements, std::min((task + 1) * chunk_elements, size), worker);
     });
 }
 
 // Elements handled at a time inside a chunk: with their parameters they fit the first-level cache.
-inline constexpr std::int64_t block_elements = 1024;
+inline constexpr std::int64_t piece_elements = 1024;
 // Runs shorter than this are not worth a kernel of their own.
 inline constexpr std::int64_t short_run = 16;
 
-// Calls run(channel, begin, length) for each contiguous piece of one channel in [begin, end).
-template <class Run>
-void for_runs(const Layout& layout, std::int64_t begin, std::int64_t end, Run&& run) {
+// A run is a contiguous piece of one channel. Calls body(channel, begin, length) for each in [begin, end).
+template <class Body>
+void for_runs(const Layout& layout, std::int64_t begin, std::int64_t end, Body&& body) {
     if (begin >= end) return;
     std::int64_t channel = begin / layout.inner % layout.channels, row_end = (begin / layout.inner + 1) * layout.inner;
     while (begin < end) {
-        const std::int64_t stop = std::min({row_end, end, begin + block_elements});
-        run(channel, begin, stop - begin);
+        const std::int64_t stop = std::min({row_end, end, begin + piece_elements});
+        body(channel, begin, stop - begin);
         begin = stop;
         if (begin == row_end) {
             row_end += layout.inner;
@@ -47,7 +48,7 @@ inline bool alternates(const Layout& layout) {
 }
 inline std::int64_t period_of(const Layout& layout) {
     const std::int64_t once = layout.channels * layout.inner;
-    return once * std::max<std::int64_t>(1, std::min(block_elements / once, layout.outer));
+    return once * std::max<std::int64_t>(1, std::min(piece_elements / once, layout.outer));
 }
 template <class T>
 std::vector<T> written_out(const Layout& layout, std::span<const T> values) {
@@ -56,13 +57,13 @@ std::vector<T> written_out(const Layout& layout, std::span<const T> values) {
         out[i] = values[i / static_cast<std::size_t>(layout.inner) % static_cast<std::size_t>(layout.channels)];
     return out;
 }
-// Calls run(position in the period, begin, length).
-template <class Run>
-void for_periods(std::int64_t period, std::int64_t begin, std::int64_t end, Run&& run) {
+// Calls body(position in the period, begin, length).
+template <class Body>
+void for_periods(std::int64_t period, std::int64_t begin, std::int64_t end, Body&& body) {
     while (begin < end) {
         const std::int64_t position = begin % period;
-        const std::int64_t length = std::min({period - position, end - begin, block_elements});
-        run(position, begin, length);
+        const std::int64_t length = std::min({period - position, end - begin, piece_elements});
+        body(position, begin, length);
         begin += length;
     }
 }
@@ -72,31 +73,33 @@ struct Same {
     float value;
     float operator[](std::int64_t) const { return value; }
 };
-// Where a run writes: to the array itself, or, for an array larger than the caches, to a block that is then streamed.
+
+// Where a piece is written: to the array itself or, for an array larger than the caches, to a buffer that is then
+// streamed.
 class Output {
    public:
     Output(std::span<float> out, bool in_place)
-        : out_(out.data()), stream_(!in_place && static_cast<std::int64_t>(out.size_bytes()) > lanes::stream_bytes) {}
+        : out_(out.data()), stream_(!in_place && static_cast<std::int64_t>(out.size_bytes()) > simd::stream_bytes) {}
     ~Output() {
-        if (stream_) lanes::fence();
+        if (stream_) simd::fence();
     }
     Output(const Output&) = delete;
 
-    template <class Run>
-    auto operator()(std::int64_t from, std::int64_t n, Run&& run) {
-        if (!stream_) return run(out_ + from);
+    template <class Write>
+    auto operator()(std::int64_t from, std::int64_t n, Write&& write) {
+        if (!stream_) return write(out_ + from);
         struct Flush {
             Output& self;
             std::int64_t from, n;
-            ~Flush() { lanes::stream(self.block_, n, self.out_ + from); }
+            ~Flush() { simd::stream(self.buffer_, n, self.out_ + from); }
         } flush{*this, from, n};
-        return run(static_cast<float*>(block_));
+        return write(static_cast<float*>(buffer_));
     }
 
    private:
     float* out_;
     bool stream_;
-    alignas(64) float block_[block_elements];
+    alignas(64) float buffer_[piece_elements];
 };
 
 }  // namespace leadline

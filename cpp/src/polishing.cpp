@@ -4,41 +4,38 @@
 #include <atomic>
 #include <bit>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <string>
 #include <vector>
 
-#include "parallel.hpp"
 #include "leadline/search.hpp"
+#include "parallel.hpp"
 #include "passes.hpp"
+#include "simd.hpp"
 
 namespace leadline::polishing {
 namespace {
 
-// As many elements at a time as a register holds: wider vectors are compared and converted one by one.
-#if defined(__AVX2__)
-constexpr int width = 8;
-#else
-constexpr int width = 4;
-#endif
-using F = float __attribute__((vector_size(4 * width)));
-using I = std::int32_t __attribute__((vector_size(4 * width)));
-using U = std::uint32_t __attribute__((vector_size(4 * width)));
+constexpr int lanes = simd::register_lanes;
+using Floats = simd::Register<float>;
+using Integers = simd::Register<std::int32_t>;
+using Words = simd::Register<std::uint32_t>;
 
 constexpr float largest = std::numeric_limits<float>::max();
 constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr std::int32_t one_bits = 0x3f800000, infinity_bits = 0x7f800000, mantissa = 0x7fffff;
 constexpr std::int32_t root_bits = 0x3f3504f3;  // the square root of 1/2
 
-F fill(float x) { return F{} + x; }
-F min(F a, float b) { return a < b ? a : fill(b); }
-F magnitude(F x) { return std::bit_cast<F>(std::bit_cast<U>(x) & 0x7fffffffu); }
-F with_sign(F x, F of) { return std::bit_cast<F>(std::bit_cast<U>(x) | (std::bit_cast<U>(of) & 0x80000000u)); }
+Floats fill(float value) { return simd::fill<Floats>(value); }
+Floats min(Floats a, float b) { return simd::min(a, fill(b)); }
+Floats magnitude(Floats x) { return std::bit_cast<Floats>(std::bit_cast<Words>(x) & 0x7fffffffu); }
+Floats with_sign(Floats x, Floats sign) {
+    return std::bit_cast<Floats>(std::bit_cast<Words>(x) | (std::bit_cast<Words>(sign) & 0x80000000u));
+}
 
 template <std::size_t size>
-F polynomial(const float (&coefficients)[size], F x) {
-    F sum = fill(coefficients[size - 1]);
+Floats polynomial(const float (&coefficients)[size], Floats x) {
+    Floats sum = fill(coefficients[size - 1]);
 #pragma GCC unroll 16
     for (std::size_t i = 2; i <= size; ++i) sum = sum * x + coefficients[size - i];
     return sum;
@@ -56,56 +53,48 @@ constexpr float exp_quotient[] = {-0.30685281937242426f, 0.2402265043971941f,   
 // The logarithm of 1 + t from t, not from the sum, so that it keeps every digit of a small t:
 // 1 + t = 2^k (1 + f), and both t 2^-k and 2^-k - 1 are exact where they count.
 struct Polish {
-    static F of(F x, F omega) {
-        const F t = min(magnitude(x) / omega, power);
-        const I exponent = (std::bit_cast<I>(t + 1.0f) - root_bits) & ~mantissa;  // k, where a float has it
-        const F part = std::bit_cast<F>(one_bits - exponent), f = t * part + (part - 1.0f);
-        const F y = __builtin_convertvector(exponent >> 23, F) + (f + f * polynomial(log_quotient, f));
+    static Floats of(Floats x, Floats omega) {
+        const Floats t = min(magnitude(x) / omega, power);
+        const Integers exponent = (std::bit_cast<Integers>(t + 1.0f) - root_bits) & ~mantissa;  // k, in its bits
+        const Floats part = std::bit_cast<Floats>(one_bits - exponent), f = t * part + (part - 1.0f);
+        const Floats y = __builtin_convertvector(exponent >> 23, Floats) + (f + f * polynomial(log_quotient, f));
         return omega < infinity ? with_sign(y, x) : x;
     }
     static constexpr float power = 0x1p126f;  // 2^limit
 };
 
 struct Unpolish {
-    static F of(F y, F omega) {
-        const F t = min(magnitude(y), limit);
-        const I n = __builtin_convertvector(t + 0.25f, I);  // rounds down: t is not negative
-        const F r = t - __builtin_convertvector(n, F), whole = std::bit_cast<F>((n << 23) + one_bits);
-        const F x = (whole * (r + r * polynomial(exp_quotient, r)) + (whole - 1.0f)) * omega;
+    static Floats of(Floats y, Floats omega) {
+        const Floats t = min(magnitude(y), limit);
+        const Integers n = __builtin_convertvector(t + 0.25f, Integers);  // rounds down: t is not negative
+        const Floats r = t - __builtin_convertvector(n, Floats);
+        const Floats whole = std::bit_cast<Floats>((n << 23) + one_bits);
+        const Floats x = (whole * (r + r * polynomial(exp_quotient, r)) + (whole - 1.0f)) * omega;
         return omega < infinity ? with_sign(min(x, largest), y) : y;
     }
 };
 
-F load(const float* p) {
-    F v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-F take(Same parameter, std::int64_t) { return fill(parameter.value); }
-F take(const float* parameter, std::int64_t i) { return load(parameter + i); }
+Floats take(Same parameter, std::int64_t) { return fill(parameter.value); }
+Floats take(const float* parameter, std::int64_t i) { return simd::load<Floats>(parameter + i); }
 
 // Returns whether all was finite. `out` may be x.
 template <class Function, class Parameter>
-bool run(const float* x, std::int64_t n, Parameter omega, float* out) {
-    I top{};  // the largest magnitude's bits
-    const auto step = [&](F v, F w) {
-        const I bits = std::bit_cast<I>(magnitude(v));
-        top = bits > top ? bits : top;
+bool map_run(const float* x, std::int64_t n, Parameter omega, float* out) {
+    Integers top{};  // the largest magnitude's bits
+    const auto step = [&](Floats v, Floats w) {
+        top = simd::max(std::bit_cast<Integers>(magnitude(v)), top);
         return Function::of(v, w);
     };
     std::int64_t i = 0;
-    for (; i + width <= n; i += width) {
-        const F y = step(load(x + i), take(omega, i));
-        std::memcpy(out + i, &y, sizeof y);
-    }
+    for (; i + lanes <= n; i += lanes) simd::store(out + i, step(simd::load<Floats>(x + i), take(omega, i)));
     if (i < n) {
-        F v{}, w = fill(1.0f);
+        Floats v{}, w = fill(1.0f);
         for (std::int64_t k = 0; k < n - i; ++k) v[k] = x[i + k], w[k] = omega[i + k];
-        const F y = step(v, w);
+        const Floats y = step(v, w);
         for (std::int64_t k = 0; k < n - i; ++k) out[i + k] = y[k];
     }
     std::int32_t most = 0;
-    for (int k = 0; k < width; ++k) most = std::max(most, static_cast<std::int32_t>(top[k]));
+    for (int k = 0; k < lanes; ++k) most = std::max(most, static_cast<std::int32_t>(top[k]));
     return most < infinity_bits;
 }
 
@@ -129,7 +118,7 @@ bool for_all(std::span<const float> x, const Layout& layout, std::int64_t period
     return clean;
 }
 
-void check(std::span<const float> x, const Layout& layout, std::span<const float> omega, std::span<float> out,
+void require_pass(std::span<const float> x, const Layout& layout, std::span<const float> omega, std::span<float> out,
            const char* function) {
     check_layout(layout, static_cast<std::int64_t>(x.size()), static_cast<std::int64_t>(omega.size()), function);
     require(out.size() == x.size(), function, "out must have the size of x", std::to_string(out.size()));
@@ -138,27 +127,27 @@ void check(std::span<const float> x, const Layout& layout, std::span<const float
 template <class Function>
 bool map(std::span<const float> x, const Layout& layout, std::span<const float> omega, std::span<float> out, int threads,
          const char* function) {
-    check(x, layout, omega, out, function);
+    require_pass(x, layout, omega, out, function);
     if (x.empty()) return true;
     const auto periodic = alternates(layout) ? written_out(layout, omega) : std::vector<float>();
     return for_all(
         x, layout, static_cast<std::int64_t>(periodic.size()), out, threads,
         [&](std::int64_t at, const float* in, std::int64_t n, float* to) {
-            return run<Function, const float*>(in, n, &periodic[at], to);
+            return map_run<Function, const float*>(in, n, &periodic[at], to);
         },
         [&](std::int64_t c, const float* in, std::int64_t n, float* to) {
-            return run<Function, Same>(in, n, {omega[c]}, to);
+            return map_run<Function, Same>(in, n, {omega[c]}, to);
         });
 }
 
-// What an element becomes, block by block: the three steps meet in the first-level cache.
+// What an element becomes, piece by piece: the three steps meet in the first-level cache.
 template <class Parameter>
 bool fake_run(const float* x, std::int64_t n, Parameter omega, Parameter scale, Parameter lowest, Parameter highest,
               float* out) {
-    alignas(64) float block[block_elements];
-    const bool finite = run<Polish>(x, n, omega, block);
-    affine::fake_run(block, n, scale, lowest, highest, block);
-    run<Unpolish>(block, n, omega, out);
+    alignas(64) float polished[piece_elements];
+    const bool finite = map_run<Polish>(x, n, omega, polished);
+    affine::fake_run(polished, n, scale, lowest, highest, polished);
+    map_run<Unpolish>(polished, n, omega, out);
     return finite;
 }
 
@@ -177,17 +166,18 @@ bool unpolish(std::span<const float> y, const Layout& layout, std::span<const fl
 bool fake_quantize(std::span<const float> x, const Layout& layout, std::span<const float> omega,
                    std::span<const float> scale, std::span<const std::int32_t> zero_point,
                    const affine::Scheme& scheme, std::span<float> out, int threads) {
-    check(x, layout, omega, out, "fake_quantize_polished");
+    require_pass(x, layout, omega, out, "fake_quantize_polished");
     require(scale.size() == omega.size() && zero_point.size() == omega.size(), "fake_quantize_polished",
             "omega, scale and zero_point must have one size", std::to_string(scale.size()));
     if (x.empty()) return true;
     const bool alternating = alternates(layout);
     const auto periodic = alternating ? written_out(layout, omega) : std::vector<float>();
-    const affine::Parameters of(alternating ? layout : Layout{1, 1, 1}, scale, zero_point, scheme);
+    const affine::Parameters grids(alternating ? layout : Layout{1, 1, 1}, scale, zero_point, scheme);
     return for_all(
         x, layout, static_cast<std::int64_t>(periodic.size()), out, threads,
         [&](std::int64_t at, const float* in, std::int64_t n, float* to) {
-            return fake_run<const float*>(in, n, &periodic[at], &of.scale[at], &of.lowest[at], &of.highest[at], to);
+            return fake_run<const float*>(in, n, &periodic[at], &grids.scale[at], &grids.lowest[at],
+                                          &grids.highest[at], to);
         },
         [&](std::int64_t c, const float* in, std::int64_t n, float* to) {
             const affine::Steps steps({scale[c], zero_point[c]}, scheme);
@@ -197,7 +187,7 @@ bool fake_quantize(std::span<const float> x, const Layout& layout, std::span<con
 
 namespace {
 
-float polished(float x, float omega) { return Polish::of(fill(x), fill(omega))[0]; }
+float polish_one(float x, float omega) { return Polish::of(fill(x), fill(omega))[0]; }
 
 // Squared errors on segments: each is cut where the nearest code changes, and integrated piece by piece.
 class Distortion {
@@ -216,8 +206,8 @@ class Distortion {
             edges_[k] = std::clamp((step + 0.5f) * grid.scale, -largest, largest);
         }
         const auto size = static_cast<std::int64_t>(codes);
-        run<Unpolish, Same>(values_.data(), size, {omega}, values_.data());
-        run<Unpolish, Same>(edges_.data(), size, {omega}, edges_.data());
+        map_run<Unpolish, Same>(values_.data(), size, {omega}, values_.data());
+        map_run<Unpolish, Same>(edges_.data(), size, {omega}, edges_.data());
         edges_.back() = infinity;
         double total = 0.0;
         std::size_t k = 0;
@@ -226,9 +216,9 @@ class Distortion {
             const double end = segments_.upper[i];
             while (static_cast<double>(edges_[k]) <= from) ++k;
             for (;;) {
-                const double until = std::min(end, static_cast<double>(edges_[k])), width = until - from;
+                const double until = std::min(end, static_cast<double>(edges_[k])), length = until - from;
                 const double off = 0.5 * (from + until) - static_cast<double>(values_[k]);
-                total += segments_.density[i] * width * (off * off + width * width / 12.0);
+                total += segments_.density[i] * length * (off * off + length * length / 12.0);
                 if (until >= end) break;
                 from = until, ++k;
             }
@@ -287,14 +277,14 @@ Choice choose(const observers::Channel& channel, const affine::Scheme& scheme, s
     Choice best{infinity, lo, hi, HUGE_VAL, Kind::none};
     const auto attempt = [&](float omega, float low, float high, Kind kind) {
         const auto grid = affine::choose(static_cast<double>(low), static_cast<double>(high), scheme);
-        const double found = distortion(omega, grid);
-        if (found < best.error) best = {omega, low, high, found, kind};
+        const double predicted = distortion(omega, grid);
+        if (predicted < best.error) best = {omega, low, high, predicted, kind};
     };
     if (affine) {
         attempt(infinity, lo, hi, Kind::none);
         observers::Search search;
         search.method = observers::Method::lp;
-        const observers::Found clipped = observers::search(channel, scheme, search);
+        const observers::Range clipped = observers::search(channel, scheme, search);
         attempt(infinity, clipped.lo, clipped.hi, Kind::clip);
     }
     double percentile = -1.0;
@@ -303,7 +293,7 @@ Choice choose(const observers::Channel& channel, const affine::Scheme& scheme, s
         if (bend.percentile != percentile) quantile = percentile_of(channel, segments, percentile = bend.percentile);
         const double product = bend.ratio * static_cast<double>(quantile);
         const auto omega = static_cast<float>(std::clamp(product, affine::smallest_scale, static_cast<double>(largest)));
-        attempt(omega, polished(lo, omega), polished(hi, omega), Kind::polish);
+        attempt(omega, polish_one(lo, omega), polish_one(hi, omega), Kind::polish);
     }
     return best;
 }

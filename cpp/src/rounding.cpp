@@ -2,16 +2,16 @@
 
 #include <numeric>
 
-#include "rounding_tile.hpp"
+#include "rounding_problem.hpp"
 
 namespace leadline::rounding {
 
-void check(const Problem& p, std::int64_t codes) {
-    const auto cells = static_cast<std::size_t>(std::max<std::int64_t>(p.rows * p.blocks, 0));
+void require_fit(const Problem& p, std::int64_t codes) {
+    const auto grids = static_cast<std::size_t>(std::max<std::int64_t>(p.rows * p.blocks, 0));
     require(p.rows > 0 && p.features > 0 && p.groups > 0 && p.blocks > 0 && p.rows % p.groups == 0 &&
                 p.features % p.blocks == 0 && static_cast<std::int64_t>(p.weight.size()) == p.rows * p.features &&
                 static_cast<std::int64_t>(p.gram.size()) == p.groups * p.features * p.features &&
-                p.scale.size() == cells && p.zero_point.size() == cells && codes == p.rows * p.features,
+                p.scale.size() == grids && p.zero_point.size() == grids && codes == p.rows * p.features,
             "rounding", "weight, gram, grid and codes must fit each other",
             std::to_string(p.rows) + " rows of " + std::to_string(p.features) + " features");
 }
@@ -35,10 +35,10 @@ MatrixF permuted(const Problem& p, std::int64_t group, const std::vector<std::in
 }
 
 void error(const Problem& p, std::span<const std::int32_t> codes, std::span<double> out, int threads) {
-    check(p, static_cast<std::int64_t>(codes.size()));
+    require_fit(p, static_cast<std::int64_t>(codes.size()));
     require(static_cast<std::int64_t>(out.size()) == p.rows, "rounding", "out must hold a value for each row",
             std::to_string(out.size()));
-    const Tiles tiles(p);
+    const RowTiles tiles(p.rows, p.groups, tile_rows);
     parallel_for(tiles.count(), threads, [&](std::int64_t task, int) {
         const auto tile = tiles.at(task);
         thread_local MatrixD differences, product;

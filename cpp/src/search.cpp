@@ -15,9 +15,9 @@ Segments::Segments(const Channel& channel, double p) : mass{0.0}, power{0.0}, p(
         const double n = static_cast<double>(bucket.count), edge = lower_edge(key), step = unit(key);
         const double m = static_cast<double>(bucket.first) / n;
         const double variance = std::fmax(0.0, 1024.0 * static_cast<double>(bucket.second) / n - m * m);
-        const double width = static_cast<double>(1 << low_bits);
+        const double steps = static_cast<double>(1 << low_bits);  // in a bucket
         // At least a millionth of the bucket wide, so that no formula divides by zero; never outside the bucket.
-        const double half = std::fmax(std::fmin(std::sqrt(3.0 * variance), std::fmin(m, width - m)), 1e-6 * width);
+        const double half = std::fmax(std::fmin(std::sqrt(3.0 * variance), std::fmin(m, steps - m)), 1e-6 * steps);
         const double middle = edge + step * m, low = middle - step * half, high = middle + step * half;
         count.push_back(n);
         mean.push_back(sign ? -middle : middle);
@@ -33,7 +33,7 @@ Segments::Segments(const Channel& channel, double p) : mass{0.0}, power{0.0}, p(
     for (std::int32_t key = channel.sides[0].begin; key < channel.sides[0].end(); ++key) add(0, key);
 }
 
-std::pair<std::size_t, std::size_t> Segments::within(double reach) const {
+std::pair<std::size_t, std::size_t> Segments::central(double reach) const {
     const auto first = std::lower_bound(lower.begin(), lower.end(), -reach) - lower.begin();
     const auto last = std::upper_bound(upper.begin(), upper.end(), reach) - upper.begin();
     return {first, std::max(first, last)};
@@ -63,12 +63,12 @@ double integral(double t, double lowest, double highest, double p, double gamma)
 template <bool squared>
 double lp_sum(const Segments& s, std::size_t begin, std::size_t end, double scale, double lowest, double highest,
               double gamma) {
-    constexpr std::size_t block = 256;
-    std::array<double, block> part;
+    constexpr std::size_t batch = 256;
+    std::array<double, batch> part;
     std::array<double, 4> total{};
     const double inverse = 1.0 / scale;
-    for (std::size_t from = begin; from < end; from += block) {
-        const std::size_t n = std::min(block, end - from);
+    for (std::size_t from = begin; from < end; from += batch) {
+        const std::size_t n = std::min(batch, end - from);
         const double *lower = &s.lower[from], *upper = &s.upper[from], *density = &s.density[from];
         for (std::size_t i = 0; i < n; ++i) {
             const double a = lower[i] * inverse, b = upper[i] * inverse;
@@ -88,20 +88,20 @@ double lp_cost(const Segments& segments, const affine::Grid& grid, const affine:
     const double scale = static_cast<double>(grid.scale);
     const auto lowest = static_cast<double>(scheme.qmin - grid.zero_point);
     const auto highest = static_cast<double>(scheme.qmax - grid.zero_point);
-    const auto [begin, end] = segments.within(0.5 * scale);
+    const auto [begin, end] = segments.central(0.5 * scale);
     const auto sum = segments.p == 2.0 ? lp_sum<true> : lp_sum<false>;
     return sum(segments, 0, begin, scale, lowest, highest, gamma) + (segments.power[end] - segments.power[begin]) +
            sum(segments, end, segments.size(), scale, lowest, highest, gamma);
 }
 
 Density::Density(const Channel& channel, const Segments& segments)
-    : width(std::fmax(-static_cast<double>(channel.lo), static_cast<double>(channel.hi)) / side),
-      mass(2 * side + 1), support(2 * side + 1), entropy(2 * side + 1) {
-    std::vector<double> bins(2 * side);
-    const double limit = side;
+    : bin_size(std::fmax(-static_cast<double>(channel.lo), static_cast<double>(channel.hi)) / bins_a_side),
+      mass(2 * bins_a_side + 1), support(2 * bins_a_side + 1), entropy(2 * bins_a_side + 1) {
+    std::vector<double> bins(2 * bins_a_side);
+    const double limit = bins_a_side;
     for (std::size_t i = 0; i < segments.size(); ++i) {
-        const double from = std::fmax(segments.lower[i] / width, -limit);
-        const double until = std::fmin(segments.upper[i] / width, limit);
+        const double from = std::fmax(segments.lower[i] / bin_size, -limit);
+        const double until = std::fmin(segments.upper[i] / bin_size, limit);
         const double share = segments.count[i] / (until - from);
         const double last = std::fmin(std::floor(until), limit - 1.0);
         for (double bin = std::floor(from); bin <= last; ++bin)
@@ -111,13 +111,13 @@ Density::Density(const Channel& channel, const Segments& segments)
     for (std::size_t i = 0; i < bins.size(); ++i) {
         const double n = bins[i];
         mass[i + 1] = mass[i] + n;
-        support[i + 1] = support[i] + (n > 0.0 ? width : 0.0);
-        entropy[i + 1] = entropy[i] + (n > 0.0 ? n * std::log(n / width) : 0.0);
+        support[i + 1] = support[i] + (n > 0.0 ? bin_size : 0.0);
+        entropy[i + 1] = entropy[i] + (n > 0.0 ? n * std::log(n / bin_size) : 0.0);
     }
 }
 
 Density::Below Density::below(double x) const {
-    const double limit = side, at = std::fmin(std::fmax(x / width + limit, 0.0), 2.0 * limit);
+    const double limit = bins_a_side, at = std::fmin(std::fmax(x / bin_size + limit, 0.0), 2.0 * limit);
     const double bin = std::fmin(std::floor(at), 2.0 * limit - 1.0), part = at - bin;
     const auto i = static_cast<std::size_t>(bin);
     const auto mix = [&](const std::vector<double>& sums) { return sums[i] + part * (sums[i + 1] - sums[i]); };
@@ -164,7 +164,7 @@ double entropy_cost(const Density& p, const affine::Grid& grid, const affine::Sc
 
 namespace {
 
-affine::Grid grid_of(Found range, const affine::Scheme& scheme) {
+affine::Grid grid_of(Range range, const affine::Scheme& scheme) {
     return affine::choose(static_cast<double>(range.lo), static_cast<double>(range.hi), scheme);
 }
 
@@ -207,7 +207,7 @@ double outermost(const Segments& one, const Segments* other, double allowed, dou
 
 // OCTAV's Newton step on each end: the derivative of N_in step^2 / 12 + sum of squared excess, set to zero.
 // `ratio` is step / range, so that for a symmetric b-bit grid N_in ratio^2 / 12 is OCTAV's 4^-b / 3 N_in.
-Found octav(const Segments& s, const Segments& mirror, float observed_lo, float observed_hi,
+Range octav(const Segments& s, const Segments& mirror, float observed_lo, float observed_hi,
             const affine::Scheme& scheme) {
     const double lo_limit = -std::fmin(static_cast<double>(observed_lo), 0.0);
     const double hi_limit = std::fmax(static_cast<double>(observed_hi), 0.0);
@@ -287,17 +287,17 @@ std::pair<double, double> shrink(Evaluate&& evaluate, const Shrink& how) {
 
 }  // namespace
 
-Found search(const Channel& channel, const affine::Scheme& scheme, const Search& options) {
+Range search(const Channel& channel, const affine::Scheme& scheme, const Search& options) {
     if (channel.count == 0) return {};
     const float lo = std::fmin(channel.lo, 0.0f), hi = std::fmax(channel.hi, 0.0f);
-    const Found observed{lo, hi};
+    const Range observed{lo, hi};
     const Segments segments(channel, options.p);
     // Beyond ten bits a cell is narrower than a bucket: the histogram shows no loss, and entropy keeps the whole range.
     const bool blind = options.method == Method::entropy && scheme.qmax - scheme.qmin >= 1024;
     if (options.method == Method::minmax || segments.size() == 0 || blind) return observed;
 
     const auto inside = [&](double a, double b) {
-        return Found{std::fmax(lo, static_cast<float>(a)) + 0.0f, std::fmin(hi, static_cast<float>(b)) + 0.0f};
+        return Range{std::fmax(lo, static_cast<float>(a)) + 0.0f, std::fmin(hi, static_cast<float>(b)) + 0.0f};
     };
     if (options.method == Method::percentile) {
         const Segments mirror = mirrored(segments);
@@ -312,8 +312,8 @@ Found search(const Channel& channel, const affine::Scheme& scheme, const Search&
                       outermost(segments, nullptr, allowed, static_cast<double>(hi)));
     }
     if (options.method == Method::octav) {
-        const Found found = octav(segments, mirrored(segments), lo, hi, scheme);
-        return inside(static_cast<double>(found.lo), static_cast<double>(found.hi));
+        const Range optimum = octav(segments, mirrored(segments), lo, hi, scheme);
+        return inside(static_cast<double>(optimum.lo), static_cast<double>(optimum.hi));
     }
     const double amax = std::fmax(-static_cast<double>(lo), static_cast<double>(hi));
     const auto at = [&](double a, double b) {
@@ -323,7 +323,7 @@ Found search(const Channel& channel, const affine::Scheme& scheme, const Search&
     Shrink how{lo < 0.0f, hi > 0.0f, scheme.symmetric, 64, 1.02, {1.0, 1.0}};
     if (options.method == Method::lp) {  // clipping only grows as the range shrinks, and OCTAV's answer is near the best
         how.patience = 3, how.precision = 1.004;
-        const Found guess = octav(segments, mirrored(segments), lo, hi, scheme);
+        const Range guess = octav(segments, mirrored(segments), lo, hi, scheme);
         const auto kept = [](double part, double whole) { return whole != 0.0 ? std::fmin(part / whole, 1.0) : 1.0; };
         if (scheme.symmetric)
             how.seed = {kept(std::fmax(-guess.lo, guess.hi), amax), kept(std::fmax(-guess.lo, guess.hi), amax)};
@@ -345,8 +345,8 @@ void search(const Histogram& histogram, const affine::Scheme& scheme, const Sear
     require(lo.size() == histogram.channels.size() && hi.size() == lo.size(), "search_range",
             "lo and hi must have one entry a channel", std::to_string(lo.size()));
     parallel_for(static_cast<std::int64_t>(lo.size()), threads, [&](std::int64_t c, int) {
-        const Found found = search(histogram.channels[static_cast<std::size_t>(c)], scheme, options);
-        lo[c] = found.lo, hi[c] = found.hi;
+        const Range range = search(histogram.channels[static_cast<std::size_t>(c)], scheme, options);
+        lo[c] = range.lo, hi[c] = range.hi;
     });
 }
 

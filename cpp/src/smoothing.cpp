@@ -13,8 +13,8 @@ namespace {
 
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-// Rows of a task and columns of a product. Fixed, so that products have the same shape for any number of threads.
-constexpr std::int64_t tile_rows = 64, panel = 128;
+// Rows of a task and features of a product. Fixed, so that products have the same shape for any number of threads.
+constexpr std::int64_t tile_rows = 64, panel_features = 128;
 
 // tr(D G D^T) = tr(D U D^T) for U that holds G's blocks on the diagonal, twice those above it, and none below: half
 // the products.
@@ -24,7 +24,7 @@ Matrix upper(const Layer& layer) {
     for (std::int64_t i = 0; i < n; ++i)
         for (std::int64_t j = 0; j < n; ++j) {
             const double value = layer.gram[i * n + j];
-            out(i, j) = static_cast<float>(i / panel < j / panel ? 2.0 * value : value);
+            out(i, j) = static_cast<float>(i / panel_features < j / panel_features ? 2.0 * value : value);
         }
     return out;
 }
@@ -55,13 +55,14 @@ public:
         std::vector<float> row(scale_.size());
         for (std::int64_t r = 0; r < layer_.rows; ++r) {
             scale(r, row.data());
-            const Range own = range(row.data(), layer_.features());
-            all = {std::min(all.lo, own.lo), std::max(all.hi, own.hi)};
+            const Range of_row = range(row.data(), layer_.features());
+            all = {std::min(all.lo, of_row.lo), std::max(all.hi, of_row.hi)};
         }
         return all;
     }
 
-    // x, a run of a scaled row from feature `first` on, becomes what rounding adds to it, divided by the scales again.
+    // x, `count` entries of a scaled row from feature `first` on, becomes what rounding adds to it, divided by the
+    // scales again.
     void difference(float* x, std::int64_t first, std::int64_t count, const affine::Grid& grid,
                     const affine::Scheme& scheme) const {
         const affine::Steps steps(grid, scheme);
@@ -79,9 +80,9 @@ private:
 // Sum of (D U) o D over a tile of rows.
 double energy(const Matrix& differences, const Matrix& upper, Matrix& product) {
     const std::int64_t n = differences.cols();
-    std::vector<double> sums(panel, 0.0);
-    for (std::int64_t first = 0; first < n; first += panel) {
-        const std::int64_t count = std::min(panel, n - first), rows = first + count;
+    std::vector<double> sums(panel_features, 0.0);
+    for (std::int64_t first = 0; first < n; first += panel_features) {
+        const std::int64_t count = std::min(panel_features, n - first), rows = first + count;
         product.noalias() = differences.leftCols(rows) * upper.block(0, first, rows, count);
         for (std::int64_t r = 0; r < differences.rows(); ++r)
             for (std::int64_t j = 0; j < count; ++j)
@@ -110,26 +111,28 @@ void weight_errors(const Layer& layer, std::span<const double> scales, const aff
     std::vector<Range> whole(tried.size());
     if (block == 0) parallel_for(candidates, threads, [&](std::int64_t c, int) { whole[c] = tried[c].whole(); });
 
-    const std::int64_t tiles = chunk_count(layer.rows, tile_rows), run = block == 0 ? n : block;
-    std::vector<double> partial(static_cast<std::size_t>(candidates * tiles));
-    parallel_for(candidates * tiles, threads, [&](std::int64_t task, int) {
-        const std::int64_t c = task / tiles, first = task % tiles * tile_rows;
-        const std::int64_t count = std::min(tile_rows, layer.rows - first);
+    const RowTiles tiles(layer.rows, 1, tile_rows);
+    const std::int64_t grid_features = block == 0 ? n : block;
+    std::vector<double> partial(static_cast<std::size_t>(candidates * tiles.count()));
+    parallel_for(candidates * tiles.count(), threads, [&](std::int64_t task, int) {
+        const std::int64_t c = task / tiles.count();
+        const auto [group, first, count] = tiles.at(task % tiles.count());
         thread_local Matrix differences, product;
         differences.resize(count, n);
         for (std::int64_t r = 0; r < count; ++r) {
             float* row = differences.row(r).data();
             tried[c].scale(first + r, row);
-            for (std::int64_t begin = 0; begin < n; begin += run) {
-                const Range range = block == 0 ? whole[c] : Candidate::range(row + begin, run);
-                tried[c].difference(row + begin, begin, run, affine::choose(range.lo, range.hi, scheme), scheme);
+            for (std::int64_t begin = 0; begin < n; begin += grid_features) {
+                const Range range = block == 0 ? whole[c] : Candidate::range(row + begin, grid_features);
+                const affine::Grid grid = affine::choose(range.lo, range.hi, scheme);
+                tried[c].difference(row + begin, begin, grid_features, grid, scheme);
             }
         }
         partial[task] = energy(differences, doubled, product);
     });
     for (std::int64_t c = 0; c < candidates; ++c) {
         out[c] = 0.0;
-        for (std::int64_t t = 0; t < tiles; ++t) out[c] += partial[c * tiles + t];
+        for (std::int64_t t = 0; t < tiles.count(); ++t) out[c] += partial[c * tiles.count() + t];
     }
 }
 

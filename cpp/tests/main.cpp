@@ -131,7 +131,7 @@ void searches_on_every_float() {
             for (const affine::Scheme& scheme : {affine::Scheme{0, 255, 128, false}, affine::Scheme{-8, 7, 0, true},
                                                  affine::Scheme{0, 65535, 32768, true}, affine::Scheme{0, 3, 2, false}})
                 for (double p : {2.0, 2.4}) {
-                    const observers::Found found = observers::search(h.channels[0], scheme, {method, 99.0, p, 3.0});
+                    const observers::Range found = observers::search(h.channels[0], scheme, {method, 99.0, p, 3.0});
                     CHECK(found.lo <= 0.0f && found.hi >= 0.0f && std::isfinite(found.lo) && std::isfinite(found.hi));
                     if (!x.empty())
                         CHECK(found.lo >= std::fmin(h.channels[0].lo, 0.0f) &&
@@ -246,12 +246,12 @@ void hadamard_in_every_layout() {
             for (bool based : {false, true})
                 for (std::int64_t inner : {1, 3, 8, 19}) {
                     Plan plan;
-                    plan.blocks = blocks, plan.doublings = doublings;
+                    plan.copies = blocks, plan.doublings = doublings;
                     if (based) plan.bases.push_back(base(regular, 4));
                     const std::int64_t n = plan.size();
                     const auto given = normal(static_cast<std::size_t>(11 * n * inner));
                     const std::vector<T> x(given.begin(), given.end());
-                    const std::vector<T> scale(static_cast<std::size_t>(n), T(1 / std::sqrt(double(plan.block()))));
+                    const std::vector<T> scale(static_cast<std::size_t>(n), T(1 / std::sqrt(double(plan.order()))));
                     const std::vector<T> one(static_cast<std::size_t>(n), T{1});
                     std::vector<std::int32_t> back(static_cast<std::size_t>(n));
                     for (std::int64_t i = 0; i < n; ++i) back[i] = static_cast<std::int32_t>(n - 1 - i);

@@ -2,11 +2,11 @@
 #include <cstdint>
 #include <span>
 
-// Second moments of a layer's inputs: sums over rows of x and of x x^T, in double, from float blocks of at most
-// `block_rows` rows. The state is two arrays of the caller: its size does not depend on the number of samples.
+// Second moments of a layer's inputs: sums over rows of x and of x x^T, in double, from float products over slabs of at
+// most `slab_rows` rows. The state is two arrays of the caller: its size does not depend on the number of samples.
 namespace leadline::gram {
 
-inline constexpr std::int64_t block_rows = 1024;
+inline constexpr std::int64_t slab_rows = 1024;
 
 // The geometry of a 2-D convolution; `channels` are the input channels of one group.
 struct Conv {

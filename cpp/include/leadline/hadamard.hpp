@@ -5,20 +5,20 @@
 
 namespace leadline::hadamard {
 
-// A block-diagonal matrix of +1 and -1: `blocks` times the Kronecker product of the bases, in order, and of the
-// Sylvester matrix of order 2^doublings.
+// A block-diagonal matrix: `copies` of one Hadamard matrix of +1 and -1, the Kronecker product of the bases, in order,
+// and of the Sylvester matrix of order 2^doublings.
 struct Plan {
     struct Base {
         std::int64_t order;
         std::vector<std::int32_t> plus;   // columns of the +1 in each row, one row after another
         std::vector<std::int32_t> first;  // where each row's begin; order + 1 entries
     };
-    std::int64_t blocks = 1;
+    std::int64_t copies = 1;
     std::vector<Base> bases;
     std::int64_t doublings = 0;
 
-    std::int64_t block() const;
-    std::int64_t size() const { return blocks * block(); }
+    std::int64_t order() const;  // of one copy
+    std::int64_t size() const { return copies * order(); }
 };
 
 // From its rows, +1 or -1 each.

@@ -19,7 +19,7 @@ struct Search {
     double gamma = 1.0;  // lp: what clipping weighs against rounding
 };
 
-struct Found {
+struct Range {
     float lo = 0.0f, hi = 0.0f;
 };
 
@@ -36,7 +36,7 @@ struct Segments {
     std::size_t size() const { return count.size(); }
     // The segments that lie wholly in (-reach, reach): first, and past the last. About half do where reach is the
     // half step of an 8-bit grid, and code zero stands for them all, so the costs take their sums from above.
-    std::pair<std::size_t, std::size_t> within(double reach) const;
+    std::pair<std::size_t, std::size_t> central(double reach) const;
 };
 
 // Sum over the elements of |x - nearest grid value|^p, where elements beyond the grid weigh gamma times as much; the
@@ -47,9 +47,9 @@ double lp_cost(const Segments& segments, const affine::Grid& grid, const affine:
 // TensorRT's calibration has it. Finer bins would take each level of a picture, and softmax's smallest values, for
 // worth any amount of clipping.
 struct Density {
-    static constexpr int side = 2048;
-    double width;
-    // Sums over the bins before the i-th of: count, width where there is a count, count * log density.
+    static constexpr int bins_a_side = 2048;
+    double bin_size;
+    // Sums over the bins before the i-th of: count, size where there is a count, count * log density.
     std::vector<double> mass, support, entropy;
 
     Density(const Channel& channel, const Segments& segments);
@@ -62,7 +62,7 @@ struct Density {
 // Kullback-Leibler divergence of the quantised density from the observed one (see search.cpp).
 double entropy_cost(const Density& density, const affine::Grid& grid, const affine::Scheme& scheme);
 
-Found search(const Channel& channel, const affine::Scheme& scheme, const Search& search);
+Range search(const Channel& channel, const affine::Scheme& scheme, const Search& search);
 
 void search(const Histogram& histogram, const affine::Scheme& scheme, const Search& search, std::span<float> lo,
             std::span<float> hi, int threads);

@@ -10,32 +10,16 @@
 #include "parallel.hpp"
 #include "leadline/rounding.hpp"
 
-// What the solvers share: tiles of rows of one group, and the Gram as they read it.
+// What the solvers share: tiles of rows of one group, the Gram as they read it, grids, and codes.
 namespace leadline::rounding {
 
 using MatrixF = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using MatrixD = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-// Rows of a task. Fixed, so that products have the same shape for any number of threads.
+// Rows of a task.
 inline constexpr std::int64_t tile_rows = 32;
 
-void check(const Problem& problem, std::int64_t codes);
-
-// The tiles of all groups: none crosses a group.
-struct Tiles {
-    explicit Tiles(const Problem& p, std::int64_t rows = tile_rows)
-        : rows(rows), per_group(chunk_count(p.group_rows(), rows)), problem(&p) {}
-    std::int64_t count() const { return per_group * problem->groups; }
-    struct Tile {
-        std::int64_t group, first, rows;
-    };
-    Tile at(std::int64_t index) const {
-        const std::int64_t group = index / per_group, inside = index % per_group * rows;
-        return {group, group * problem->group_rows() + inside, std::min(rows, problem->group_rows() - inside)};
-    }
-    std::int64_t rows, per_group;
-    const Problem* problem;
-};
+void require_fit(const Problem& problem, std::int64_t codes);
 
 inline double gram_at(const Problem& p, std::int64_t group, std::int64_t i, std::int64_t j) {
     return p.gram[(group * p.features + i) * p.features + j];
@@ -47,7 +31,8 @@ MatrixF permuted(const Problem& problem, std::int64_t group, const std::vector<s
 // Features of a group, of the largest diagonal first; ties keep their order.
 std::vector<std::int64_t> by_diagonal(const Problem& problem, std::int64_t group);
 
-inline std::int64_t cell(const Problem& p, std::int64_t row, std::int64_t feature) {
+// Where a weight's scale and zero point lie.
+inline std::int64_t grid_at(const Problem& p, std::int64_t row, std::int64_t feature) {
     return row * p.blocks + feature / p.block_size();
 }
 
@@ -57,7 +42,7 @@ struct Bounds {
 };
 inline Bounds bounds(const Problem& p, std::int64_t row, std::int64_t feature, bool neighbours) {
     if (!neighbours) return {p.qmin, p.qmax};
-    const std::int64_t at = cell(p, row, feature);
+    const std::int64_t at = grid_at(p, row, feature);
     const double exact = static_cast<double>(p.weight[row * p.features + feature]) / p.scale[at] + p.zero_point[at];
     const auto below = static_cast<std::int64_t>(std::floor(std::clamp(exact, -1e9, 1e9)));
     return {std::clamp(below, p.qmin, p.qmax), std::clamp(below + 1, p.qmin, p.qmax)};
@@ -65,8 +50,9 @@ inline Bounds bounds(const Problem& p, std::int64_t row, std::int64_t feature, b
 
 // What a weight with this code dequantises to, less what is wanted.
 inline double difference(const Problem& p, std::int64_t row, std::int64_t feature, std::int64_t code) {
-    const std::int64_t at = cell(p, row, feature);
-    return static_cast<double>(p.scale[at]) * static_cast<double>(code - p.zero_point[at]) - p.weight[row * p.features + feature];
+    const std::int64_t at = grid_at(p, row, feature);
+    return static_cast<double>(p.scale[at]) * static_cast<double>(code - p.zero_point[at]) -
+           p.weight[row * p.features + feature];
 }
 
 // A move must gain: half a step is a tie, and float noise must not make codes swing for ever.
@@ -77,7 +63,7 @@ inline constexpr float margin = 0.501f;
 inline float descend_code(const Problem& p, const Descent& options, std::int64_t row, std::int64_t feature, float product,
                           float curvature, std::int32_t& code) {
     if (!(curvature > 0.0f)) return 0.0f;  // an input that is always zero: any code is as good
-    const float scale = p.scale[cell(p, row, feature)], wanted = -product / curvature / scale;
+    const float scale = p.scale[grid_at(p, row, feature)], wanted = -product / curvature / scale;
     if (!(std::fabs(wanted) >= margin)) return 0.0f;
     const Bounds allowed = bounds(p, row, feature, options.neighbours);
     const auto step = static_cast<std::int64_t>(affine::round_even(std::clamp(wanted, -1e6f, 1e6f)));
