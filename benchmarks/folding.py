@@ -32,7 +32,7 @@ from leadline.graph import Graph, Session
 from leadline.preparation import HELD_OUT, simulate
 from leadline.progress import Quiet
 from leadline.recipe import Recipe, Smooth
-from leadline.steps import State
+from leadline.steps import Setup, State
 from leadline.steps.places import find_attention, find_norms
 from leadline.steps.rotate import rotate_heads, rotate_residual
 from leadline.steps.smooth import fold_scales
@@ -60,7 +60,7 @@ def rotated(graph: Graph, samples: Samples) -> None:
 
 
 def smoothed(graph: Graph, samples: Samples) -> None:
-    state = State(graph, Recipe.load("w8a8"), *samples.split(HELD_OUT), Quiet(), simulate)
+    state = State(Setup(Recipe.load("w8a8"), *samples.split(HELD_OUT), Quiet(), simulate), graph)
     fold_scales(Smooth(), state)
 
 

@@ -34,7 +34,7 @@ from leadline.graph import Graph, Session
 from leadline.preparation import HELD_OUT, simulate
 from leadline.progress import Quiet
 from leadline.recipe import Calibrate, Recipe, Round
-from leadline.steps import State, apply
+from leadline.steps import Setup, State, apply
 
 VARIANTS = {
     "nearest": Round("nearest"),
@@ -86,12 +86,12 @@ def contest(
             decibels = accuracy.sqnr(artefact, reference, scored, "written", task)
             return Score(name, bits, variant, seconds, seconds / forward, decibels, task.text, task.value)
 
-        base = State(graph.copy(), recipe, seen, held_out, Quiet(), simulate, threads)
+        base = State(Setup(recipe, seen, held_out, Quiet(), simulate, threads), graph.copy())
         place = [type(step) for step in recipe.steps].index(Calibrate) + 1
         for step in recipe.steps[:place]:
             apply(step, base)
         for variant in variants:
-            state = replace(base, grids=dict(base.grids), codes=dict(base.codes), log=[])
+            state = base.fork(grids=dict(base.grids), codes=dict(base.codes))
             start = time.monotonic()
             for step in (VARIANTS[variant], *recipe.steps[place + 1 :]):
                 apply(step, state)

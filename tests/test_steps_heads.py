@@ -210,7 +210,7 @@ def test_gates_look_at_scores_and_at_positions_where_they_are_high():
     assert output_error(state) == pytest.approx(1e-20)  # nothing is quantised
     # A step of a tenth in the scores is an error, however large the boxes are.
     coarse = Grid(np.float32(0.1), np.int32(0), Scheme(signed=False, symmetric=False))
-    assert output_error(replace(state, grids={head.scores[0]: coarse})) > 1e-3
+    assert output_error(state.fork(grids={head.scores[0]: coarse})) > 1e-3
 
 
 def test_a_cached_step_gives_the_same_recipe(graph, pictures, tmp_path):

@@ -16,7 +16,7 @@ from leadline.progress import Quiet
 from leadline.recipe import Calibrate, CorrectBias, Fold, Recipe, Round
 from leadline.steps.gate import LUCK
 from leadline.steps.path import stages
-from leadline.steps.state import State
+from leadline.steps.state import Setup, State
 from leadline.types import Scheme
 from small_networks import (
     SHAPE,
@@ -143,7 +143,7 @@ def test_moments_are_those_of_the_quantised_path():
     plan = recipe("gptq")
     q = quantized(residual(), plan)
     given = q.held_out
-    state = State(q.graph, plan, given, given, Quiet(), simulate, 1)
+    state = State(Setup(plan, given, given, Quiet(), simulate, 1), q.graph)
     state.grids, state.codes = dict(q.grids), dict(q.codes)
     last = layers(q)["head"]
     found = {}

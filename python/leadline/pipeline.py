@@ -302,7 +302,7 @@ def quantize(
         target=target,
     )
     original = original or Original(graph)
-    proof = Proof(original, state.graph, state.held_out, threads)
+    proof = Proof(original, state.graph, state.setup.held_out, threads)
     proof.hold(state.graph, "loading")
     if proof.note:
         state.log.append(Record("load", state.graph.name, proof.note, kept=False))
@@ -325,10 +325,10 @@ def quantize(
         state.codes,
         state.recipe,
         state.log,
-        held_out=state.held_out,
+        held_out=state.setup.held_out,
         histograms=state.histograms,
-        calibrated=len(state.calibration),
-        target=state.profile.name,
+        calibrated=len(state.setup.calibration),
+        target=state.setup.profile.name,
         skipped=given.skipped,
         original=original,
     )

@@ -19,7 +19,7 @@ from leadline.graph.tail import Tail
 from leadline.profiles import Profile, profile_of
 from leadline.progress import Quiet
 from leadline.recipe import Recipe
-from leadline.steps import Progress, Record, State, adapt
+from leadline.steps import Progress, Record, Setup, State, adapt
 from leadline.types import refuse
 
 HELD_OUT = 0.25
@@ -65,7 +65,8 @@ def prepare(
     calibration, kept_out = (given, held_out) if held_out is not None else given.split(HELD_OUT)
     if held_out is None and len(given) == 1:
         warnings.warn("one sample: the artefact is checked on what it was calibrated on", stacklevel=3)
-    state = State(network.copy(), recipe, calibration, kept_out, progress, simulate, threads, profile, cache=cache)
+    setup = Setup(recipe, calibration, kept_out, progress, simulate, threads, profile, cache)
+    state = State(setup, network.copy())
     if network.tail is not None:
         state.log.append(Record("load", ", ".join(network.tail.written), _kept_behind(network.tail, profile)))
     state.log += [Record.of("load", note) for note in network.notes]
@@ -104,4 +105,4 @@ def load_pair(
 def simulate(state: State, outputs: Sequence[str]) -> Session:
     """The artefact as a state has it, unfused, returning these tensors."""
     model = qdq.to_qdq(state.graph.front(), state.grids, state.codes)
-    return Session(model, outputs=outputs, optimize=False, threads=state.threads)
+    return Session(model, outputs=outputs, optimize=False, threads=state.setup.threads)

@@ -16,9 +16,9 @@ from leadline.steps.rotate import rotate
 from leadline.steps.round import round_weights
 from leadline.steps.shared import stepped
 from leadline.steps.smooth import smooth
-from leadline.steps.state import Progress, Record, State
+from leadline.steps.state import Progress, Record, Setup, State
 
-__all__ = ["Progress", "Record", "State", "adapt", "apply", "recentre"]
+__all__ = ["Progress", "Record", "Setup", "State", "adapt", "apply", "recentre"]
 
 
 def fold(step: Fold, state: State) -> None:

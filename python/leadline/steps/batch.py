@@ -32,11 +32,11 @@ def prove_batch(state: State, models: Callable[[Graph], Iterable[Any]], judge: J
     if batch is None:
         return
     name = ", ".join(batch.inputs)
-    if state.profile.integers_only:
-        note = f"batch {batch.size}, as quantised: {state.profile.name} takes fixed shapes"
+    if state.setup.profile.integers_only:
+        note = f"batch {batch.size}, as quantised: {state.setup.profile.name} takes fixed shapes"
         state.log.append(Record("batch", name, note, kept=False))
         return
-    feeds = _pair([*state.held_out.take(2), *state.calibration.take(2)], batch.inputs)
+    feeds = _pair([*state.setup.held_out.take(2), *state.setup.calibration.take(2)], batch.inputs)
     free = replace(state.graph, tail=None, batch=replace(batch, proven=True))
     try:
         both = feeds[0] | {name: np.concatenate([feed[name] for feed in feeds]) for name in batch.inputs}

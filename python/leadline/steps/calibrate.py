@@ -52,13 +52,14 @@ def calibrate(step: Calibrate, state: State) -> None:
     another for moving averages."""
     own_biases(state.graph)
     own_branches(state.graph)
-    if state.profile.integers_only:
+    profile = state.setup.profile
+    if profile.integers_only:
         for name in keep_positive(state.graph):
             state.log.append(Record("calibrate", name, "kept above zero, which its reader cannot take"))
     for name in level_masks(state):
         note = "masks whole rows, so each row's largest value is taken away from it"
         state.log.append(Record("calibrate", name, note))
-    state.placement = placement = fit(state.graph, place(state.graph, state.recipe, state.profile), state.profile)
+    state.placement = placement = fit(state.graph, place(state.graph, state.recipe, profile), profile)
     state.log += [Record.of("calibrate", note) for note in placement.notes]
     ranges, masks = _observe(step, state, placement)
     weights: dict[str, Grid] = {}
@@ -72,7 +73,7 @@ def calibrate(step: Calibrate, state: State) -> None:
                 scheme,
                 step.weights,
                 name=layer.weight,
-                threads=state.threads,
+                threads=state.setup.threads,
                 **options_of(step, OBSERVERS[step.weights]),
             )
     if step.widen:
@@ -95,9 +96,9 @@ def _widen(step: Calibrate, state: State, placement: Placement) -> None:
         if schemes[root].bits < WORTHY_BITS and root not in state.ranges:
             shared.setdefault(root, []).append(tensor)
     noise: dict[str, float] = {}
-    for root in state.progress.over(shared, "noise of each activation", len(shared)):
+    for root in state.setup.progress.over(shared, "noise of each activation", len(shared)):
         grids = _grids(state, placement, shared[root], ranges)
-        noise[root] = output_error(replace(state, grids=grids, codes={}), GLANCE)
+        noise[root] = output_error(state.fork(grids=grids, codes={}), GLANCE)
     for root in sorted(noise, key=lambda root: -noise[root])[: round(step.widen * len(noise))]:
         share = noise[root] / (sum(noise.values()) or 1.0)
         note = f"{WORTHY_BITS} bits, for {share:.0%} of the noise of {len(noise)} narrower ones"
@@ -122,17 +123,18 @@ def _choose(state: State, placement: Placement, weights: dict[str, Grid]) -> Ran
 
     def alone(tensors: list[str], ranges: Ranges) -> float:
         grids = _grids(state, placement, tensors, ranges)
-        return output_error(replace(state, grids=grids, codes={}), PREVIEW)
+        return output_error(state.fork(grids=grids, codes={}), PREVIEW)
 
     def whole(ranges: Ranges) -> float:
-        trial = replace(state, log=[])
+        trial = state.fork()
         _fill(trial, placement, weights, ranges)
         return output_error(trial)
 
-    errors = {op: alone(groups[op], chosen) for op in state.progress.over(groups, "noise of each type", len(groups))}
+    over = state.setup.progress.over
+    errors = {op: alone(groups[op], chosen) for op in over(groups, "noise of each type", len(groups))}
     matter = sorted((op for op in groups if errors[op] > NEGLIGIBLE * sum(errors.values())), key=lambda op: -errors[op])
     first = before = lowest = whole(plain)
-    for op in state.progress.over(matter, "choose ranges", len(matter)):
+    for op in over(matter, "choose ranges", len(matter)):
         trials: list[float] = []
         for ranges in candidates:
             trials.append(alone(groups[op], ranges))
@@ -179,8 +181,9 @@ def _grid(graph: Graph, producers: dict[str, Node], placement: Placement, tensor
 
 
 def _ranges(state: State, placement: Placement, observer: str, options: Mapping[str, float] | None = None) -> Ranges:
+    threads, options = state.setup.threads, options or {}
     observed = {
-        name: decide.activation_range(histogram, placement.schemes[name], observer, state.threads, **(options or {}))
+        name: decide.activation_range(histogram, placement.schemes[name], observer, threads, **options)
         for name, histogram in state.histograms.items()
     }
     return observed | _decided(state, observed)
@@ -211,7 +214,7 @@ def _observe(step: Calibrate, state: State, placement: Placement) -> tuple[Range
         for name in roots:
             statistics[name].update(values[name], sample=label)
     ranges: Ranges = {
-        name: decide.activation_range(statistics[name], schemes[name], step.activations, state.threads, **options)
+        name: decide.activation_range(statistics[name], schemes[name], step.activations, state.setup.threads, **options)
         for name in roots
     }
     return ranges | _decided(state, ranges), masks
@@ -226,7 +229,7 @@ def bias_grid(state: State, layer: Layer) -> None:
     if layer.bias is None or layer.weight not in state.grids:
         return
     bias, weight, read = state.graph.weights[layer.bias], state.grids[layer.weight], state.grids.get(layer.input)
-    grid = decide.bias_grid(weight, read, bias.size, state.profile.single_bias_scale)
+    grid = decide.bias_grid(weight, read, bias.size, state.setup.profile.single_bias_scale)
     if grid is None and _reads_many_scales(state, layer):
         grid = decide.fine_bias_grid(bias)
     if grid is not None:

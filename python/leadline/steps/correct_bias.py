@@ -39,14 +39,15 @@ def correct_bias(step: CorrectBias, state: State) -> None:
     if any(layer.weight not in state.codes for layer in layers):
         raise refuse("correct-bias", "a recipe must round before it corrects biases", f"recipe {state.recipe.name}")
     twins, twin_of = _twins(state, layers)
-    calibration = _errors(twins, twin_of, layers, state.calibration)
-    held_out = _errors(twins, twin_of, layers, state.held_out)
-    with state.progress("gate"):
-        corrected = replace(state, codes=dict(state.codes))
+    calibration = _errors(twins, twin_of, layers, state.setup.calibration)
+    held_out = _errors(twins, twin_of, layers, state.setup.held_out)
+    with state.setup.progress("gate"):
+        corrected = state.fork(codes=dict(state.codes))
         for layer in layers:
             _correct(corrected, layer, calibration[layer.output][0], *held_out[layer.output])
         before, after = output_error(state), output_error(corrected)
     kept = after < before
+    state.log += corrected.log
     note = "simulated output error, all layers"
     state.log.append(Record("correct-bias", state.graph.name, note, before, after, kept))
     if kept:
@@ -99,7 +100,7 @@ def _twins(state: State, layers: Sequence[Layer]) -> tuple[State, dict[str, str]
         inputs = [rounded[layer.input], *(twin_of[name] for name in parameters)]
         output = twin_of[layer.output] = _like(graph, layer.output, "twin")
         graph.nodes.append(Node(layer.node.op_type, inputs, [output], output, layer.node.attrs))
-    return replace(state, graph=graph, grids=grids, codes=codes), twin_of
+    return state.fork(graph=graph, grids=grids, codes=codes), twin_of
 
 
 def _like(graph: Graph, tensor: str, what: str) -> str:
@@ -110,8 +111,8 @@ def _errors(twins: State, twin_of: dict[str, str], layers: Sequence[Layer], samp
     """Per-channel moments of twin minus float at the layers' outputs."""
     names = [layer.output for layer in layers]
     sums: dict[str, list[NDArray[np.float64]]] = {}
-    with twins.simulate(twins, names + [twin_of[name] for name in names]) as session:
-        for feed in twins.progress.over(samples, "correct bias", len(samples)):
+    with twins.setup.simulate(twins, names + [twin_of[name] for name in names]) as session:
+        for feed in twins.setup.progress.over(samples, "correct bias", len(samples)):
             got = session.run(feed)
             for name in names:
                 error = got[twin_of[name]].astype(np.float64) - got[name]

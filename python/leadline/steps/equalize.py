@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from leadline.data import Samples
 from leadline.equalization import balance, predicted_noise
 from leadline.graph import Graph, Layer, Node, Session
 from leadline.graph.edit import add_value, insert, is_shared, new_name, own_biases, set_constant
@@ -57,11 +58,11 @@ def equalize(step: Equalize, state: State) -> None:
         reason = "no chain of layers to equalise" if not chains else FLOAT
         state.log.append(Record("equalize", state.graph.name, reason, kept=False))
         return
-    stats = _observe(state, chains)
+    stats = _observe(state, state.graph, state.setup.calibration, chains)
     best, best_error = state.graph, trial_error(state, state.graph)
     kept_records: list[Record] = []
     for limit in _limits(step.max_scale):
-        with state.progress(f"equalize x{limit:g}"):
+        with state.setup.progress(f"equalize x{limit:g}"):
             scaled = state.graph.copy()
             records = _scale(step, scaled, chains, stats, _bits(state), limit)
             error = trial_error(state, scaled)
@@ -78,7 +79,7 @@ def equalize(step: Equalize, state: State) -> None:
         absorbed = best.copy()
         names = _absorb(absorbed, state, [c for c in chains if _absorbs(c)])
         if names:
-            with state.progress("absorb bias"):
+            with state.setup.progress("absorb bias"):
                 error = trial_error(state, absorbed)
             kept = error < best_error
             state.log.append(Record("equalize", ", ".join(names), "high bias absorbed", best_error, error, kept))
@@ -147,13 +148,13 @@ def _takes(graph: Graph, first: Layer, layer: Layer | None, tensor: str) -> bool
     return layer.groups == 1 or (layer.kind == "depthwise" and graph.weights[layer.weight].shape[0] == layer.groups)
 
 
-def _observe(state: State, chains: list[Chain]) -> dict[str, ChannelStats]:
+def _observe(state: State, graph: Graph, samples: Samples, chains: list[Chain]) -> dict[str, ChannelStats]:
     """Per-channel statistics of the tensors between the layers, and before their activation functions."""
     names = sorted({chain.tensor for chain in chains} | {chain.first.output for chain in chains})
     stats: dict[str, ChannelStats] = {}
     axes = {name: layer_axis(chain.first) for chain in chains for name in (chain.tensor, chain.first.output)}
-    with Session(state.graph, outputs=names, threads=state.threads) as session:
-        for feed in state.progress.over(state.calibration, "channel ranges", len(state.calibration)):
+    with Session(graph, outputs=names, threads=state.setup.threads) as session:
+        for feed in state.setup.progress.over(samples, "channel ranges", len(samples)):
             for name, array in session.run(feed).items():
                 rows = by_channel(array, axes[name])
                 new = ChannelStats(
@@ -166,7 +167,7 @@ def _observe(state: State, chains: list[Chain]) -> dict[str, ChannelStats]:
                 stats[name] = new if old is None else ChannelStats(
                     np.minimum(old.lo, new.lo), np.maximum(old.hi, new.hi), old.mean + new.mean, old.square + new.square
                 )  # fmt: skip
-    count = len(state.calibration)
+    count = len(samples)
     return {name: replace(s, mean=s.mean / count, square=s.square / count) for name, s in stats.items()}
 
 
@@ -313,8 +314,8 @@ def _absorb(graph: Graph, state: State, chains: list[Chain]) -> list[str]:
     if not chains:
         return []
     stats, held_out = (
-        _observe(replace(state, graph=graph, calibration=samples), chains)
-        for samples in (state.calibration, state.held_out.take(SAMPLES))
+        _observe(state, graph, samples, chains)
+        for samples in (state.setup.calibration, state.setup.held_out.take(SAMPLES))
     )
     done = []
     for chain in chains:

@@ -33,9 +33,9 @@ _KEEPS_WIDTH = frozenset("Div Reciprocal Pow Elu HardSigmoid LpNormalization".sp
 
 def adapt(state: State) -> None:
     """Before any step: spell what the target has no operators for, and warn of what it will not take."""
-    lines = respell(state.graph, state.recipe, state.profile)
-    state.log += [Record.of("adapt", f"{line}, for {state.profile.name}") for line in lines]
-    for line in refusals(state.graph, state.profile):
+    lines = respell(state.graph, state.recipe, state.setup.profile)
+    state.log += [Record.of("adapt", f"{line}, for {state.setup.profile.name}") for line in lines]
+    for line in refusals(state.graph, state.setup.profile):
         warnings.warn(line, stacklevel=4)
 
 
@@ -198,7 +198,7 @@ def _whole(grid: Grid | None) -> Grid | None:
 def suit_multipliers(state: State) -> None:
     """Enlarge scales, by less than a thousandth, until input scale x weight scale / output scale is a factor that the
     target holds exactly: scales of weights, and those of the outputs of products of two activations."""
-    bits, placement = state.profile.multiplier_bits, state.placement
+    bits, placement = state.setup.profile.multiplier_bits, state.placement
     if bits is None or placement is None:
         return
     grids = state.grids
@@ -236,7 +236,7 @@ def recentre(state: State) -> None:
         if layer.bias is None or layer.bias not in state.codes or read is None or written is None:
             continue
         own = state.grids[layer.bias]
-        unit = lost(state.profile, read.scheme.bits, own.scale.astype(np.float64) / float(written.scale))
+        unit = lost(state.setup.profile, read.scheme.bits, own.scale.astype(np.float64) / float(written.scale))
         mean = unit if read.scheme.bits > 8 else unit / 2
         moved = state.codes[layer.bias] + np.where(unit > 1, mean, 0).astype(np.int64)
         state.codes[layer.bias] = np.clip(moved, own.scheme.qmin, own.scheme.qmax).astype(np.int32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,18 +28,18 @@ def output_error(state: State, count: int = SAMPLES) -> float:
     weights the samples in which a detector finds nothing would. A detector's scores and positions are judged each by
     itself, and positions where the float network sees something: most of them are of the ground, and mean nothing.
     """
-    held_out = state.held_out.take(SAMPLES)
+    held_out = state.setup.held_out.take(SAMPLES)
     judged = state.judged or {value.name: () for value in state.graph.outputs}
     names = list(judged)
     if state.judged:  # as outputs they are what their grids leave of them
         graph = state.graph.copy()
         graph.outputs = [graph.values[name] for name in names]
-        state = replace(state, graph=graph)
+        state = state.fork(graph=graph)
     if not state.reference:  # the float function never changes, so its outputs are computed once in a run
-        with Session(state.graph, threads=state.threads) as session:
+        with Session(state.graph, threads=state.setup.threads) as session:
             state.reference.extend(session.run(feed) for feed in held_out)
     scores: dict[str, list[Sqnr]] = {name: [] for name in names}
-    with state.simulate(state, names) as session:
+    with state.setup.simulate(state, names) as session:
         for feed, wanted in zip(held_out.take(count), state.reference, strict=False):
             got = session.run(feed)
             for name in names:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from glob import escape
 
 import numpy as np
@@ -45,24 +44,24 @@ def widen_heads(step: Heads, state: State) -> None:
         state.apart = state.apart | {old: (axis, outputs)}
         state.log.append(Record("heads", head.outputs[0], f"its parts are outputs of their own, {', '.join(outputs)}"))
     heads = find(graph)
-    state.judged = _judged(state, heads)
+    state.judged, state.reference = _judged(state, heads), []
     for head in heads:
         wide = [name for name in head.wide if graph.values[name].dtype == np.float32]
         whole = set[str]() if not head.labels else {*head.labels, *head.joined}
         note = f"{len(wide)} tensors from {wide[0]} on keep their extremes"
         if state.recipe.activations is not None:
             _keep_extremes(state, wide)
-            own = [Override(escape(name), activations="float") for name in wide if name in whole]
+            overrides = [Override(escape(name), activations="float") for name in wide if name in whole]
             if state.recipe.activations.bits < step.bits:
                 bits = {"bits": step.bits}
-                own += [Override(escape(name), activations=bits) for name in wide if name not in whole]
+                overrides += [Override(escape(name), activations=bits) for name in wide if name not in whole]
                 note += f", at {step.bits} bits"
-            _state_first(state, own)
+            state.overrides += tuple(overrides)
         if state.recipe.weights is not None and state.recipe.weights.bits < WEIGHT_BITS:
-            _state_first(state, [Override(escape(name), weights={"bits": WEIGHT_BITS}) for name in head.layers])
+            state.overrides += tuple(Override(escape(name), weights={"bits": WEIGHT_BITS}) for name in head.layers)
             note += f", {len(head.layers)} last layers with weights of {WEIGHT_BITS}"
         state.log.append(Record.of("heads", f"{head}: {note}"))
-    if step.widen and state.recipe.activations is not None and not state.profile.one_type:
+    if step.widen and state.recipe.activations is not None and not state.setup.profile.one_type:
         _widen_features(step, state)
 
 
@@ -70,20 +69,13 @@ def _judged(state: State, heads: Sequence[Head]) -> dict[str, tuple[tuple[str, i
     """The parts in place of the outputs that hold them."""
     judged: dict[str, tuple[tuple[str, int, int], ...]] = {}
     for value in state.graph.outputs:
-        own = [head for head in heads if value.name in head.outputs]
-        for head in own:
+        joined = [head for head in heads if value.name in head.outputs]
+        for head in joined:
             judged |= dict.fromkeys(head.scores, ())
             judged |= {name: tuple((w.scores, w.axis, w.onto) for w in head.weights[name]) for name in head.others}
-        if not own:
+        if not joined:
             judged[value.name] = ()
     return judged
-
-
-def _state_first(state: State, overrides: Iterable[Override]) -> None:
-    """Behind what the recipe says of names, before what it says of kinds."""
-    stated = state.recipe.overrides
-    place = next((i for i, override in enumerate(stated) if override.pattern == "*"), len(stated))
-    state.recipe = state.recipe.changed(overrides=(*stated[:place], *overrides, *stated[place:]))
 
 
 def _keep_extremes(state: State, tensors: Sequence[str]) -> None:
@@ -105,14 +97,14 @@ def _widen_features(step: Heads, state: State) -> None:
     grids = {name: choose_grid(seen[name].lo, seen[name].hi, scheme) for name, scheme in narrow.items()}
     groups = _gates(state, placement, narrow)
     noise: dict[str, float] = {}
-    for first in state.progress.over(groups, "noise of each feature", len(groups)):
-        own = {tensor: grids[root] for tensor, root in placement.root.items() if root in groups[first]}
-        noise[first] = output_error(replace(state, grids=own, codes={}), GLANCE)
+    for first in state.setup.progress.over(groups, "noise of each feature", len(groups)):
+        alone = {tensor: grids[root] for tensor, root in placement.root.items() if root in groups[first]}
+        noise[first] = output_error(state.fork(grids=alone, codes={}), GLANCE)
     chosen = sorted(groups, key=lambda first: -noise[first])[: round(step.widen * len(groups))]
     if not chosen:
         return
     names = [name for first in chosen for name in groups[first]]
-    _state_first(state, [Override(escape(name), activations={"bits": step.bits}) for name in names])
+    state.overrides += tuple(Override(escape(name), activations={"bits": step.bits}) for name in names)
     share = sum(noise[first] for first in chosen) / (sum(noise.values()) or 1.0)
     note = (
         f"{len(chosen)} of {len(groups)} features at {step.bits} bits, for {share:.0%} of the noise in scores and boxes"

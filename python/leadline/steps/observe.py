@@ -28,9 +28,9 @@ def observe(state: State, tensors: Sequence[str], what: str) -> Iterator[tuple[s
     masks = masks_of(state)
     needed = [] if masks.bounded.isdisjoint(tensors) else masks.needed
     watched = [name for name in dict.fromkeys((*tensors, *needed)) if name in state.graph.values.keys() - inputs]
-    with Session(state.graph, outputs=watched or None, threads=state.threads) as session:
-        samples = zip(state.calibration.labels, state.calibration, strict=True)
-        for label, feed in state.progress.over(samples, what, len(state.calibration)):
+    with Session(state.graph, outputs=watched or None, threads=state.setup.threads) as session:
+        samples = zip(state.setup.calibration.labels, state.setup.calibration, strict=True)
+        for label, feed in state.setup.progress.over(samples, what, len(state.setup.calibration)):
             yield label, masks.clipped(session.run(feed) | feed, tensors)
 
 
@@ -42,9 +42,9 @@ def masks_of(state: State) -> Masks:
 
 def observed(state: State, what: str, asked: object, compute: Callable[[], T]) -> T:
     """What `compute` gives, which only depends on the float network, the calibration samples and what is `asked`."""
-    if state.cache is None:
+    if state.setup.cache is None:
         return compute()
-    return state.cache.recall(digest(what, state.graph, state.calibration, asked), compute)
+    return state.setup.cache.recall(digest(what, state.graph, state.setup.calibration, asked), compute)
 
 
 def histograms(state: State, axes: Mapping[str, int | None], what: str) -> dict[str, Histogram]:
@@ -54,7 +54,7 @@ def histograms(state: State, axes: Mapping[str, int | None], what: str) -> dict[
         found = {name: Histogram(axis=axis, name=name) for name, axis in axes.items()}
         for label, seen in observe(state, list(axes), what) if axes else ():
             for name, histogram in found.items():
-                histogram.update(seen[name], sample=label, threads=state.threads)
+                histogram.update(seen[name], sample=label, threads=state.setup.threads)
         return found
 
     bits = None if state.recipe.activations is None else state.recipe.activations.bits
@@ -68,9 +68,10 @@ def level_masks(state: State) -> list[str]:
     needed: set[int] = set()
     names = sorted({mask for _, mask, _ in found if mask in state.graph.values})
     inputs = {value.name for value in state.graph.inputs}
-    feeds = list(state.calibration.take(LOOKED_AT)) if names else [{}]
+    feeds = list(state.setup.calibration.take(LOOKED_AT)) if names else [{}]
     watched = [name for name in names if name not in inputs]
-    with Session(state.graph, outputs=watched or None, threads=state.threads) if names else nullcontext() as session:
+    threads = state.setup.threads
+    with Session(state.graph, outputs=watched or None, threads=threads) if names else nullcontext() as session:
         for feed in feeds:
             seen = {} if session is None else session.run(feed) | feed
             for place, (_, mask, axis) in enumerate(found):

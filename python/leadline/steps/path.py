@@ -42,13 +42,13 @@ def stages(state: State, layers: Sequence[Layer], joint: bool = False) -> Iterat
     """
     parts = segments(state.graph, layers)
     with tempfile.TemporaryDirectory(prefix="leadline-path-") as folder:
-        calibration = _Store(Path(folder) / "calibration", state.calibration, joint)
-        held_out = _Store(Path(folder) / "held-out", state.held_out, joint)
+        calibration = _Store(Path(folder) / "calibration", state.setup.calibration, joint)
+        held_out = _Store(Path(folder) / "held-out", state.setup.held_out, joint)
         readers = _last_readers(parts)
         total = sum(len(part.layers) > 0 for part in parts)
         for place, part in enumerate(parts):
             if part.layers:
-                with state.progress(f"moments {place}/{total}"):
+                with state.setup.progress(f"moments {place}/{total}"):
                     seen = calibration.moments(part.layers, state)
                     kept = held_out.moments(part.layers, state)
                 yield Stage(part.layers, seen, kept)
@@ -96,7 +96,7 @@ class _Store:
                 part_state = replace(
                     state, graph=graph, grids=grids if quantised else {}, codes=codes if quantised else {}
                 )
-                with state.simulate(part_state, names) as session:
+                with state.setup.simulate(part_state, names) as session:
                     for i in range(self._count):
                         feed = {name: self._read(path, i, name) for name in inputs}
                         for name, array in session.run(feed).items():
@@ -122,8 +122,8 @@ class _Store:
             for name, each in readers.items():
                 x = np.ascontiguousarray(self._read("quantised", i, name), np.float32)
                 if name in state.grids:
-                    x = fake_quantize(x, state.grids[name], threads=state.threads)
+                    x = fake_quantize(x, state.grids[name], threads=state.setup.threads)
                 paths = [self._read("float", i, name), x] if "float" in self._paths else [x]
                 for moments, inputs in each:
-                    inputs.update(moments, paths, state.threads)
+                    inputs.update(moments, paths, state.setup.threads)
         return found

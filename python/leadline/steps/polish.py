@@ -21,7 +21,7 @@ def polish(step: Polish, state: State) -> None:
     The float function stays what it was; the grid comes to lie on the tensor between the two, over the range that the
     choice of the bends assumed. Channels that are better off without pass through.
     """
-    placement = place(state.graph, state.recipe, state.profile)
+    placement = place(state.graph, state.recipe, state.setup.profile)
     readers: dict[str, list[Layer]] = {}
     for layer, _ in placement.layers:
         scheme = placement.schemes.get(layer.input)
@@ -40,7 +40,7 @@ def polish(step: Polish, state: State) -> None:
             schemes[tensor],
             percentile=step.percentile,
             adaptive=step.adaptive,
-            threads=state.threads,
+            threads=state.setup.threads,
         )
         bent = np.isfinite(choice.omega)
         names = ", ".join(layer.name for layer in layers)

@@ -31,12 +31,13 @@ def rotate(step: Rotate, state: State) -> None:
         return
     rotated = state.graph.copy()
     records = []
-    with state.progress("rotate"):
+    with state.setup.progress("rotate"):
         if step.online:
             records += rotate_inputs(rotated)
         else:
             if step.residual:
-                records += rotate_residual(rotated, state.calibration.take(WATCHED), step.seeds, state.threads)
+                few = state.setup.calibration.take(WATCHED)
+                records += rotate_residual(rotated, few, step.seeds, state.setup.threads)
             if step.heads:
                 records += rotate_heads(rotated)
         if any(record.kept for record in records):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,7 @@ def round_weights(step: Round | None, state: State) -> None:
     """
     for name, grid in state.grids.items():
         if name in state.graph.weights:
-            state.codes[name] = quantize(state.graph.weights[name], grid, threads=state.threads)
+            state.codes[name] = quantize(state.graph.weights[name], grid, threads=state.setup.threads)
     if step is None or not (METHODS[step.method].uses_moments or step.compensate) or state.placement is None:
         return
     placed = [layer for layer, _ in state.placement.layers]
@@ -77,7 +76,7 @@ class _Task:
     """
 
     def __init__(self, step: Round, state: State, stage: Stage, layer: Layer) -> None:
-        self.layer, self.threads, self.joint = layer, state.threads, step.compensate
+        self.layer, self.threads, self.joint = layer, state.setup.threads, step.compensate
         self.rows = Rows(state.graph, layer)
         self.weight = self.rows(state.graph.weights[layer.weight])
         self.grid = self.rows.grid(state.grids[layer.weight])
@@ -163,13 +162,13 @@ def _couple(step: Round, state: State, task: _Task, target: NDArray[np.float32])
     EfficientNet-Lite0 at 4 bits lost 0.8 dB on other pictures when any gain on the held-out ones sufficed.
     """
     layer = task.layer
-    few = state.calibration.take(PROBED)
-    with state.progress(f"probe {layer.name}"):
-        fisher = output_factor(state.graph, layer, few, threads=state.threads)
+    few = state.setup.calibration.take(PROBED)
+    with state.setup.progress(f"probe {layer.name}"):
+        fisher = output_factor(state.graph, layer, few, threads=state.setup.threads)
     start, neighbours = task.rows(state.codes[layer.weight]), METHODS[step.method].neighbours
     codes = descend(target, task.gram(task.seen), task.grid, start, neighbours=neighbours, fisher=fisher)
     changed = state.codes | _with_bias(state, task, codes)
-    before, after = output_error(state), output_error(replace(state, codes=changed))
+    before, after = output_error(state), output_error(state.fork(codes=changed))
     kept = after < before / LUCK
     state.log.append(Record("round", layer.name, "K-FAC, simulated output error", before, after, kept))
     if kept:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 from leadline.cache import digest
@@ -10,7 +11,7 @@ from leadline.recipe import CorrectBias, Step
 from leadline.steps.state import State
 from leadline.steps.trial import plain
 
-CHANGED = ("graph", "placement", "grids", "codes", "histograms", "ranges", "judged", "apart")
+FOUND = tuple(field.name for field in fields(State) if field.name not in ("setup", "reference", "log"))
 """Of a State: what steps change, beside the log that they add to."""
 
 
@@ -20,32 +21,23 @@ def stepped(step: Step, state: State, run: Callable[[], None]) -> None:
     A step sees the state, the recipe's schemes, the target's profile, and, of the steps behind it, how trials calibrate
     and whether biases will be corrected.
     """
-    if state.cache is None:
+    setup, begun = state.setup, len(state.log)
+    if setup.cache is None:
         run()
         return
-    recipe, begun = state.recipe, len(state.log)
+    recipe = state.recipe
     schemes = (recipe.weights, recipe.activations, recipe.scope, recipe.overrides)
     ahead = (plain(recipe), any(isinstance(other, CorrectBias) for other in recipe.steps))
+    # What calibration saw follows from the rest.
+    so_far = {name: getattr(state, name) for name in FOUND if name not in ("placement", "histograms")}
     placed = state.placement and state.placement.schemes
-    so_far = (
-        state.profile,
-        state.graph,
-        placed,
-        state.grids,
-        state.codes,
-        state.ranges,
-        state.judged,
-        state.calibration,
-        state.held_out,
-    )
+    met = (setup.profile, setup.calibration, setup.held_out, placed, so_far)
 
     def changes() -> dict[str, Any]:
         run()
-        own = {"overrides": state.recipe.overrides, "log": state.log[begun:]}
-        return {key: getattr(state, key) for key in CHANGED} | own
+        return {name: getattr(state, name) for name in FOUND} | {"log": state.log[begun:]}
 
-    found = state.cache.recall(digest("step", "with overrides", step, schemes, ahead, so_far), changes)
-    for key in CHANGED:
-        setattr(state, key, found[key])
-    state.recipe = recipe.changed(overrides=found["overrides"])
-    state.log[begun:] = found["log"]
+    after = setup.cache.recall(digest("step", step, schemes, ahead, met), changes)
+    for name in FOUND:
+        setattr(state, name, after[name])
+    state.log[begun:] = after["log"]

@@ -57,10 +57,10 @@ def smooth(step: Smooth, state: State) -> None:
         reason = FLOAT if parts else "no activation whose channels can be scaled"
         state.log.append(Record("smooth", state.graph.name, reason, kept=False))
         return
-    seen, placement = _observe(state, parts), place(state.graph, state.recipe, state.profile)
+    seen, placement = _observe(state, parts), place(state.graph, state.recipe, state.setup.profile)
     best_error = trial_error(state, state.graph)
     for part in parts:
-        with state.progress(f"smooth {part.what}"):
+        with state.setup.progress(f"smooth {part.what}"):
             smoothed = state.graph.copy()
             records = _fold_part(step, state, smoothed, placement, part, seen)
             error = trial_error(state, smoothed)
@@ -75,7 +75,7 @@ def smooth(step: Smooth, state: State) -> None:
 def fold_scales(step: Smooth, state: State) -> list[Record]:
     """Smooth every place of the state's graph, in place and whatever simulation says."""
     parts, _ = _parts(step, state.graph)
-    seen, placement = _observe(state, parts), place(state.graph, state.recipe, state.profile)
+    seen, placement = _observe(state, parts), place(state.graph, state.recipe, state.setup.profile)
     return [record for part in parts for record in _fold_part(step, state, state.graph, placement, part, seen)]
 
 
@@ -97,7 +97,7 @@ def _observe(state: State, parts: list[_Part]) -> _Statistics:
     """One pass: extremes and moments of what the layers read, and of queries and keys."""
     layers = {layer.name: layer for part in parts for one in part.places for layer, _ in one.readers}
     uses = {use.tensor: use for part in parts for product in part.products for use in product.uses}
-    found = _Statistics(samples=len(state.calibration))
+    found = _Statistics(samples=len(state.setup.calibration))
     by_tensor: dict[str, list[tuple[Moments, Inputs]]] = {}
     shared: dict[str, Moments] = {}
     for layer in layers.values():
@@ -110,8 +110,8 @@ def _observe(state: State, parts: list[_Part]) -> _Statistics:
     names = sorted(by_tensor.keys() | uses.keys())
     axes = {layer.input: layer_axis(layer) for layer in layers.values()}
     orders = {tensor: np.argsort(use.ids, axis=None, kind="stable") for tensor, use in uses.items()}
-    with Session(state.graph, outputs=names, threads=state.threads) as session:
-        for feed in state.progress.over(state.calibration, "channel moments", found.samples):
+    with Session(state.graph, outputs=names, threads=state.setup.threads) as session:
+        for feed in state.setup.progress.over(state.setup.calibration, "channel moments", found.samples):
             for name, array in session.run(feed).items():
                 if name in orders:
                     count = len(np.unique(uses[name].ids))
@@ -119,7 +119,7 @@ def _observe(state: State, parts: list[_Part]) -> _Statistics:
                 else:
                     _add(found, name, np.moveaxis(array, axes[name], 0).reshape(array.shape[axes[name]], -1))
                     for moments, inputs in by_tensor[name]:
-                        inputs.update(moments, [array], state.threads)
+                        inputs.update(moments, [array], state.setup.threads)
     return found
 
 
@@ -155,7 +155,8 @@ def _smooth_place(
             features = (inverse[:, None] * taps + np.arange(taps)).ravel()
             readers.append(Reader(weight, gram[np.ix_(features, features)], schemes.get(layer.weight)))
         alphas = (step.alpha,) if step.alpha else ALPHAS
-        return search(readers, lo - shift, hi - shift, activation=activation, alphas=alphas, threads=state.threads)
+        threads = state.setup.threads
+        return search(readers, lo - shift, hi - shift, activation=activation, alphas=alphas, threads=threads)
 
     shift = np.zeros(one.rows.size)
     best = found(shift)

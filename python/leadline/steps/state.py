@@ -1,10 +1,10 @@
-"""What the steps of one run share and change, and the log they keep."""
+"""What a run is given, what its steps find, and the log they keep."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +15,7 @@ from leadline.data import Samples
 from leadline.graph import Graph, Session
 from leadline.observers import Histogram
 from leadline.profiles import ONNXRUNTIME, Profile
-from leadline.recipe import Recipe
+from leadline.recipe import Override, Recipe
 from leadline.steps.placement import Placement
 from leadline.types import Grid
 
@@ -49,12 +49,10 @@ class Record:
         return {key: value for key, value in vars(self).items() if value is not None and value != ""}
 
 
-@dataclass
-class State:
-    """`graph` computes the original function in float at all times; what quantisation changes lies beside it:
-    `grids` by tensor name, and `codes`, the integers of weights and biases (a corrected bias lives in its codes)."""
+@dataclass(frozen=True)
+class Setup:
+    """What a run is given. Trials share it."""
 
-    graph: Graph
     recipe: Recipe
     calibration: Samples
     held_out: Samples
@@ -63,6 +61,22 @@ class State:
     """The artefact as it stands, unfused, returning these tensors: given by the caller, who knows the exporter."""
     threads: int | None = None
     profile: Profile = ONNXRUNTIME
+    cache: Cache | None = None
+    """Where runs that have something in common find it; see `leadline.steps.shared`."""
+
+
+@dataclass
+class State:
+    """What a run has found so far.
+
+    `graph` computes the original function in float at all times; what quantisation changes lies beside it: `grids` by
+    tensor name, and `codes`, the integers of weights and biases (a corrected bias lives in its codes).
+    """
+
+    setup: Setup
+    graph: Graph
+    overrides: tuple[Override, ...] = ()
+    """What steps have decided of single layers and tensors; see `recipe`."""
     placement: Placement | None = None
     grids: dict[str, Grid] = field(default_factory=dict)
     codes: dict[str, NDArray[np.integer[Any]]] = field(default_factory=dict)
@@ -74,8 +88,20 @@ class State:
     places count: their highest along an axis, and where that axis goes. See `leadline.steps.heads`."""
     apart: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
     """Outputs that a step has taken apart: along which axis, and what the parts are called."""
-    log: list[Record] = field(default_factory=list)
     reference: list[dict[str, NDArray[Any]]] = field(default_factory=list)
     """What the float network gives on the held-out samples that gates look at; see `leadline.steps.gate`."""
-    cache: Cache | None = None
-    """Where runs that have something in common find it; see `leadline.steps.shared`."""
+    log: list[Record] = field(default_factory=list)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The run's, with `overrides` behind what it says of names, and before what it says of kinds."""
+        recipe = self.setup.recipe
+        if not self.overrides:
+            return recipe
+        stated = recipe.overrides
+        place = next((i for i, override in enumerate(stated) if override.pattern == "*"), len(stated))
+        return recipe.changed(overrides=(*stated[:place], *self.overrides, *stated[place:]))
+
+    def fork(self, **changes: Any) -> State:
+        """A trial: as it stands but for the changes, with a log of its own."""
+        return replace(self, **({"log": []} | changes))

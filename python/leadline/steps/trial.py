@@ -33,8 +33,8 @@ def trial_error(state: State, graph: Graph) -> float:
     """The output error on held-out samples of a plain quantisation of `graph`: observed ranges, nearest rounding."""
     step = plain(state.recipe)
     assert step is not None
-    few = state.calibration.take(SAMPLES)
-    trial = replace(state, graph=graph.copy(), calibration=few, grids={}, codes={}, histograms={}, log=[])
+    few = replace(state.setup, calibration=state.setup.calibration.take(SAMPLES))
+    trial = state.fork(setup=few, graph=graph.copy(), grids={}, codes={}, histograms={})
     calibrate(step, trial)
     round_weights(None, trial)
     return output_error(trial)

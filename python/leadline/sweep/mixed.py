@@ -151,9 +151,8 @@ def _at(recipe: Recipe, kind: Kind, bits: int) -> Recipe:
 
 
 def _costs(state: State, calibration: Calibrate, kind: Kind, bits: int) -> list[Cost]:
-    trial = replace(
-        state, graph=state.graph.copy(), recipe=_at(state.recipe, kind, bits), grids={}, codes={}, histograms={}, log=[]
-    )
+    at_width = replace(state.setup, recipe=_at(state.recipe, kind, bits))
+    trial = state.fork(setup=at_width, overrides=(), graph=state.graph.copy(), grids={}, codes={}, histograms={})
     apply(calibration, trial)
     assert trial.placement is not None
     groups: dict[str, list[str]] = {}
@@ -165,12 +164,12 @@ def _costs(state: State, calibration: Calibrate, kind: Kind, bits: int) -> list[
         for tensor, root in trial.placement.root.items():
             groups.setdefault(root, []).append(tensor)
     costs = []
-    for name in state.progress.over(groups, f"{kind} at {bits} bits", len(groups)):
+    for name in state.setup.progress.over(groups, f"{kind} at {bits} bits", len(groups)):
         grids = {tensor: trial.grids[tensor] for tensor in groups[name] if tensor in trial.grids}
         if not grids:
             continue
         codes = {tensor: to_codes(trial.graph.weights[tensor], grids[tensor]) for tensor in grids if kind == "weights"}
-        alone = replace(trial, grids=grids, codes=codes)
+        alone = trial.fork(grids=grids, codes=codes)
         width = max(grid.scheme.bits for grid in grids.values())
         size = math.prod(trial.graph.shape(groups[name][0])) * width / 8
         costs.append(Cost(kind, name, bits, _error(alone), size))
@@ -181,9 +180,10 @@ def _error(state: State) -> float:
     def compute() -> float:
         return output_error(state, JUDGED)
 
-    if state.cache is None:
+    cache, held_out = state.setup.cache, state.setup.held_out
+    if cache is None:
         return compute()
-    return state.cache.recall(digest("alone", state.graph, state.held_out, state.grids, state.codes), compute)
+    return cache.recall(digest("alone", state.graph, held_out, state.grids, state.codes), compute)
 
 
 def mixed_precision(
