@@ -98,11 +98,9 @@ def test_exporters_know_no_algorithm_and_algorithms_no_exporter():
 
 
 def test_algorithms_know_no_framework():
-    cores = [
-        PACKAGE / f"{stem}.py"
-        for stem in ("affine", "observers", "gram", "equalization", "compensation", "sqnr", "arrays")
-    ]
-    for file in (*cores, *(PACKAGE / "rounding").rglob("*.py"), *(PACKAGE / "steps").rglob("*.py")):
+    stems = ("affine", "decide", "options", "gram", "equalization", "compensation", "sqnr", "arrays")
+    folders = (file for name in ("observers", "rounding", "steps") for file in (PACKAGE / name).rglob("*.py"))
+    for file in (*(PACKAGE / f"{stem}.py" for stem in stems), *folders):
         assert within(imports(file), "onnx", "onnxruntime", "torch") == set(), name(file)
 
 

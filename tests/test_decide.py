@@ -124,14 +124,14 @@ def test_every_method_gives_codes_on_the_grid_no_worse_than_the_nearest(name):
 def test_a_new_entry_brings_its_options_along():
     entry = SimpleNamespace(options={"temperature": Option(2, 1, 5)})
 
-    from leadline.options import Options, takes
+    from leadline.options import Step, takes
 
     known = dict(STEPS)
     try:
 
         @dataclasses.dataclass(frozen=True)
         @takes([entry])
-        class Anneal(Options):
+        class Anneal(Step):
             step = "anneal"
 
         assert options_of(Anneal(temperature=3), entry) == {"temperature": 3}

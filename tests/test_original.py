@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from graph_models import model, node
-from leadline import pipeline, steps
+from leadline import pipeline
 from leadline.data import load
 from leadline.graph import Graph, Layer, Session
 from leadline.original import Original, Proof
@@ -70,7 +70,8 @@ FAULTS: list[tuple[Callable[[Graph], None], str]] = [
 def test_a_fault_in_a_step_is_refused_by_name(
     kind: Any, fault: Callable[[Graph], None], tensor: str, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = steps.HANDLERS[kind]
+    module = import_module(f"leadline.steps.{kind.step}")
+    real = module.run
 
     def faulty(step: Any, state: Any) -> None:
         real(step, state)
@@ -79,7 +80,7 @@ def test_a_fault_in_a_step_is_refused_by_name(
     # A high bias that is absorbed shifts tensors, which the search for the first that left takes for a departure.
     recipe = Recipe.load("w8a8")
     shiftless = [replace(step, absorb_bias=False) if isinstance(step, Equalize) else step for step in recipe.steps]
-    monkeypatch.setitem(steps.HANDLERS, kind, faulty)
+    monkeypatch.setattr(module, "run", faulty)
     with pytest.raises(
         InputError, match=rf"after step {kind.step} .*'net.onnx'.*output 'y'.*from tensor '{tensor}' on"
     ):

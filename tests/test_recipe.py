@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 import pytest
 
+import leadline.recipe
 from data_samples import refused
 from leadline.recipe import (
     ACTIVATIONS,
@@ -19,6 +20,7 @@ from leadline.recipe import (
     Calibrate,
     CorrectBias,
     Equalize,
+    Fold,
     Override,
     Polish,
     Recipe,
@@ -26,6 +28,7 @@ from leadline.recipe import (
     Round,
     Smooth,
 )
+from leadline.steps import handler
 from leadline.types import InputError, Scheme
 
 MINIMAL = '[[steps]]\nstep = "calibrate"\n[[steps]]\nstep = "round"\n'
@@ -241,9 +244,11 @@ def test_patterns_are_shell_patterns_and_see_every_name():
 
 
 def test_every_step_is_named_once_and_buildable():
-    assert len({cls.step for cls in STEPS.values()}) == len(STEPS)
     for name, cls in STEPS.items():
-        assert cls().step == name
+        assert cls().step == cls.step == name and getattr(leadline.recipe, cls.__name__) is cls
+        assert callable(handler(cls))
+    with pytest.raises(TypeError, match="there is a step 'fold' already"):
+        type("Other", (Fold,), {})
 
 
 def test_recipes_are_frozen_and_change_by_copy():

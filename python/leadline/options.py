@@ -21,6 +21,23 @@ from typing import (
 from leadline import observers, rounding
 from leadline.types import Option, refuse
 
+__all__ = [
+    "STEPS",
+    "Calibrate",
+    "CorrectBias",
+    "Equalize",
+    "Fold",
+    "Heads",
+    "Observer",
+    "Polish",
+    "Rotate",
+    "Round",
+    "Rounding",
+    "Smooth",
+    "Step",
+    "WeightObserver",
+]
+
 if TYPE_CHECKING:  # the registries alone know the names
     Observer: TypeAlias = str
     WeightObserver: TypeAlias = str
@@ -40,23 +57,50 @@ class Within(NamedTuple):
     high: float
 
 
+STEPS: dict[str, type[Step]] = {}
+"""By name; a subclass of Step enters itself."""
+
+
 @dataclass(frozen=True)
-class Options:
+class Step:
     """What steps have in common: values of the types and within the bounds that the fields declare, however a step is
-    made; and their place among the others (`leadline.recipe.check_order`)."""
+    made; and their place among the others (`leadline.recipe.check_order`).
+
+    A new step is a subclass here and the function `run` of a module in ``leadline.steps`` that is called as the step
+    is, with ``_`` for ``-``.
+    """
 
     step: ClassVar[str]
+    rewrites: ClassVar[bool] = False
+    """Whether it changes the float network, and so spoils the work of every step that does not: grids and codes belong
+    to the network that they were found on."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Steps that have to come before: what this one works on."""
     spoils: ClassVar[tuple[str, ...]] = ()
     """Steps that must not come before: this one would undo their work, or change what they looked at. Its own name:
     to do it twice makes no sense."""
 
+    def __init_subclass__(cls) -> None:
+        if cls.step in STEPS:
+            raise TypeError(f"there is a step '{cls.step}' already")
+        STEPS[cls.step] = cls
+
+    @property
+    def own_operators(self) -> bool:
+        """Whether it puts operators of leadline's own into the network."""
+        return False
+
+    @classmethod
+    def must_precede(cls) -> tuple[str, ...]:
+        """The steps that it would spoil."""
+        quantising = [name for name, other in STEPS.items() if not other.rewrites]
+        return (*cls.spoils, *(quantising if cls.rewrites else ()))
+
     def __post_init__(self) -> None:
         check_options(type(self), {field.name: getattr(self, field.name) for field in fields(self)}, self.step)
 
 
-def check_options(cls: type[Options], values: Mapping[str, Any], where: str) -> None:
+def check_options(cls: type[Step], values: Mapping[str, Any], where: str) -> None:
     """InputError, saying where, for a value that is not of its field's type, or out of bounds."""
     hints = _hints(cls)
     for key, value in values.items():
@@ -79,7 +123,7 @@ def check_type(value: object, wanted: Any, what: str) -> None:
         raise refuse("Recipe", f"{what} must be of type {wanted.__name__}", repr(value))
 
 
-def _hints(cls: type[Options]) -> dict[str, tuple[Any, Within | None]]:
+def _hints(cls: type[Step]) -> dict[str, tuple[Any, Within | None]]:
     """Of each field: its type, and the bounds of a number."""
     found = get_type_hints(cls, include_extras=True)
     return {
@@ -105,25 +149,22 @@ def takes(algorithms: Iterable[Any]) -> Callable[[Cls], Cls]:
     return add
 
 
-def options_of(step: Options, algorithm: Any) -> dict[str, float]:
+def options_of(step: Step, algorithm: Any) -> dict[str, float]:
     """What a step says of the options of one of its algorithms (an entry of a registry)."""
     return {name: getattr(step, name) for name in algorithm.options}
 
 
-_FLOAT_NETWORK = ("calibrate", "round", "correct-bias")
-"""What a step that changes the float network spoils: grids and codes belong to the network that they were found on."""
-
-
 @dataclass(frozen=True)
-class Fold(Options):
+class Fold(Step):
     """Fold BatchNorm, LayerScale and constant per-channel factors into the neighbouring layer. Exact."""
 
     step: ClassVar[str] = "fold"
-    spoils: ClassVar[tuple[str, ...]] = ("fold", "heads", "polish", *_FLOAT_NETWORK)
+    rewrites: ClassVar[bool] = True
+    spoils: ClassVar[tuple[str, ...]] = ("fold", "heads", "polish")
 
 
 @dataclass(frozen=True)
-class Heads(Options):
+class Heads(Step):
     """Detection heads: part what is only joined to be split again, give what the last layers write and all behind them
     more bits than features have, and a few features, too, and have gates judge scores and boxes apart. Nothing where
     there are none.
@@ -132,7 +173,8 @@ class Heads(Options):
     """
 
     step: ClassVar[str] = "heads"
-    spoils: ClassVar[tuple[str, ...]] = ("heads", "polish", *_FLOAT_NETWORK)
+    rewrites: ClassVar[bool] = True
+    spoils: ClassVar[tuple[str, ...]] = ("heads", "polish")
     separate: bool = False
     """Give boxes and scores an output each; else they stay in one, of `bits` bits."""
     bits: Annotated[int, Within(8, 16)] = 16
@@ -143,14 +185,15 @@ class Heads(Options):
 
 
 @dataclass(frozen=True)
-class Equalize(Options):
+class Equalize(Step):
     """Cross-layer equalisation of chains joined by ReLU-like activations, and absorption of high biases.
 
     Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, 2019, eq. 8-15.
     """
 
     step: ClassVar[str] = "equalize"
-    spoils: ClassVar[tuple[str, ...]] = ("equalize", "polish", *_FLOAT_NETWORK)
+    rewrites: ClassVar[bool] = True
+    spoils: ClassVar[tuple[str, ...]] = ("equalize", "polish")
     iterations: Annotated[int, Within(1, 10_000)] = 20
     """Sweeps over all chains at most; stops early once no scale moves by more than 1 %."""
     max_scale: Annotated[float, Within(2, 1e6)] = 32.0
@@ -161,7 +204,7 @@ class Equalize(Options):
 
 
 @dataclass(frozen=True)
-class Rotate(Options):
+class Rotate(Step):
     """Hadamard rotations that spread outlier channels over all channels. Exact.
 
     Sources: Ashkboos et al., QuaRot, 2024, for rotating a transformer's weights; `leadline.hadamard.layernorm_rotation`
@@ -169,7 +212,8 @@ class Rotate(Options):
     """
 
     step: ClassVar[str] = "rotate"
-    spoils: ClassVar[tuple[str, ...]] = ("smooth", "polish", *_FLOAT_NETWORK)
+    rewrites: ClassVar[bool] = True
+    spoils: ClassVar[tuple[str, ...]] = ("smooth", "polish")
     residual: bool = True
     """Rotate the residual stream; folded into the weights around it."""
     heads: bool = True
@@ -180,16 +224,21 @@ class Rotate(Options):
     seeds: Annotated[int, Within(1, 1000)] = 8
     """Random rotations of the residual stream to choose from: the flattest is kept."""
 
+    @property
+    def own_operators(self) -> bool:
+        return self.online
+
 
 @dataclass(frozen=True)
-class Smooth(Options):
+class Smooth(Step):
     """Move the spread of channels from activations into weights, where it can be folded. Exact.
 
     Sources: Xiao et al., SmoothQuant, 2023, eq. 4; Li et al., RepQ-ViT, 2023, for shifts.
     """
 
     step: ClassVar[str] = "smooth"
-    spoils: ClassVar[tuple[str, ...]] = ("polish", *_FLOAT_NETWORK)
+    rewrites: ClassVar[bool] = True
+    spoils: ClassVar[tuple[str, ...]] = ("polish",)
     alpha: Annotated[float, Within(0, 1)] = 0.0
     """How much of the spread moves, 0 to 1; 0 chooses for each layer by the predicted error of its output."""
     shift: bool = False
@@ -199,14 +248,14 @@ class Smooth(Options):
 
 
 @dataclass(frozen=True)
-class Polish(Options):
+class Polish(Step):
     """LogNP: quantise the logarithm of activations, channel by channel, with explicit operators around the grid.
 
     Source: Shen et al., QuartDepth, 2025. No NPU multiplies such codes: for simulation, or look-up tables.
     """
 
     step: ClassVar[str] = "polish"
-    spoils: ClassVar[tuple[str, ...]] = _FLOAT_NETWORK
+    rewrites: ClassVar[bool] = True
     pattern: str = "*"
     """Shell pattern: the layers whose inputs are polished, by name."""
     percentile: Annotated[float, Within(1, 100)] = 95.0
@@ -214,10 +263,14 @@ class Polish(Options):
     adaptive: bool = True
     """Choose for each channel among several bends, and none, by the error on its histogram."""
 
+    @property
+    def own_operators(self) -> bool:
+        return True
+
 
 @dataclass(frozen=True)
 @takes(observers.OBSERVERS.values())
-class Calibrate(Options):
+class Calibrate(Step):
     """Observe the network on the calibration samples and choose every grid. Takes the options of
     `leadline.observers.OBSERVERS`, for weights and activations alike."""
 
@@ -240,7 +293,7 @@ class Calibrate(Options):
 
 @dataclass(frozen=True)
 @takes(rounding.METHODS.values())
-class Round(Options):
+class Round(Step):
     """Turn weights into integer codes. Takes the options of `leadline.rounding.METHODS`."""
 
     step: ClassVar[str] = "round"
@@ -272,7 +325,7 @@ class Round(Options):
 
 
 @dataclass(frozen=True)
-class CorrectBias(Options):
+class CorrectBias(Step):
     """Shift each layer's bias by the mean output error that quantising the layer causes.
 
     Source: Nagel et al. 2019, section 4.2, in its empirical form.
@@ -281,7 +334,3 @@ class CorrectBias(Options):
     step: ClassVar[str] = "correct-bias"
     needs: ClassVar[tuple[str, ...]] = ("calibrate", "round")
     spoils: ClassVar[tuple[str, ...]] = ("correct-bias",)
-
-
-Step = Fold | Heads | Equalize | Rotate | Smooth | Polish | Calibrate | Round | CorrectBias
-STEPS: dict[str, type[Step]] = {cls.step: cls for cls in get_args(Step)}

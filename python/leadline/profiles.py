@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline.recipe import Calibrate, Polish, Recipe, Rotate
+from leadline.recipe import Calibrate, Recipe
 from leadline.types import Granularity, Scheme, refuse
 
 WIDTHS = frozenset(range(2, 17))
@@ -124,8 +124,7 @@ class Profile:
         if self.float_only_in_blocks and not any(activations.values()) and not blocks:
             raise refused(f"{self.name} takes float activations beside weights in blocks alone", "no blocks")
         for step in recipe.steps:
-            own = isinstance(step, Polish) or (isinstance(step, Rotate) and step.online)
-            if own and not self.own_operators:
+            if step.own_operators and not self.own_operators:
                 raise refused(f"{self.name} has no operators for logarithms and rotations at run time", step.step)
 
     def _check_activations(self, scheme: Scheme, place: str, refused: Callable[[str, object], Exception]) -> None:

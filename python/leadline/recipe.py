@@ -14,49 +14,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from leadline.options import (
-    STEPS,
-    Calibrate,
-    CorrectBias,
-    Equalize,
-    Fold,
-    Heads,
-    Observer,
-    Options,
-    Polish,
-    Rotate,
-    Round,
-    Rounding,
-    Smooth,
-    Step,
-    WeightObserver,
-    check_options,
-    check_type,
-)
+from leadline import options
+from leadline.options import *  # noqa: F403  the steps, for whoever writes a recipe
+from leadline.options import STEPS, Step, check_options, check_type
 from leadline.types import InputError, Scheme, refuse
 
-__all__ = [
-    "ACTIVATIONS",
-    "STEPS",
-    "WEIGHTS",
-    "Calibrate",
-    "CorrectBias",
-    "Equalize",
-    "Fold",
-    "Heads",
-    "Kind",
-    "Observer",
-    "Override",
-    "Polish",
-    "Recipe",
-    "Rotate",
-    "Round",
-    "Rounding",
-    "Scope",
-    "Smooth",
-    "Step",
-    "WeightObserver",
-]
+__all__ = ["ACTIVATIONS", "WEIGHTS", "Kind", "Override", "Recipe", "Scope"]
+__all__ += options.__all__
 
 Scope = Literal["all", "layers"]
 Kind = Literal["linear", "conv", "depthwise", "transpose", "recurrent", "embedding", "first", "last", "unread"]
@@ -130,7 +94,7 @@ def check_order(steps: Sequence[Step], where: str) -> None:
         for name in step.needs:
             if name not in earlier:
                 raise refuse("Recipe", f"{where}: {step.step} must come behind {name}, whose work it needs", received)
-        for name in step.spoils:
+        for name in step.must_precede():
             if name in earlier:
                 rule = f"{step.step} must come before {name}, whose work it would spoil"
                 once = f"{name} must come once, since a second {name} makes no sense behind the first"
@@ -264,7 +228,7 @@ def _check(values: Mapping[str, Any], where: str) -> None:
     """InputError, saying where, for a value of a Recipe that no recipe has."""
     for key, wanted in (("name", str), ("description", str), ("scope", Scope), ("data", Mapping)):
         check_type(values[key], wanted, f"{where}: {key}")
-    for key, item in (("steps", Options), ("overrides", Override)):
+    for key, item in (("steps", Step), ("overrides", Override)):
         if not isinstance(values[key], tuple) or not all(isinstance(one, item) for one in values[key]):
             raise refuse("Recipe", f"{where}: {key} must be a tuple of {key}", repr(values[key]))
     for key, granularity, rule in (
@@ -336,16 +300,16 @@ def _step(table: Mapping[str, Any], where: str) -> Step:
     if not isinstance(name, str) or name not in STEPS:
         raise refuse("Recipe.load", f"{where}: step must be one of {', '.join(STEPS)}", repr(name))
     cls = STEPS[name]
-    given = {key: value for key, value in table.items() if key != "step"}
-    _known_keys(given, {f.name for f in fields(cls)}, f"{where} ({name})")
-    check_options(cls, given, f"{where} ({name})")
-    return cls(**given)
+    values = {key: value for key, value in table.items() if key != "step"}
+    _known_keys(values, {f.name for f in fields(cls)}, f"{where} ({name})")
+    check_options(cls, values, f"{where} ({name})")
+    return cls(**values)
 
 
 def _read_override(table: Mapping[str, Any], where: str) -> Override:
     _known_keys(table, {f.name for f in fields(Override)}, where)
-    given = dict(table)
-    if "kinds" in given:
-        given["kinds"] = tuple(given["kinds"]) if isinstance(given["kinds"], list) else (given["kinds"],)
-    _check_override(given, where)
-    return Override(**given)
+    values = dict(table)
+    if "kinds" in values:
+        values["kinds"] = tuple(values["kinds"]) if isinstance(values["kinds"], list) else (values["kinds"],)
+    _check_override(values, where)
+    return Override(**values)

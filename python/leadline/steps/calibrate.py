@@ -47,7 +47,7 @@ HOPELESS = 1.5
 """With so many times the noise of the best range so far, one that clips still more is not worth a try."""
 
 
-def calibrate(step: Calibrate, state: State) -> None:
+def run(step: Calibrate, state: State) -> None:
     """Fill ``state.grids`` for activations, weights, constants and biases; one pass over the calibration samples, and
     another for moving averages."""
     own_biases(state.graph)

@@ -22,7 +22,7 @@ Moments = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 """For each layer's output and channel: the mean of the error and of its square."""
 
 
-def correct_bias(step: CorrectBias, state: State) -> None:
+def run(step: CorrectBias, state: State) -> None:
     """One pass over the samples measures, for every layer at once, the error of quantising that layer alone.
 
     Each layer is given the float network's own input, rounded to its grid, so corrections do not count an error twice

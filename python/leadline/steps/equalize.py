@@ -49,7 +49,7 @@ class ChannelStats:
         return np.sqrt(np.maximum(self.square - self.mean**2, 0))
 
 
-def equalize(step: Equalize, state: State) -> None:
+def run(step: Equalize, state: State) -> None:
     """Scale chains until they settle, then absorb biases; each is kept only if the simulated held-out error falls."""
     own_biases(state.graph)
     chains, refused = find_chains(state.graph)

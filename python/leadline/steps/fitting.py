@@ -230,13 +230,20 @@ def _rounded(values: NDArray[np.floating[Any]], bits: int, how: np.ufunc) -> NDA
 
 def recentre(state: State) -> None:
     """Give the biases what the target's sums lose on average by rounding down: half a unit, and half a unit more over
-    16-bit inputs, where the bias itself is rounded down on its own."""
+    16-bit inputs, where the bias itself is rounded down on its own. Logged, but not gated: the simulation rounds to
+    nearest, so that it cannot tell."""
+    profile, moved = state.setup.profile, 0
     for layer in state.graph.layers():
         read, written = _whole(state.grids.get(layer.input)), output_grid(state, layer.output)
         if layer.bias is None or layer.bias not in state.codes or read is None or written is None:
             continue
-        own = state.grids[layer.bias]
-        unit = lost(state.setup.profile, read.scheme.bits, own.scale.astype(np.float64) / float(written.scale))
-        mean = unit if read.scheme.bits > 8 else unit / 2
-        moved = state.codes[layer.bias] + np.where(unit > 1, mean, 0).astype(np.int64)
-        state.codes[layer.bias] = np.clip(moved, own.scheme.qmin, own.scheme.qmax).astype(np.int32)
+        grid = state.grids[layer.bias]
+        unit = lost(profile, read.scheme.bits, grid.scale.astype(np.float64) / float(written.scale))
+        mean = np.where(unit > 1, unit if read.scheme.bits > 8 else unit / 2, 0).astype(np.int64)
+        if mean.any():
+            codes = state.codes[layer.bias] + mean
+            state.codes[layer.bias] = np.clip(codes, grid.scheme.qmin, grid.scheme.qmax).astype(np.int32)
+            moved += 1
+    if moved:
+        note = f"{moved} biases take back what {profile.name}'s sums lose on average by rounding down"
+        state.log.append(Record("recentre", state.graph.name, note))

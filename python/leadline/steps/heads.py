@@ -26,7 +26,7 @@ GLANCE = 2
 """Held-out samples that tell features apart."""
 
 
-def widen_heads(step: Heads, state: State) -> None:
+def run(step: Heads, state: State) -> None:
     """Where the network has detection heads: part what a Split takes apart again, give the parts of a head outputs of
     their own if that is wanted, widen the last layers and all behind them and keep its extremes in range, and have
     gates judge scores and positions by themselves. The rewrites are exact: there is nothing to gate. Nothing happens

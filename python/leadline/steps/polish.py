@@ -15,7 +15,7 @@ from leadline.steps.placement import place
 from leadline.steps.state import Record, State
 
 
-def polish(step: Polish, state: State) -> None:
+def run(step: Polish, state: State) -> None:
     """Put LogPolish and LogUnpolish in front of every matching layer whose input gets a grid.
 
     The float function stays what it was; the grid comes to lie on the tensor between the two, over the range that the

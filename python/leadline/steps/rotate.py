@@ -24,7 +24,7 @@ WATCHED = 4
 """Calibration samples on which rotations are compared."""
 
 
-def rotate(step: Rotate, state: State) -> None:
+def run(step: Rotate, state: State) -> None:
     """Rotate a copy of the network; it takes the network's place if the simulated held-out error falls."""
     if not can_try(state):
         state.log.append(Record("rotate", state.graph.name, FLOAT, kept=False))

@@ -32,7 +32,7 @@ PROBED = 4
 """Calibration samples whose outputs say how a layer's outputs count."""
 
 
-def round_weights(step: Round | None, state: State) -> None:
+def run(step: Round | None, state: State) -> None:
     """Nearest rounding first: half to even after dividing by the scale, as ONNX QuantizeLinear does.
 
     Then, unless that is all that is asked for, level by level, each layer's codes are chosen against the moments of

@@ -48,7 +48,7 @@ class _Part:
     products: list[Product]
 
 
-def smooth(step: Smooth, state: State) -> None:
+def run(step: Smooth, state: State) -> None:
     """First what LayerNormalization and Rotate write, then values, queries and keys; each of the two is kept only if
     the simulated held-out error falls."""
     parts, refused = _parts(step, state.graph)

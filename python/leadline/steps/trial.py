@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from leadline.graph import Graph
 from leadline.recipe import Calibrate, Recipe
-from leadline.steps.calibrate import calibrate
+from leadline.steps.calibrate import run as calibrate
 from leadline.steps.gate import output_error
-from leadline.steps.round import round_weights
+from leadline.steps.round import run as round_weights
 from leadline.steps.state import State
 
 SAMPLES = 8
