@@ -91,9 +91,10 @@ check: $(VENV)/.tests
 CMAKE = $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
 
 test-cpp: $(VENV)/.cpp
-	@$(CMAKE) -S . -B build/cpp -DLEADLINE_TESTS=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	@$(CMAKE) -S . -B build/cpp -DLEADLINE_TESTS=ON -DCMAKE_INSTALL_MESSAGE=NEVER \
+		-DPython_EXECUTABLE=$(abspath $(BIN)/python)
 	@$(BIN)/cmake --build build/cpp
-	@$(BIN)/ctest --test-dir build/cpp --output-on-failure
+	@$(BIN)/ctest --test-dir build/cpp --output-on-failure --parallel 2
 	@rm -rf build/prefix
 	@$(BIN)/cmake --install build/cpp --prefix build/prefix
 	@$(CMAKE) -S examples/cpp -B build/example -DCMAKE_PREFIX_PATH=$(abspath build/prefix)

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "checks.hpp"
+#include "testing.hpp"
 
 using namespace leadline;
 
@@ -18,7 +18,9 @@ std::vector<float> bends(std::int64_t channels) {
     return omega;
 }
 
-void passes_in_every_layout() {
+}  // namespace
+
+TEST(passes_in_every_layout) {
     for (const Layout& layout : layouts) {
         const auto size = static_cast<std::size_t>(layout.size());
         const auto x = normal(size);
@@ -46,7 +48,7 @@ void passes_in_every_layout() {
 }
 
 // Values of every magnitude, and channels with nothing in them.
-void choices_on_every_float() {
+TEST(choices_on_every_float) {
     observers::Histogram histogram(4);
     std::vector<float> x;
     for (std::uint32_t bits = 0; bits < 0x7f800000u; bits += 0x1fff7u)
@@ -58,20 +60,13 @@ void choices_on_every_float() {
             for (const auto& channel : histogram.channels)
                 for (const bool affine : {false, true}) {
                     const affine::Scheme scheme{0, levels, (levels + 1) / 2, affine, affine::Fit::absmax};
-                    const auto found = polishing::choose(channel, scheme, tried, affine);
-                    CHECK(found.omega > 0.0f && found.error >= 0.0 && found.lo <= found.hi);
-                    const auto grid = affine::choose(double(found.lo), double(found.hi), scheme);
-                    const double again = polishing::error(channel, found.omega, grid, scheme);
-                    CHECK(again == found.error);
+                    const auto choice = polishing::choose(channel, scheme, tried, affine);
+                    CHECK(choice.omega > 0.0f && choice.error >= 0.0 && choice.lo <= choice.hi);
+                    const auto grid = affine::choose(double(choice.lo), double(choice.hi), scheme);
+                    const double again = polishing::error(channel, choice.omega, grid, scheme);
+                    CHECK(again == choice.error);
                 }
         const Layout layout{static_cast<std::int64_t>(x.size() / 4), 4, 1};
         CHECK(histogram.update(x, layout, 2));
     }
-}
-
-}  // namespace
-
-void check_polishing() {
-    passes_in_every_layout();
-    choices_on_every_float();
 }

@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "checks.hpp"
+#include "testing.hpp"
 
 using namespace leadline;
 
@@ -49,7 +49,9 @@ double plain(const smoothing::Layer& layer, std::span<const double> scales, cons
     return total;
 }
 
-void errors_are_the_plain_ones() {
+}  // namespace
+
+TEST(errors_are_the_plain_ones) {
     const std::int64_t shapes[][3] = {{1, 1, 1}, {3, 2, 4}, {65, 17, 1}, {64, 128, 1}, {70, 43, 3}, {130, 1, 9}};
     for (const auto& [rows, channels, taps] : shapes) {
         const std::int64_t n = channels * taps;
@@ -68,15 +70,15 @@ void errors_are_the_plain_ones() {
                     CHECK(again == first);
                 }
                 for (std::size_t c = 0; c < 3; ++c) {
-                    const std::span<const double> own(&scales[c * channels], static_cast<std::size_t>(channels));
-                    const double wanted = plain(layer, own, scheme, block);
+                    const std::span<const double> tried(&scales[c * channels], static_cast<std::size_t>(channels));
+                    const double wanted = plain(layer, tried, scheme, block);
                     CHECK(std::fabs(first[c] - wanted) <= 1e-4 * wanted + 1e-9);
                 }
             }
     }
 }
 
-void misfits_are_refused() {
+TEST(misfits_are_refused) {
     const auto weight = normal(12), short_weight = normal(11);
     const auto gram = gram_of(4);
     const std::vector<double> scales(8, 1.0), few(7, 1.0);
@@ -86,11 +88,4 @@ void misfits_are_refused() {
     };
     CHECK(call(short_weight, scales, 4) && call(weight, few, 4) && call(weight, scales, 3) && call(weight, scales, -1));
     CHECK(!call(weight, scales, 4) && !call(weight, scales, 0));
-}
-
-}  // namespace
-
-void check_smoothing() {
-    errors_are_the_plain_ones();
-    misfits_are_refused();
 }
