@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -18,6 +19,7 @@ from leadline.cli import main
 from leadline.graph import Graph, Session
 from leadline.sqnr import Sqnr
 from leadline.targets.litert.convert import plan
+from leadline.targets.tail import Tailed
 from leadline.types import InputError
 
 ROWS, FEATURES = 20, 12
@@ -306,3 +308,34 @@ def test_a_tflite_is_planned_of_no_part():
     done = leadline.quantize(Graph.from_model(network(suppression())), "minmax-w8a8", feeds(4), threads=1)
     with pytest.raises(InputError, match=r"^\[plan\] LiteRT takes fixed shapes alone: 'net' must end before Non"):
         plan(done)
+
+
+DETECTIONS = np.random.default_rng(0).uniform(0, 9, (7, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("rough", "said"),
+    [
+        (DETECTIONS[::-1], ""),
+        (DETECTIONS + 0.01, ""),
+        (DETECTIONS[:5], ""),
+        (DETECTIONS[:0], "0 elements"),
+        (np.tile(DETECTIONS, (12, 1)), "336 elements in all samples, the float network's 28"),
+        (DETECTIONS * 0 + 3, "constant, 3"),
+        (DETECTIONS * 0.01, "dead"),
+        (np.where(DETECTIONS > 5, np.nan, DETECTIONS), "NaN"),
+    ],
+)
+def test_what_is_behind_the_quantised_part_collapses_by_what_it_holds(rough, said):
+    """Whatever their order: nearly equal scores fall either way."""
+    wanted = np.ascontiguousarray(DETECTIONS)
+    graph = Graph.from_model(network(suppression()))
+    with Tailed(graph, 1) as tailed:
+        tailed._session.close()
+        held = iter([{"detections": wanted, "numbers": wanted}, {"detections": rough, "numbers": wanted}])
+        tailed._session = SimpleNamespace(run=lambda _: next(held), close=lambda: None)
+        border = {name: wanted for name in graph.tail.reads}
+        tailed.update(border, border)
+        (score,) = [one for one in tailed.scores() if one.name == "detections"]
+    assert bool(score.collapse) == bool(said)
+    assert said in "".join(score.collapse)

@@ -13,6 +13,7 @@ from leadline.collapse import FLAT, LOST, Comparison, Likeness
 from leadline.graph import Graph
 from leadline.graph.masks import Masks
 from leadline.graph.operators import by_channel, channel_axes
+from leadline.graph.picks import picks
 from leadline.graph.trace import bounded
 from leadline.graph.trace import origin as made_by
 from leadline.sqnr import Sqnr
@@ -21,6 +22,9 @@ from leadline.types import Grid, refuse
 
 BROKEN = 10.0
 """dB: with a tenth of its power in error, a tensor no longer carries its signal."""
+
+SAME = 0.5
+"""Share of equal picks below which what is picked is lost."""
 
 PICTURES = 4
 """Samples whose dense outputs are kept for the report."""
@@ -64,6 +68,9 @@ class OutputScore:
         Where magnitudes lie ten times apart: in the whole output the large values hide what becomes of the small ones.
     collapse : list of str
         Why the whole output is lost; see `leadline.collapse`. Empty where it is not.
+    picked, placed : float or None
+        Where a TopK has picked its rows: the share of the float network's picks that the artefact has made as well,
+        which all other figures are of, in one order; and SQNR in dB place by place, as it would come out otherwise.
     """
 
     name: str
@@ -77,6 +84,8 @@ class OutputScore:
     equal: float | None = None
     parts: list[PartScore] = field(default_factory=list)
     collapse: list[str] = field(default_factory=list)
+    picked: float | None = None
+    placed: float | None = None
 
     @property
     def lost(self) -> float:
@@ -89,9 +98,18 @@ class OutputScore:
         reasons = {self.name: self.collapse} | {part.name: part.collapse for part in self.parts}
         return [f"{name}: {'; '.join(found)}" for name, found in reasons.items() if found]
 
+    @property
+    def order(self) -> str:
+        """What to know of the order of picked rows, in words; empty where none are picked."""
+        if self.picked is None or self.placed is None:
+            return ""
+        share = f"{self.picked:.0%} of the rows that are picked are those of the float network"
+        return f"{share}, and compared in one order; place by place {self.placed:.1f} dB"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return vars(self) | {"agreement": vars(self.agreement), "parts": [vars(part) for part in self.parts]}
+        parts = [vars(part) for part in self.parts]
+        return vars(self) | {"agreement": vars(self.agreement), "parts": parts, "order": self.order}
 
 
 @dataclass(frozen=True)
@@ -141,6 +159,9 @@ class Run:
         producers = {name: node for node in graph.nodes for name in node.outputs}
         sources = {name: made_by(graph, producers, name)[1] for name in outputs}
         self._picked = {name for name, node in sources.items() if node is not None and node.op_type == "TopK"}
+        self.places = picks(graph)
+        self._shares: dict[str, list[float]] = {name: [] for name in self.places}
+        self._placed = {name: Sqnr() for name in self.places}
         self._simulated = {name: Comparison(self.axes[name]) for name in outputs}
         self._fused = {name: Comparison(self.axes[name], whole=not judged) for name in outputs}
         self._worst = dict.fromkeys(outputs, np.inf)
@@ -161,15 +182,17 @@ class Run:
             if got[name].shape != wanted[name].shape:
                 rule = f"the artefact's output {name!r} must have the shape {wanted[name].shape}"
                 raise refuse("verify", rule, got[name].shape)
-            pair = wanted[name], got[name]
+            exact, rough, target = wanted[name], got[name], fused.get(name)
             if name in self._picked:  # which elements these are, whatever their order
-                pair = np.sort(pair[0]), np.sort(pair[1])
-            total.update(*pair)
-            self._worst[name] = min(self._worst[name], Sqnr().update(*pair).db)
-            if name in fused:
+                exact, rough = np.sort(exact), np.sort(rough)
+            elif name in self.places:
+                exact, rough, target = self._in_order(name, wanted, got, target)
+            total.update(exact, rough)
+            self._worst[name] = min(self._worst[name], Sqnr().update(exact, rough).db)
+            if target is not None:
                 known = name in grids and grids[name].scheme.granularity != "token"
                 step = float(grids[name].scale.min()) if known else _spread(wanted[name]) / 256
-                self._fused[name].update(wanted[name], fused[name])
+                self._fused[name].update(wanted[name] if name in self._picked else exact, target)
                 self._agreement[name] = self._agreement[name].updated(got[name], fused[name], step)
             if self._seen < PICTURES and (planes := _planes(wanted[name], got[name])):
                 self.pictures.append(Dense(name, label, *planes))
@@ -181,6 +204,28 @@ class Run:
                 sums = channel_sums(exact, got[name], self.axes[name])
                 self._sums[name] = self._sums.get(name, 0) + sums
         self._seen += 1
+
+    def _in_order(
+        self,
+        name: str,
+        wanted: Mapping[str, NDArray[Any]],
+        got: Mapping[str, NDArray[Any]],
+        target: NDArray[Any] | None,
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
+        """The rows of an output that both have picked, in one order; all of them where none are known to be the same.
+        What the target gives is in the artefact's order."""
+        pick, exact, rough = self.places[name], wanted[name], got[name]
+        if pick.places not in wanted or pick.places not in got:
+            return exact, rough, target
+        places = wanted[pick.places]
+        mine, theirs, share = pick.kept(places, got[pick.places])
+        self._shares[name].append(share)
+        self._placed[name].update(exact, rough)
+        rows = [pick.rows(array, places) for array in (exact, rough, target) if array is not None]
+        if not share or any(array is None for array in rows):
+            return exact, rough, target
+        ours, *others = [array[mine if i == 0 else theirs] for i, array in enumerate(rows) if array is not None]
+        return ours, others[0], others[1] if others[1:] else None
 
     def scores(self) -> list[OutputScore]:
         """Of the outputs, in their order."""
@@ -199,6 +244,8 @@ class Run:
                 for reason in comparison.likeness(part).reasons(1.0 if part is None else peak)
             ]
 
+        same = float(np.mean(self._shares[name])) if self._shares.get(name) else None
+        few = [f"{same:.0%} of what is picked is the same"] if same is not None and same < SAME else []
         parts = []
         for part in simulated.parts(lambda axis: bounded(self._graph, name, axis)):
             likeness = simulated.likeness(part)
@@ -215,7 +262,9 @@ class Run:
             whole.correlation,
             whole.equal,
             parts,
-            reasons(),
+            reasons() + few,
+            same,
+            None if same is None else self._placed[name].db,
         )
 
     def tensor_scores(self) -> list[TensorScore]:

@@ -74,7 +74,8 @@ class Verification:
     @property
     def collapse(self) -> list[str]:
         """What of the outputs is lost, and why; empty where nothing is. See `leadline.collapse`."""
-        return [line for output in self.outputs for line in output.collapsed]
+        lines = [line for output in self.outputs for line in output.collapsed]
+        return lines + [f"{final.name}: {'; '.join(final.collapse)}" for final in self.final if final.collapse]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the pictures, ready for JSON."""
@@ -145,7 +146,8 @@ def verify(
     wanted = [value.name for value in graph.outputs]
     inner = [name for name in tensors if name not in wanted]
     run = Run(graph, wanted, inner, target if profile is HEXAGON else "")
-    theirs = wanted + [tensors[name] for name in inner]
+    inner = inner + sorted({pick.places for pick in run.places.values()} & written.tensors - {*wanted, *inner})
+    theirs = wanted + [tensors.get(name, name) for name in inner]
     with ExitStack() as stack:
         device: Fused | _Npu
         _check_ends(graph, model)

@@ -229,6 +229,9 @@ def show(document: dict[str, Any], console: Console) -> None:
         for part in row["parts"]:
             outputs.add_row(part["name"], f"{part['sqnr']:.1f}", f"{part['centred']:.1f}")
     console.print(outputs, markup=False)
+    for row in verification["outputs"]:
+        if row["order"]:
+            console.print(f"{row['name']}: {row['order']}", markup=False, highlight=False, soft_wrap=True)
     for row in verification["final"]:
         score = "" if row["sqnr"] is None else f", {row['sqnr']:.1f} dB over those"
         shapes = f"{row['alike']} of {row['samples']} samples in the float network's shape"

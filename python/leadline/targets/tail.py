@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from leadline.collapse import DEAD, Comparison
 from leadline.graph import Graph, Session
 from leadline.sqnr import Sqnr
 
@@ -18,12 +20,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class FinalScore:
     """An output behind the quantised part, where its shape depends on the data: in how many of the samples the artefact
-    gives as many elements as the float network, and the SQNR in dB over those; None where there are none."""
+    gives as many elements as the float network, and the SQNR in dB over those; None where there are none. `collapse`:
+    why it is lost (`leadline.collapse`), where it holds a tenth of the elements or less, or ten times as many, and by
+    which values it holds, whatever their order: two that nearly tie may change places."""
 
     name: str
     samples: int
     alike: int
     sqnr: float | None
+    collapse: list[str] = field(default_factory=list)
 
 
 class Tailed:
@@ -33,6 +38,8 @@ class Tailed:
         self._tail = graph.tail
         self._alike = dict.fromkeys(self._tail.written if self._tail else (), 0)
         self._sqnr = {name: Sqnr() for name in self._alike}
+        self._held = {name: Comparison(0, whole=True) for name in self._alike}
+        self._sizes = {name: (0, 0) for name in self._alike}
         self._samples = 0
         if self._tail is not None:
             self._session = Session(self._tail.model(graph.values), threads=threads)
@@ -50,15 +57,25 @@ class Tailed:
         self._samples += 1
         exact, rough = (self._session.run({name: one[name] for name in self._tail.reads}) for one in (wanted, got))
         for name, total in self._sqnr.items():
-            if exact[name].shape == rough[name].shape:
+            one, other = exact[name], rough[name]
+            self._sizes[name] = self._sizes[name][0] + one.size, self._sizes[name][1] + other.size
+            if one.shape == other.shape:
                 self._alike[name] += 1
-                total.update(exact[name], rough[name])
+                total.update(one, other)
+                if one.size:
+                    self._held[name].update(*(np.sort(array, axis=None)[None] for array in (one, other)))
 
     def scores(self) -> list[FinalScore]:
         return [
-            FinalScore(name, self._samples, alike, self._sqnr[name].db if alike else None)
+            FinalScore(name, self._samples, alike, self._sqnr[name].db if alike else None, self._lost(name))
             for name, alike in self._alike.items()
         ]
+
+    def _lost(self, name: str) -> list[str]:
+        wanted, got = self._sizes[name]
+        if wanted and not DEAD * wanted < got < wanted / DEAD:
+            return [f"{got} elements in all samples, the float network's {wanted}"]
+        return self._held[name].likeness().reasons() if self._alike[name] and wanted else []
 
 
 def front(model: onnx.ModelProto, graph: Graph) -> onnx.ModelProto:
