@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,7 @@ from graph_models import model, node
 from leadline.graph import Graph, Session
 from leadline.graph.relative import keep_positive, relative
 from leadline.pipeline import quantize
+from leadline.preparation import prepare
 from leadline.profiles import HEXAGON
 from leadline.recipe import Recipe
 from leadline.steps.fitting import respell
@@ -64,6 +66,7 @@ KINDS: dict[str, Callable[[Net, str], str]] = {
     "power": lambda net, x: net("Pow", _clamped(net, x, 0.05), *_floats(net, -1)),
     "log": lambda net, x: net("Log", _clamped(net, x)),
     "log with epsilon": lambda net, x: net("Log", net("Add", net("Relu", x), *_floats(net, 1e-5))),
+    "log of squares": lambda net, x: net("Log", net("Add", net("Mul", x, x), *_floats(net, 1e-4))),
     "log of sigmoid": lambda net, x: net("Log", net("Sigmoid", net("Mul", x, *_floats(net, 4)))),
     "log of softmax": lambda net, x: net("Log", net("Softmax", net("Mul", x, *_floats(net, 5)), axis=1)),
     "log of moved softmax": lambda net, x: net(
@@ -136,6 +139,7 @@ def test_recipes_say_what_stays_float() -> None:
     assert any("relative error" in record.note for record in q.log)
 
 
+@pytest.mark.filterwarnings("ignore:hexagon gives something else")
 @pytest.mark.parametrize("kind", KINDS)
 def test_where_nothing_is_float_nothing_is_infinite(kind: str) -> None:
     """Hexagon: 16 bits, but where arithmetic of 8 bits reads them, and a clamp in place."""
@@ -175,9 +179,13 @@ def test_bounds_take_one_walk_however_often_branches_meet() -> None:
     assert len(keep_positive(graph)) == 1
 
 
-EMULATED = ("reciprocal", "inverse std", "silu in pieces", "softmax in pieces", "sum to one")
+EMULATED = (
+    "reciprocal", "inverse std", "silu in pieces", "softmax in pieces", "sum to one", "log", "log with epsilon",
+    "log of squares", "log of sigmoid",
+)  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:hexagon gives something else")
 @pytest.mark.parametrize("kind", EMULATED)
 def test_hexagon_keeps_what_is_promised_of_quotients(kind: str) -> None:
     pytest.importorskip("onnxruntime_qnn", reason="the extra 'hexagon' is not installed")
@@ -214,3 +222,41 @@ def test_head_room_ends_where_a_clamp_does() -> None:
     grid = made.grids["y"]
     assert float(grid.lo) >= -0.501 and float(grid.hi) <= 0.251
     assert "Clip" not in {node.op_type for node in made.to_qdq().graph.node}
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("std", "reducemean"),
+        ("log with epsilon", "add"),
+        ("log of moved softmax", "transpose"),
+        ("log of squares", ""),
+        ("softmax in pieces", ""),
+        ("log", ""),
+        ("reciprocal", ""),
+        ("sum to one", ""),
+    ],
+)
+@pytest.mark.parametrize("target", ["hexagon", "onnxruntime"])
+def test_what_lies_too_far_apart_for_integers_is_named_before_the_work(kind: str, said: str, target: str) -> None:
+    network_, make = network(kind)
+    feeds = [make(np.random.default_rng(seed)) for seed in range(2)]
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        prepare(Graph.from_model(network_), "w8a8", feeds, target=target)
+    lines = [str(one.message) for one in warned if "cannot take zero" in str(one.message)]
+    assert bool(lines) == bool(said and target == "hexagon")
+    assert all(f"of what '{said}" in line for line in lines)
+
+
+@pytest.mark.parametrize("epsilon", [1e-2, 1e-3, 1e-5, 1e-7])
+def test_how_small_an_epsilon_may_be_beside_the_largest(epsilon: float) -> None:
+    """One step of 65535; zeros in front of it are on every grid."""
+    net = Net()
+    out = net("Log", net("Add", net("Relu", net.input("x", [1, 64])), *_floats(net, epsilon)))
+    proto = net.model(out, [1, 64], opset=13)
+    feeds = [{"x": np.linspace(-1, 1, 64, dtype=F)[None]}] * 2
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        prepare(Graph.from_model(proto), "w8a16", feeds, target="hexagon")
+    assert any("cannot take zero" in str(one.message) for one in warned) == (epsilon < 1 / 65535)

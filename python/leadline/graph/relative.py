@@ -5,7 +5,9 @@ On a grid with steps of one size small values become 0, and the result infinite 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 
@@ -103,22 +105,54 @@ def _downstream(graph: Graph, readers: dict[str, list[Node]], tensor: str) -> It
                 pending += [output for output in node.outputs if output]
 
 
+def sensitive(graph: Graph) -> dict[str, list[str]]:
+    """Of each node to whose result the small values of an input matter, by its name: that input, and what it alone is
+    made of, up to a reduction."""
+    producers, found = graph.producers(), dict[str, list[str]]()
+    for node in graph.nodes:
+        tensor = _sensitive(graph, node)
+        while tensor is not None:
+            found.setdefault(node.name, []).append(tensor)
+            writer = producers.get(tensor)
+            operands = [] if writer is None else [name for name in dict.fromkeys(writer.inputs) if name in graph.values]
+            alone = writer is not None and len(operands) == 1 and writer.op_type not in REDUCES
+            keeps = alone and writer is not None and _keeps(graph, producers, writer, operands)
+            tensor = operands[0] if keeps else None
+    return found
+
+
 def keep_positive(graph: Graph) -> list[str]:
     """Put a Clip behind what is divided by, or read by a logarithm, and provably has a positive lower bound. In float
-    that changes nothing; on a grid the exporter raises the bound to the lowest positive value. Returns their names."""
+    that changes nothing; on a grid the exporter raises the bound to the lowest positive value. Returns their names.
+
+    The Clip is of a flattened tensor, since kernels that clamp on their way out forget a lower bound above zero."""
     found, producers, bounds = [], graph.producers(), _lowest(graph)
     for node in list(graph.nodes):
         tensor = _sensitive(graph, node)
-        if tensor is None or tensor not in producers or producers[tensor].op_type == "Clip":
+        if tensor is None or tensor not in producers or _is_clipped(producers, tensor):
             continue
         lowest = bounds.get(tensor, -np.inf)
         if lowest > 0:
-            clipped = add_value(graph, f"{tensor}.positive", graph.shape(tensor))
+            shape = graph.shape(tensor)
+            flat = [math.prod(shape)]
+            names = [add_value(graph, f"{tensor}.{what}", flat) for what in ("flat", "above")]
+            clipped = add_value(graph, f"{tensor}.positive", shape)
             bound = add_constant(graph, f"{tensor}.lowest", np.array(lowest, np.float32))
             node.inputs = [clipped if name == tensor else name for name in node.inputs]
-            insert(graph, node, Node("Clip", [tensor, bound], [clipped], clipped))
+            chain = [tensor, *names, clipped]
+            for kind, (read, written), more in zip(
+                ("Reshape", "Clip", "Reshape"), pairwise(chain), (flat, None, shape), strict=True
+            ):
+                other = bound if more is None else add_constant(graph, f"{written}.shape", np.array(more, np.int64))
+                insert(graph, node, Node(kind, [read, other], [written], written))
             found.append(tensor)
     return found
+
+
+def _is_clipped(producers: dict[str, Node], tensor: str) -> bool:
+    while tensor in producers and moves_data(producers[tensor]):
+        tensor = producers[tensor].inputs[0]
+    return tensor in producers and producers[tensor].op_type == "Clip"
 
 
 _TINY = float(np.finfo(np.float32).tiny)

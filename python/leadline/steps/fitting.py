@@ -6,15 +6,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline.graph import Graph, Layer, Node
+from leadline.graph import Graph, Layer, Node, Session
 from leadline.graph.edit import add_constant, add_value
 from leadline.graph.operators import CLAMPS, ELEMENTWISE, moves_data, variant
-from leadline.graph.relative import relative
+from leadline.graph.relative import relative, sensitive
 from leadline.graph.spelling import spell
 from leadline.graph.spellings import SPELLINGS
 from leadline.graph.tables import tables
@@ -27,6 +28,12 @@ from leadline.types import Grid, Scheme, few
 _SAME = frozenset("Conv ConvTranspose Gemm Gelu Concat Max Min Where".split()) | ELEMENTWISE
 """Operators that do not narrow what they read. Others give 8 bits of a 16-bit input themselves."""
 
+FINEST = 2**16 - 1
+"""Steps of the finest grid."""
+
+SCARCE = 0.02
+"""Share of values that may be lost: those around a zero that a tensor passes through are fewer."""
+
 _KEEPS_WIDTH = frozenset("Div Reciprocal Pow Elu HardSigmoid LpNormalization".split())
 """Operators that cannot narrow: where they read 16 bits they write 16, and their readers narrow."""
 
@@ -35,7 +42,7 @@ def adapt(state: State) -> None:
     """Before any step: spell what the target has no operators for, and warn of what it will not take."""
     lines = respell(state.graph, state.recipe, state.setup.profile)
     state.log += [Record.of("adapt", f"{line}, for {state.setup.profile.name}") for line in lines]
-    for line in refusals(state.graph, state.setup.profile):
+    for line in [*refusals(state.graph, state.setup.profile), *spans(state)]:
         warnings.warn(line, stacklevel=4)
 
 
@@ -58,6 +65,35 @@ def refusals(graph: Graph, profile: Profile) -> list[str]:
         for kind, names in found.items()
         if kind in profile.refused
     ]
+
+
+def spans(state: State) -> list[str]:
+    """Where integers are all that a target has: what is divided by, or read by a logarithm, and lies so far apart that
+    small values are lost between the steps of a grid, as far as one sample tells; one line for each such node."""
+    watched = sensitive(state.graph) if state.setup.profile.integers_only and state.recipe.activations is not None else {}
+    if not watched:
+        return []
+    feed = next(iter(state.setup.calibration))
+    names = [name for name in dict.fromkeys(chain(*watched.values())) if name not in feed]
+    seen = dict(feed)
+    if names:
+        with Session(state.graph, outputs=names, threads=state.setup.threads) as session:
+            seen |= session.run(feed)
+    lines = []
+    for node, tensors in watched.items():
+        lost, tensor = max((_lost(seen[name]), name) for name in tensors)
+        if lost > SCARCE:
+            rule = f"{state.setup.profile.name} gives something else for {node}, which cannot take zero"
+            why = f"{lost:.0%} of what '{tensor}' holds is less than one step of its grid, 1/{FINEST} of the largest"
+            lines.append(f"{rule}: {why}; bring these values nearer to each other, or keep it behind the network")
+    return lines
+
+
+def _lost(values: NDArray[Any]) -> float:
+    """Share of what is not zero on the finest grid without being so."""
+    sizes = np.abs(values[np.isfinite(values)])
+    lost = (sizes > 0) & (sizes < sizes.max(initial=0) / FINEST)
+    return float(lost.mean()) if sizes.size else 0.0
 
 
 def fit(graph: Graph, placement: Placement, profile: Profile) -> Placement:
