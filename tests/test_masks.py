@@ -190,3 +190,17 @@ def test_verification_looks_at_no_mask(kind: str, value: float) -> None:
     assert found.origin is None and not found.moved
     masked = next(node for node in q.graph.nodes if node.op_type == "Softmax").inputs[0]
     assert {one.name: one.sqnr for one in found.tensors}[masked] > 20
+
+
+@pytest.mark.parametrize("kind", ["add", "add_left", "sub", "causal", "where", "where_zero"])
+@pytest.mark.parametrize("target", ["onnxruntime", "hexagon"])
+def test_the_network_of_encodings_holds_no_infinity(kind: str, target: str) -> None:
+    """And computes what the artefact does: whatever is masked stays so."""
+    model, make = attention(kind, -np.inf)
+    data = feeds(make, 100, 8)
+    q = quantize(Graph.from_model(model, data[0]), recipe(), data, target=target)
+    encoded = q.encoded_graph()
+    assert any(not np.isfinite(array).all() for array in q.graph.weights.values())
+    assert all(np.isfinite(array).all() for name, array in encoded.weights.items() if name in q.grids)
+    for wanted, got in zip(run(q.graph.to_model(), data[:2]), run(encoded.to_model(), data[:2]), strict=True):
+        assert 10 * np.log10(np.square(wanted).sum() / np.square(wanted - got).sum()) > 30

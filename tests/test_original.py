@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from leadline import pipeline
 from leadline.data import load
 from leadline.graph import Graph, Layer, Session
 from leadline.original import Original, Proof
-from leadline.recipe import Equalize, Fold, Recipe
+from leadline.recipe import Equalize, Fold
 from leadline.types import InputError
 from leadline.verification import verify
 from small_networks import SHAPE, conv_relu_conv, draw, residual, samples
@@ -77,14 +76,35 @@ def test_a_fault_in_a_step_is_refused_by_name(
         real(step, state)
         fault(state.graph)
 
-    # A high bias that is absorbed shifts tensors, which the search for the first that left takes for a departure.
-    recipe = Recipe.load("w8a8")
-    shiftless = [replace(step, absorb_bias=False) if isinstance(step, Equalize) else step for step in recipe.steps]
     monkeypatch.setattr(module, "run", faulty)
     with pytest.raises(
         InputError, match=rf"after step {kind.step} .*'net.onnx'.*output 'y'.*from tensor '{tensor}' on"
     ):
-        pipeline.quantize(file, recipe.changed(steps=tuple(shiftless)), samples(), threads=1)
+        pipeline.quantize(file, "w8a8", samples(), threads=1)
+
+
+def test_what_absorbs_a_bias_is_no_departure_and_a_wrong_bias_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = Graph.from_model(conv_relu_conv())
+    first, second = graph.layers()
+    assert first.bias is not None and second.bias is not None
+    with Session(graph, outputs=[first.output], threads=1) as session:
+        least = min(float(session.run({"x": one[None]})[first.output].min()) for one in samples(4))
+    graph.weights[first.bias] = graph.weights[first.bias] + np.float32(1 - least)  # nothing for the Relu to do
+    proof = Proof(Original(graph), graph, load(samples(4), graph.inputs), threads=1)
+    proof.hold(graph, "loading")
+    absorbed = graph.copy()
+    shift = np.full_like(graph.weights[first.bias], 0.5)
+    absorbed.weights[first.bias] = graph.weights[first.bias] - shift
+    taken = graph.weights[second.weight].sum((1, 2, 3)) * np.float32(0.5)
+    absorbed.weights[second.bias] = graph.weights[second.bias] + taken
+    with Session(absorbed, threads=1) as session:
+        name = graph.outputs[0].name
+        inner = session.run({"x": samples(4)[:1]})[name][..., 1:-1, 1:-1]
+    with Session(graph, threads=1) as session:
+        np.testing.assert_allclose(inner, session.run({"x": samples(4)[:1]})[name][..., 1:-1, 1:-1], rtol=1e-5)
+    absorbed.weights[second.weight] = graph.weights[second.weight] * np.float32(1.1)
+    with pytest.raises(InputError, match=f"from tensor '{second.output}' on"):
+        proof.hold(absorbed, "step equalize", 4, shifted=dict.fromkeys((first.output, second.input), shift))
 
 
 def test_a_fault_in_loading_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,19 @@ def test_scopes_and_the_steps_that_rewrite_survive_a_round_trip(scope, tmp_path)
     assert ("scope" in recipe.to_toml()) == (scope != "all")  # older readers know what they know
 
 
+@pytest.mark.parametrize("key", ["weights", "activations"])
+@pytest.mark.parametrize("granularity", ["tensor", "axis", "block", "token"])
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_every_scheme_that_a_recipe_takes_is_one_that_it_writes(key, granularity, axis, tmp_path):
+    if granularity == {"weights": "token", "activations": "block"}[key]:
+        pytest.skip("refused when it is made")
+    scheme = Scheme(4, True, True, granularity, axis, 32 if granularity == "block" else None)
+    recipe = Recipe("mine", (Calibrate(), Round()), **{key: scheme})
+    recipe.save(tmp_path / "copy.toml")
+    assert Recipe.load(tmp_path / "copy.toml") == recipe
+    assert getattr(recipe, key).granularity == granularity
+
+
 def test_without_a_scope_all_activations_count(written):
     assert Recipe.load(written(MINIMAL)).scope == "all"
     assert Recipe.load(written('scope = "layers"\n' + MINIMAL)).scope == "layers"

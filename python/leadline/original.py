@@ -167,6 +167,7 @@ class Proof:
     def __init__(self, original: Original, loaded: Graph, samples: Samples, threads: int | None = None) -> None:
         self.original, self.note, self._threads = original, "", threads
         self._last: Graph | None = None
+        self._shifted: dict[str, NDArray[Any]] = {}
         self._samples = samples.take(SAMPLES)
         try:
             session = original.session(loaded, threads)
@@ -187,11 +188,17 @@ class Proof:
             }
 
     def hold(
-        self, graph: Graph, after: str, count: int = 1, apart: Mapping[str, tuple[int, tuple[str, ...]]] | None = None
+        self,
+        graph: Graph,
+        after: str,
+        count: int = 1,
+        apart: Mapping[str, tuple[int, tuple[str, ...]]] | None = None,
+        shifted: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
         """Raises InputError, naming the output, the first tensor that left, and what was done before, where a Graph
         does not compute the original on the first `count` samples. `apart`: outputs that the Graph gives in parts, the
-        axis and their names."""
+        axis and their names. `shifted`: what steps have taken away from each channel of a tensor."""
+        shifted = shifted or {}
         with Session(graph, threads=self._threads) as session:
             samples = self._samples.take(count)
             for label, feed, wanted in zip(samples.labels, samples, self._wanted, strict=False):
@@ -201,14 +208,15 @@ class Proof:
                 for name in [name for name in got if name in wanted]:
                     reason = self._departure(name, wanted[name], got[name])
                     if reason and not self._is_chance(graph, feed, name, wanted[name], got[name]):
-                        tensor = self._first(graph, name if apart is None or name not in apart else apart[name][1][0])
+                        end = name if apart is None or name not in apart else apart[name][1][0]
+                        tensor = self._first(graph, end, shifted)
                         rule = (
                             f"after {after} the network must still compute {self.original}, but its output '{name}' "
                             f"{reason} on {label}, from tensor '{tensor}' on; this is a fault of leadline, not of the "
                             "network: leave that step out, and please report it"
                         )
                         raise refuse("quantize", rule, f"a Graph of {len(graph.nodes)} nodes")
-        self._last = graph.copy()
+        self._last, self._shifted = graph.copy(), dict(shifted)
 
     def _departure(self, name: str, wanted: NDArray[Any], got: NDArray[Any]) -> str:
         """How an output is no longer the original's; empty where it is."""
@@ -248,13 +256,13 @@ class Proof:
                     return True
         return False
 
-    def _first(self, graph: Graph, output: str) -> str:
+    def _first(self, graph: Graph, output: str, shifted: Mapping[str, NDArray[Any]]) -> str:
         """Upstream from an output that left, through what differs from the network before: what is computed first."""
         inputs = {value.name for value in graph.inputs}
         floats = [name for name in graph.activations() if name not in inputs]
         with Session(graph, outputs=floats, threads=self._threads) as session:
             got = self._stacked(session)
-        same = inputs | (self._kept(graph, got) if self._last is not None else self._met(graph, got))
+        same = inputs | (self._kept(graph, got, shifted) if self._last is not None else self._met(graph, got))
         sources = {name: node.inputs for node in graph.nodes for name in node.outputs}
         left, pending = {output}, [output]
         while pending:
@@ -269,8 +277,8 @@ class Proof:
         runs = [session.run(feed) for feed in self._samples]
         return {name: np.stack([run[name] for run in runs]) for name in runs[0]}
 
-    def _kept(self, graph: Graph, got: Arrays) -> set[str]:
-        """What holds the same as in the Graph before, under its name."""
+    def _kept(self, graph: Graph, got: Arrays, shifted: Mapping[str, NDArray[Any]]) -> set[str]:
+        """What holds the same as in the Graph before, under its name, what is `shifted` shifted back."""
         assert self._last is not None
         written = self._last.producers()
         shared = [name for name in got if name in written and self._last.shape(name) == graph.shape(name)]
@@ -278,7 +286,16 @@ class Proof:
             return set()
         axes = channel_axes(graph)
         with Session(self._last, outputs=shared, threads=self._threads) as session:
-            return {name for name, array in self._stacked(session).items() if _alike(array, got[name], axes[name] + 1)}
+            before = self._stacked(session)
+        kept = set()
+        for name, array in before.items():
+            axis, here = axes[name] + 1, got[name]
+            if name in shifted:
+                shift = np.asarray(shifted[name] - self._shifted.get(name, 0), np.float32)
+                here = here + shift.reshape(-1, *[1] * (here.ndim - 1 - axis))
+            if _alike(array, here, axis):
+                kept.add(name)
+        return kept
 
     def _met(self, graph: Graph, got: Arrays) -> set[str]:
         """What holds the same as some tensor of the original; loading gives them other names."""

@@ -168,14 +168,15 @@ class Quantized:
         """The float network that belongs to the encodings: rounding it to nearest gives the artefact's integers.
 
         Biases take the value of their codes, since older encodings do not hold them. So do weights whose codes are not
-        the nearest ones, or are on a narrow grid, which encodings do not know.
+        the nearest ones, or are on a narrow grid, which encodings do not know; and masks end where their grid does,
+        since tools that round them know no infinity.
         """
         graph = self.graph.copy()
         for name, codes in self.codes.items():
             grid = self.grids[name]
-            if grid.scheme.bits == 32 or not np.array_equal(
-                to_codes(graph.weights[name], encodings.plain(grid)), codes
-            ):
+            weight = graph.weights[name]
+            nearest = np.array_equal(to_codes(weight, encodings.plain(grid)), codes)
+            if grid.scheme.bits == 32 or not nearest or not np.isfinite(weight).all():
                 graph.weights[name] = dequantize(codes, grid)
         return graph
 
@@ -308,9 +309,9 @@ def quantize(
         state.log.append(Record("load", state.graph.name, proof.note, kept=False))
     for step in state.recipe.steps:
         apply(step, state)
-        proof.hold(state.graph, f"step {step.step}", apart=state.apart)
+        proof.hold(state.graph, f"step {step.step}", 1, state.apart, state.shifted)
     recentre(state)
-    proof.hold(state.graph, "all steps", SAMPLES, state.apart)
+    proof.hold(state.graph, "all steps", SAMPLES, state.apart, state.shifted)
     if not state.grids:
         received = f"recipe {state.recipe.name}, no grids"
         raise refuse("quantize", "a recipe must calibrate and have a layer to quantise", received)

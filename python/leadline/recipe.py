@@ -125,6 +125,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check({field.name: getattr(self, field.name) for field in fields(self)}, f"recipe {self.name}")
+        for key in ("weights", "activations"):  # the axis is each layer's own
+            scheme = getattr(self, key)
+            if scheme is not None:
+                object.__setattr__(self, key, replace(scheme, axis=None))
 
     @staticmethod
     def names() -> list[str]:

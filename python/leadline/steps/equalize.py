@@ -77,13 +77,16 @@ def run(step: Equalize, state: State) -> None:
     state.log += kept_records
     if step.absorb_bias:
         absorbed = best.copy()
-        names = _absorb(absorbed, state, [c for c in chains if _absorbs(c)])
-        if names:
+        done = _absorb(absorbed, state, [c for c in chains if _absorbs(c)])
+        if done:
             with state.setup.progress("absorb bias"):
                 error = trial_error(state, absorbed)
             kept = error < best_error
-            state.log.append(Record("equalize", ", ".join(names), "high bias absorbed", best_error, error, kept))
-            best = absorbed if kept else best
+            names = ", ".join(chain.name for chain, _ in done)
+            state.log.append(Record("equalize", names, "high bias absorbed", best_error, error, kept))
+            if kept:
+                best = absorbed
+                state.shifted |= {name: c for chain, c in done for name in (chain.first.output, chain.tensor)}
     state.graph = best
 
 
@@ -305,7 +308,7 @@ def _absorbs(chain: Chain) -> bool:
     )
 
 
-def _absorb(graph: Graph, state: State, chains: list[Chain]) -> list[str]:
+def _absorb(graph: Graph, state: State, chains: list[Chain]) -> list[tuple[Chain, NDArray[np.float64]]]:
     """b1 -= c and b2 += W2 c (Nagel et al. 2019, eq. 14-15), exact where the ReLU's input stays above c.
 
     The paper's c = max(0, mean - 3 std) changes what the network computes on one value in 740 of a normal one. Here c
@@ -328,5 +331,5 @@ def _absorb(graph: Graph, state: State, chains: list[Chain]) -> list[str]:
             if layer.bias is not None:
                 shift = np.einsum("oik,i->o", _view(graph, layer), c)
                 graph.weights[layer.bias] = (graph.weights[layer.bias] + shift).astype(np.float32)
-        done.append(chain.name)
+        done.append((chain, c))
     return done

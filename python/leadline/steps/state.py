@@ -88,6 +88,8 @@ class State:
     places count: their highest along an axis, and where that axis goes. See `leadline.steps.heads`."""
     apart: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
     """Outputs that a step has taken apart: along which axis, and what the parts are called."""
+    shifted: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """What a step has taken away from each channel of a tensor, and its readers give back."""
     reference: list[dict[str, NDArray[Any]]] = field(default_factory=list)
     """What the float network gives on the held-out samples that gates look at; see `leadline.steps.gate`."""
     log: list[Record] = field(default_factory=list)
