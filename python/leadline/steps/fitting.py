@@ -70,7 +70,9 @@ def refusals(graph: Graph, profile: Profile) -> list[str]:
 def spans(state: State) -> list[str]:
     """Where integers are all that a target has: what is divided by, or read by a logarithm, and lies so far apart that
     small values are lost between the steps of a grid, as far as one sample tells; one line for each such node."""
-    watched = sensitive(state.graph) if state.setup.profile.integers_only and state.recipe.activations is not None else {}
+    if not state.setup.profile.integers_only or state.recipe.activations is None:
+        return []
+    watched = sensitive(state.graph)
     if not watched:
         return []
     feed = next(iter(state.setup.calibration))
