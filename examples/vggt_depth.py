@@ -97,7 +97,7 @@ def four_bits(options: argparse.Namespace, network: Any, pairs: Pairs, clock: Cl
     batches = [torch.from_numpy(np.ascontiguousarray(pair)) for pair in pairs]
     if options.w4a4:
         module = copy.deepcopy(network)
-        report = quantize_linears(module, batches, bits_weights=4, bits_activations=4)
+        report = quantize_linears(module, batches, weight_bits=4, activation_bits=4)
         with torch.no_grad():
             both = torch.stack([network(batches[-1]).flatten(), module(batches[-1]).flatten()])
         print(f"W4A4: {len(report.layers)} layers, correlation {torch.corrcoef(both)[0, 1]:.4f}")
@@ -105,7 +105,7 @@ def four_bits(options: argparse.Namespace, network: Any, pairs: Pairs, clock: Cl
     if options.int4:
         from leadline.targets.executorch import program as executorch
 
-        program = executorch.export(network, batches, options.out / "model.int4.pte", weights_bits=4)
+        program = executorch.export(network, batches, options.out / "model.int4.pte", weight_bits=4)
         print(f"ExecuTorch: {program.bytes / 1e6:.1f} MB, {program.layers} layers of INT4")
         print(executorch.verify(options.out / "model.int4.pte", network, batches[:2]))
         clock("INT4 .pte")

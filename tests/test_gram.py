@@ -33,7 +33,7 @@ def test_linear(native, rows, features, threads):
     np.testing.assert_allclose(g.mean, x.astype(np.float64).mean(0), rtol=1e-12)
     close(g.matrix(), spec.gram(x))
     if rows > 1:
-        assert np.abs(g.matrix(centered=True) - spec.gram(x, centered=True)).max() <= 2 * TOLERANCE * spec.gram(x).max()
+        assert np.abs(g.matrix(centred=True) - spec.gram(x, centred=True)).max() <= 2 * TOLERANCE * spec.gram(x).max()
 
 
 CONVOLUTIONS = [
@@ -66,8 +66,8 @@ def test_convolution_is_exactly_the_gram_of_im2col(native, weight, strides, pads
     assert g.count == patches.shape[1]
     np.testing.assert_allclose(g.mean, patches.astype(np.float64).mean(1), rtol=1e-11, atol=1e-13)
     close(g.matrix(), np.stack([spec.gram(p) for p in patches]))
-    centered = np.stack([spec.gram(p, centered=True) for p in patches])
-    assert np.abs(g.matrix(centered=True) - centered).max() <= 2 * TOLERANCE * max(1.0, np.abs(g.matrix()).max())
+    centred = np.stack([spec.gram(p, centred=True) for p in patches])
+    assert np.abs(g.matrix(centred=True) - centred).max() <= 2 * TOLERANCE * max(1.0, np.abs(g.matrix()).max())
 
 
 def test_the_gram_gives_the_output_error():

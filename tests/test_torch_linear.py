@@ -522,9 +522,9 @@ def test_refused_calibrations():
 
     refusal("module must be an nn.Module that holds linear layers", "a Linear", linear(), data)
     refusal("module must be an nn.Module that holds linear layers", "a str", "model", data)
-    refusal("bits_weights must be an integer from 2 to 16", "1", bits_weights=1)
-    refusal("bits_weights must be an integer from 2 to 16", "None", bits_weights=None)
-    refusal("bits_activations must be an integer from 2 to 16", "4.0", bits_activations=4.0)
+    refusal("weight_bits must be an integer from 2 to 16", "1", weight_bits=1)
+    refusal("weight_bits must be an integer from 2 to 16", "None", weight_bits=None)
+    refusal("activation_bits must be an integer from 2 to 16", "4.0", activation_bits=4.0)
     refusal("smooth must lie in [0, 1]", "1.5", smooth=1.5)
     refusal("smooth must lie in [0, 1]", "(0.5, True)", smooth=(0.5, True))
     refusal("rounding must be one of nearest, descent, gptq, adaround, best", "'up'", rounding="up")

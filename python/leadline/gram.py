@@ -45,7 +45,7 @@ class _Moments:
             raise refuse(type(self).__name__, "there must be data first", "none so far")
         return self._sum / self.count
 
-    def _matrix(self, centered: bool) -> Doubles:
+    def _matrix(self, centred: bool) -> Doubles:
         mean = self._mean()
         out = self._second / self.count
         if not np.isfinite(out).all():
@@ -53,7 +53,7 @@ class _Moments:
             rule = f"magnitudes must stay below 1e18{where}, or their squares overflow"
             raise refuse(type(self).__name__, rule, "more")
         core.gram_mirror(out, *self._sum.shape, 0)
-        if centered:
+        if centred:
             out -= mean[:, :, None] * mean[:, None, :]
         return out
 
@@ -111,9 +111,9 @@ class Gram(_Moments):
         mean: Doubles = self._mean()[0]
         return mean
 
-    def matrix(self, centered: bool = False) -> Doubles:
+    def matrix(self, centred: bool = False) -> Doubles:
         """E[x x^T], or E[(x - E[x]) (x - E[x])^T], float64 (features, features)."""
-        matrix: Doubles = self._matrix(centered)[0]
+        matrix: Doubles = self._matrix(centred)[0]
         return matrix
 
 
@@ -230,6 +230,6 @@ class ConvGram(_Moments):
         """E[patch], float64 (groups, features)."""
         return self._mean()
 
-    def matrix(self, centered: bool = False) -> Doubles:
+    def matrix(self, centred: bool = False) -> Doubles:
         """E[p p^T] over patches p, centred or not, float64 (groups, features, features)."""
-        return self._matrix(centered)
+        return self._matrix(centred)

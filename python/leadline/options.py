@@ -125,10 +125,10 @@ def check_type(value: object, wanted: Any, what: str) -> None:
 
 def _hints(cls: type[Step]) -> dict[str, tuple[Any, Within | None]]:
     """Of each field: its type, and the bounds of a number."""
-    found = get_type_hints(cls, include_extras=True)
+    hints = get_type_hints(cls, include_extras=True)
     return {
         name: get_args(hint) if get_origin(hint) is Annotated else (hint, None)
-        for name, hint in found.items()
+        for name, hint in hints.items()
         if get_origin(hint) is not ClassVar
     }
 

@@ -152,7 +152,7 @@ def test_a_module_becomes_a_small_program(bits: int, tmp_path: Path, executorch:
     from small_vit import batches, small_vit
 
     module = small_vit()
-    program = executorch.export(module, batches(4), tmp_path / "a.pte", weights_bits=bits)
+    program = executorch.export(module, batches(4), tmp_path / "a.pte", weight_bits=bits)
     plain = sum(parameter.numel() for parameter in module.parameters()) * 4
     assert program.bytes < 0.6 * plain and program.delegates >= 1
     assert program.layers == (8 if bits == 4 else 0)
@@ -196,11 +196,11 @@ def test_users_mistakes(tmp_path: Path, executorch: Any) -> None:
         assert not (tmp_path / "a.pte").exists()
 
     vit, file = small_vit(), tmp_path / "a.pte"
-    refused("[export] weights_bits must be 4 or 8. Received 3", vit, batches(1), file, weights_bits=3)
+    refused("[export] weight_bits must be 4 or 8. Received 3", vit, batches(1), file, weight_bits=3)
     refused("[export] block_size must be a multiple of 32. Received 24", vit, batches(1), file, block_size=24)
     refused("[export] samples must hold at least one. Received none", vit, [], file)
     convolution = torch.nn.Conv2d(3, 4, 3)
-    refused("must have a linear layer whose inputs are a multiple of 32", convolution, batches(1), file, weights_bits=4)
+    refused("must have a linear layer whose inputs are a multiple of 32", convolution, batches(1), file, weight_bits=4)
     refused("which does not exist", file, vit, batches(1), call=executorch.verify)
     (tmp_path / "text.pte").write_bytes(b"no program" * 20)
     refused("must be a whole ExecuTorch program", tmp_path / "text.pte", vit, batches(1), call=executorch.verify)

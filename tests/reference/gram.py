@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 
-def gram(rows: np.ndarray, centered: bool = False) -> np.ndarray:
+def gram(rows: np.ndarray, centred: bool = False) -> np.ndarray:
     """E[x x^T] over the rows x."""
     rows = rows.astype(np.float64)
-    if centered:
+    if centred:
         rows = rows - rows.mean(0)
     return rows.T @ rows / len(rows)
 

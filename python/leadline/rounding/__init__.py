@@ -95,10 +95,10 @@ def descend(
     start = problem.start(codes, threads)
     if fisher is None:
         return problem.finish(_descend(problem, start, sweeps, neighbours, count)[0])
-    factor, found = problem.factor(fisher), start.copy()
-    problem.native.descend_coupled(found, factor, sweeps, neighbours)
-    better = problem.coupled_error(found, factor) <= problem.coupled_error(start, factor)
-    return problem.finish(found if better else start)
+    factor, coupled = problem.factor(fisher), start.copy()
+    problem.native.descend_coupled(coupled, factor, sweeps, neighbours)
+    better = problem.coupled_error(coupled, factor) <= problem.coupled_error(start, factor)
+    return problem.finish(coupled if better else start)
 
 
 def coupled_error(weight: Any, gram: Any, grid: Grid, codes: Any, fisher: Any, *, transposed: bool = False) -> float:
@@ -196,21 +196,21 @@ def adaround(
     count = thread_count(threads, "adaround")
     options = (iterations, rate, regularisation, warm_start, *beta, count)
 
-    def solve(found: NDArray[np.int32]) -> None:
-        problem.native.adaround(found, *options)
+    def solve(codes: NDArray[np.int32]) -> None:
+        problem.native.adaround(codes, *options)
 
     start = problem.start(codes, threads)
     starts = problem.improved(start, solve, count)[0], problem.beside(_gptq(problem, count))
-    found, errors = map(list, zip(*(_descend(problem, c, SWEEPS, True, count) for c in starts), strict=True))
+    candidates, errors = map(list, zip(*(_descend(problem, c, SWEEPS, True, count) for c in starts), strict=True))
     if clipped is not None:
         rows, features = problem.weight.shape
         inputs, outputs = clipped.check(rows, features, problem.groups)
         behind = start.copy()
         problem.native.adaround(behind, *options, inputs, outputs, inputs.shape[1], clipped.low, clipped.high)
-        found += [behind, start]
-        errors = [problem.clipped_error(c, inputs, outputs, clipped) for c in found]
+        candidates += [behind, start]
+        errors = [problem.clipped_error(c, inputs, outputs, clipped) for c in candidates]
     best = np.argmin(errors, 0)
-    return problem.finish(np.stack(found)[best, np.arange(len(best))])
+    return problem.finish(np.stack(candidates)[best, np.arange(len(best))])
 
 
 def refit(weight: Any, gram: Any, grid: Grid, codes: Any, *, threads: int | None = None) -> Grid:

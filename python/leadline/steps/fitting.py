@@ -57,12 +57,12 @@ def respell(graph: Graph, recipe: Recipe, profile: Profile) -> list[str]:
 
 def refusals(graph: Graph, profile: Profile) -> list[str]:
     """What a target does not take, or only with loss: one line for each kind of operator."""
-    found: dict[str, list[str]] = {}
+    nodes_of: dict[str, list[str]] = {}
     for node in graph.nodes:
-        found.setdefault(variant(graph, node), []).append(node.name)
+        nodes_of.setdefault(variant(graph, node), []).append(node.name)
     return [
         f"{profile.name} does not take {kind} ({few(names)}) without loss: {profile.refused[kind]}"
-        for kind, names in found.items()
+        for kind, names in nodes_of.items()
         if kind in profile.refused
     ]
 
@@ -137,7 +137,7 @@ def _share_resizes(graph: Graph, placement: Placement) -> None:
         if node.op_type != "Resize" or node.attrs.get("mode") == "cubic" or not {source, target} <= schemes.keys():
             continue
         if schemes[source] == schemes[target] and schemes[source].granularity == "tensor":
-            moved = [tensor for tensor, own in root.items() if own == root[target]]
+            moved = [tensor for tensor, other in root.items() if other == root[target]]
             root.update(dict.fromkeys(moved, root[source]))
 
 
@@ -147,7 +147,7 @@ def _keep_width(graph: Graph, placement: Placement) -> None:
         divisor = 1 if node.op_type == "Div" else 0  # which may round to zero in 8 bits
         read, written = schemes.get(node.inputs[divisor] if node.inputs else ""), node.outputs[0]
         if node.op_type in _KEEPS_WIDTH and read and written in schemes and read.bits > 8 >= schemes[written].bits:
-            moved = [tensor for tensor, own in root.items() if own == root[written]]
+            moved = [tensor for tensor, other in root.items() if other == root[written]]
             schemes.update({tensor: replace(schemes[tensor], bits=16) for tensor in moved})
             placement.notes.append(f"{written}: 16 bits, as {node.name} cannot narrow what it reads")
 
@@ -181,9 +181,9 @@ def _width(scheme: Scheme) -> int:
 
 def _written(graph: Graph, schemes: Mapping[str, Scheme], node: Node) -> Scheme | None:
     """The widest scheme among a node's outputs, or of the clamp in its output's place; None where it is float."""
-    own = [schemes[name] for name in node.outputs if name in schemes]
-    if own:
-        return max(own, key=lambda scheme: scheme.bits)
+    written = [schemes[name] for name in node.outputs if name in schemes]
+    if written:
+        return max(written, key=lambda scheme: scheme.bits)
     tensor = _clamped(graph, node.outputs[0], schemes)
     return None if tensor is None else schemes[tensor]
 
@@ -207,11 +207,11 @@ def _wanted(node: Node, position: int, have: int, output: int, profile: Profile)
 
 def _own_constant(graph: Graph, placement: Placement, name: str, scheme: Scheme) -> str:
     """The name of a constant with as many bits as a scheme: a copy where others read it."""
-    own = name
+    copied = name
     if len(graph.consumers(name)) > 1:
-        own = add_constant(graph, f"{name}.as{_width(scheme)}", graph.weights[name])
-    placement.constants[own] = replace(placement.constants[name], bits=_width(scheme))
-    return own
+        copied = add_constant(graph, f"{name}.as{_width(scheme)}", graph.weights[name])
+    placement.constants[copied] = replace(placement.constants[name], bits=_width(scheme))
+    return copied
 
 
 def _insert(graph: Graph, placement: Placement, name: str, bits: int, nodes: list[Node]) -> str:
@@ -241,9 +241,9 @@ def suit_multipliers(state: State) -> None:
         return
     grids = state.grids
     for node in state.graph.nodes:
-        given = [_whole(grids.get(name)) for name in node.inputs[:2] if name in state.graph.values]
+        sources = [_whole(grids.get(name)) for name in node.inputs[:2] if name in state.graph.values]
         written = _whole(grids.get(node.outputs[0]))
-        factors = [grid for grid in given if grid is not None]
+        factors = [grid for grid in sources if grid is not None]
         if node.op_type == "MatMul" and len(factors) == 2 and written is not None:
             product = float(factors[0].scale) * float(factors[1].scale)
             scale = product / _rounded(product / written.scale, bits, np.floor)
@@ -262,8 +262,8 @@ def _rounded(values: NDArray[np.floating[Any]], bits: int, how: np.ufunc) -> NDA
     """To so many fractional bits of the mantissa, up or down, unless they are that already (but for float32)."""
     mantissa, exponent = np.frexp(np.asarray(values, np.float64))
     whole = mantissa * 2.0 ** (bits + 1)
-    found: NDArray[np.float64] = np.where(np.abs(np.rint(whole) - whole) < 1e-3, np.rint(whole), how(whole))
-    return np.ldexp(found / 2.0 ** (bits + 1), exponent)
+    kept: NDArray[np.float64] = np.where(np.abs(np.rint(whole) - whole) < 1e-3, np.rint(whole), how(whole))
+    return np.ldexp(kept / 2.0 ** (bits + 1), exponent)
 
 
 def recentre(state: State) -> None:

@@ -51,11 +51,11 @@ def histograms(state: State, axes: Mapping[str, int | None], what: str) -> dict[
     """Of what each tensor holds, along its axis or as a whole."""
 
     def compute() -> dict[str, Histogram]:
-        found = {name: Histogram(axis=axis, name=name) for name, axis in axes.items()}
+        made = {name: Histogram(axis=axis, name=name) for name, axis in axes.items()}
         for label, seen in observe(state, list(axes), what) if axes else ():
-            for name, histogram in found.items():
+            for name, histogram in made.items():
                 histogram.update(seen[name], sample=label, threads=state.setup.threads)
-        return found
+        return made
 
     bits = None if state.recipe.activations is None else state.recipe.activations.bits
     return observed(state, "histograms", (axes, bits), compute)
@@ -64,9 +64,9 @@ def histograms(state: State, axes: Mapping[str, int | None], what: str) -> dict[
 def level_masks(state: State) -> list[str]:
     """Level the masks that mask whole rows of the calibration samples at a finite distance (`graph.guards.level`); what
     they are called. A grid ends at masks, and such rows would come out even."""
-    found = [one for one in whole_masks(state.graph) if one[1] not in {value.name for value in state.graph.outputs}]
+    masked = [one for one in whole_masks(state.graph) if one[1] not in {value.name for value in state.graph.outputs}]
     needed: set[int] = set()
-    names = sorted({mask for _, mask, _ in found if mask in state.graph.values})
+    names = sorted({mask for _, mask, _ in masked if mask in state.graph.values})
     inputs = {value.name for value in state.graph.inputs}
     feeds = list(state.setup.calibration.take(LOOKED_AT)) if names else [{}]
     watched = [name for name in names if name not in inputs]
@@ -74,10 +74,10 @@ def level_masks(state: State) -> list[str]:
     with Session(state.graph, outputs=watched or None, threads=threads) if names else nullcontext() as session:
         for feed in feeds:
             seen = {} if session is None else session.run(feed) | feed
-            for place, (_, mask, axis) in enumerate(found):
+            for place, (_, mask, axis) in enumerate(masked):
                 top = (seen[mask] if mask in seen else state.graph.weights[mask]).max(axis=axis)
                 if ((top <= -MASK) & (top >= -RESOLVED)).any():
                     needed.add(place)
     for place in sorted(needed):
-        level(state.graph, *found[place])
-    return sorted({found[place][1] for place in needed})
+        level(state.graph, *masked[place])
+    return sorted({masked[place][1] for place in needed})

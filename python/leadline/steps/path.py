@@ -87,9 +87,9 @@ class _Store:
         graph = part.graph
         names = [value.name for value in graph.outputs]
         if names:
-            own = set(graph.values) | set(graph.weights)
-            grids = {name: grid for name, grid in state.grids.items() if name in own}
-            codes = {name: array for name, array in state.codes.items() if name in own}
+            present = set(graph.values) | set(graph.weights)
+            grids = {name: grid for name, grid in state.grids.items() if name in present}
+            codes = {name: array for name, array in state.codes.items() if name in present}
             inputs = [value.name for value in graph.inputs]
             for path in self._paths:
                 quantised = path == "quantised"
@@ -109,7 +109,7 @@ class _Store:
     def moments(self, layers: Sequence[Layer], state: State) -> dict[str, Moments]:
         """Of each layer's input on its grid; layers that read one tensor alike share theirs."""
         shared: dict[tuple[str, Hashable], Moments] = {}
-        found: dict[str, Moments] = {}
+        by_layer: dict[str, Moments] = {}
         readers: dict[str, list[tuple[Moments, Inputs]]] = {}
         for layer in layers:
             inputs = Inputs(state.graph, layer)
@@ -117,7 +117,7 @@ class _Store:
             if key not in shared:
                 shared[key] = inputs.moments(len(self._paths))
                 readers.setdefault(layer.input, []).append((shared[key], inputs))
-            found[layer.name] = shared[key]
+            by_layer[layer.name] = shared[key]
         for i in range(self._count):
             for name, each in readers.items():
                 x = np.ascontiguousarray(self._read("quantised", i, name), np.float32)
@@ -126,4 +126,4 @@ class _Store:
                 paths = [self._read("float", i, name), x] if "float" in self._paths else [x]
                 for moments, inputs in each:
                     inputs.update(moments, paths, state.setup.threads)
-        return found
+        return by_layer

@@ -78,8 +78,8 @@ def place(graph: Graph, recipe: Recipe, profile: Profile = ONNXRUNTIME) -> Place
         if name not in extreme or node.outputs[0] in schemes
         if (scheme := _constant(graph, node, position, schemes, profile)) is not None
     }
-    own, more = _tables(graph, recipe)
-    return Placement(schemes, root, constants | own, layers, notes + more)
+    matrices, more = _tables(graph, recipe)
+    return Placement(schemes, root, constants | matrices, layers, notes + more)
 
 
 def _kinds(graph: Graph) -> dict[str, tuple[str, ...]]:
@@ -95,7 +95,7 @@ def _kinds(graph: Graph) -> dict[str, tuple[str, ...]]:
                 kinds[node.name].append(end)
             if node.name in kinds or inner:
                 passed.update(next_ones)
-    return {name: tuple(own) for name, own in kinds.items()}
+    return {name: tuple(of_layer) for name, of_layer in kinds.items()}
 
 
 def _layers(
@@ -178,8 +178,10 @@ def _activations(
                 continue
             if tensor not in outputs and _absorbed(graph, producer, readers.get(tensor, []), integers_only):
                 continue
-            names, own = _known_as(tensor, producers, kinds)
-            scheme = recipe.activation_scheme(*names, kinds=own if tensor in reached else (*own, "unread"))
+            names, known_kinds = _known_as(tensor, producers, kinds)
+            scheme = recipe.activation_scheme(
+                *names, kinds=known_kinds if tensor in reached else (*known_kinds, "unread")
+            )
             if scheme is not None and not graph.shape(tensor):
                 wanted[tensor] = replace(scheme, granularity="tensor", axis=None)
             elif scheme is not None:
@@ -228,12 +230,12 @@ def _known_as(
 
 def _reached(graph: Graph, read: set[str]) -> set[str]:
     """What layers read, and what reaches them by moving data alone (or through a clamp, which takes its place)."""
-    found = set(read)
+    reached = set(read)
     for node in reversed(graph.nodes):
         moves = moves_data(node) or node.op_type in CLAMPS or node.domain == DOMAIN
-        if moves and not found.isdisjoint(node.outputs):
-            found.update(node.inputs[:1])
-    return found
+        if moves and not reached.isdisjoint(node.outputs):
+            reached.update(node.inputs[:1])
+    return reached
 
 
 def _is_polished(producer: Node | None) -> bool:
@@ -313,7 +315,7 @@ def _check_patterns(graph: Graph, recipe: Recipe, kinds: dict[str, tuple[str, ..
         if override.pattern == "*":
             continue
         candidates = layers + (tensors if override.activations is not None else [])
-        if not any(override.matches(name, kinds=own) for name, own in candidates):
+        if not any(override.matches(name, kinds=kinds_of) for name, kinds_of in candidates):
             some = ", ".join(name for name, _ in layers[:5])
             raise refuse(
                 "quantize",

@@ -117,10 +117,10 @@ class _Finder:
             raise Unfit("its parameters are not constant")
         if any(node.outputs[1:]) or (norm and node.attrs.get("axis", -1) % len(shape) != len(shape) - 1):
             raise Unfit("it does more than normalise the last axis")
-        found = self._place(node, trace(self.graph, tensor, np.broadcast_to(np.arange(shape[-1]), shape)), norm)
-        if found.rows.size < shape[-1]:
+        place = self._place(node, trace(self.graph, tensor, np.broadcast_to(np.arange(shape[-1]), shape)), norm)
+        if place.rows.size < shape[-1]:
             raise Unfit("nothing reads some of its channels")
-        return found
+        return place
 
     def value(self, mixing: Node) -> Place:
         """Softmax mixes the values of different tokens, each channel by itself, so that scales pass through it."""
@@ -138,7 +138,7 @@ class _Finder:
         """q and k may differ from token to token in nothing but the layer's rows: a rotation by position would mix
         channels, and the scales of a pair would have to be equal."""
         sides = [self._written(name, factors=True) for name in node.inputs]
-        uses = [self._only(found, node, index) for index, (_, found) in enumerate(sides)]
+        uses = [self._only(written, node, index) for index, (_, written) in enumerate(sides)]
         contracted = (-1, -2)
         ids = []
         for use, axis in zip(uses, contracted, strict=True):
@@ -165,13 +165,13 @@ class _Finder:
 
     def _only(self, uses: list[Use], node: Node, index: int) -> Use:
         """The use by `node`, whose features nobody else may use."""
-        own = [use for use in uses if use.node is node and use.index == index]
-        if len(own) != 1:
+        wanted = [use for use in uses if use.node is node and use.index == index]
+        if len(wanted) != 1:
             raise Unfit("its operands cannot be told apart")
-        others = [use for use in uses if use is not own[0] and np.isin(use.ids, own[0].ids).any()]
+        others = [use for use in uses if use is not wanted[0] and np.isin(use.ids, wanted[0].ids).any()]
         if others:
             raise Unfit(f"{_title(others[0])} reads the same channels")
-        return own[0]
+        return wanted[0]
 
     def _check(self, layer: Layer) -> None:
         turned = layer.node.attrs.get("transA", 0)
@@ -188,10 +188,10 @@ class _Finder:
             if layer is None or use.index != 0:
                 raise Unfit(f"{_title(use)} reads it")
             self._check(layer)
-            found = features(use.ids, layer_axis(layer))
-            if found is None or not np.array_equal(np.sort(found), used):
+            channels = features(use.ids, layer_axis(layer))
+            if channels is None or not np.array_equal(np.sort(channels), used):
                 raise Unfit(f"{layer.name} reads its channels in another arrangement")
-            readers.append((layer, np.searchsorted(used, found)))
+            readers.append((layer, np.searchsorted(used, channels)))
             constant_bias = layer.bias is not None or len(layer.node.inputs) < 3
             shifts = shifts and constant_bias and not _padded(layer.node)
         if not readers:

@@ -86,8 +86,8 @@ def rotate_heads(graph: Graph) -> list[Record]:
         _turn_some(graph, value, 1, rotation, value.axis, heads)
         if value.bias is not None:
             _turn_some(graph, value, 2, rotation, 0, heads)
-        for layer, found in place.readers:
-            columns = np.argsort(found)[np.searchsorted(place.rows, heads)]
+        for layer, order in place.readers:
+            columns = np.argsort(order)[np.searchsorted(place.rows, heads)]
             _turn_some(graph, layer, 1, rotation, 1 - layer.axis, columns)
         records.append(Record("rotate", place.name, f"{len(heads)} heads of {heads.shape[1]}"))
     return records

@@ -113,10 +113,10 @@ class Inputs:
         x = np.atleast_2d(x)
         wide = np.broadcast_to(x, (*self._batch, *x.shape[-2:]))
         matrices = (*(1,) * (len(self._batch) + 2 - len(self._weight)), *self._weight[:-2])
-        own = [axis for axis, size in enumerate(matrices) if size > 1]
+        stacked = [axis for axis, size in enumerate(matrices) if size > 1]
         shared = [axis for axis, size in enumerate(matrices) if size == 1]
         last = len(self._batch)
-        return wide.transpose(*own, last + 1, *shared, last).reshape(1, self.layer.groups * x.shape[-1], -1)
+        return wide.transpose(*stacked, last + 1, *shared, last).reshape(1, self.layer.groups * x.shape[-1], -1)
 
 
 class Rows:

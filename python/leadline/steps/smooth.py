@@ -97,7 +97,7 @@ def _observe(state: State, parts: list[_Part]) -> _Statistics:
     """One pass: extremes and moments of what the layers read, and of queries and keys."""
     layers = {layer.name: layer for part in parts for one in part.places for layer, _ in one.readers}
     uses = {use.tensor: use for part in parts for product in part.products for use in product.uses}
-    found = _Statistics(samples=len(state.setup.calibration))
+    statistics = _Statistics(samples=len(state.setup.calibration))
     by_tensor: dict[str, list[tuple[Moments, Inputs]]] = {}
     shared: dict[str, Moments] = {}
     for layer in layers.values():
@@ -106,31 +106,31 @@ def _observe(state: State, parts: list[_Part]) -> _Statistics:
             inputs = Inputs(state.graph, layer)
             shared[key] = inputs.moments()
             by_tensor.setdefault(layer.input, []).append((shared[key], inputs))
-        found.moments[layer.name] = shared[key]
+        statistics.moments[layer.name] = shared[key]
     names = sorted(by_tensor.keys() | uses.keys())
     axes = {layer.input: layer_axis(layer) for layer in layers.values()}
     orders = {tensor: np.argsort(use.ids, axis=None, kind="stable") for tensor, use in uses.items()}
     with Session(state.graph, outputs=names, threads=state.setup.threads) as session:
-        for feed in state.setup.progress.over(state.setup.calibration, "channel moments", found.samples):
+        for feed in state.setup.progress.over(state.setup.calibration, "channel moments", statistics.samples):
             for name, array in session.run(feed).items():
                 if name in orders:
                     count = len(np.unique(uses[name].ids))
-                    _add(found, name, array.ravel()[orders[name]].reshape(count, -1))
+                    _add(statistics, name, array.ravel()[orders[name]].reshape(count, -1))
                 else:
-                    _add(found, name, np.moveaxis(array, axes[name], 0).reshape(array.shape[axes[name]], -1))
+                    _add(statistics, name, np.moveaxis(array, axes[name], 0).reshape(array.shape[axes[name]], -1))
                     for moments, inputs in by_tensor[name]:
                         inputs.update(moments, [array], state.setup.threads)
-    return found
+    return statistics
 
 
-def _add(found: _Statistics, name: str, rows: NDArray[np.float32]) -> None:
+def _add(statistics: _Statistics, name: str, rows: NDArray[np.float32]) -> None:
     """`rows`: channels by values."""
     lo, hi = rows.min(1).astype(np.float64), rows.max(1).astype(np.float64)
     square: Doubles = np.square(rows, dtype=np.float64).mean(1)
-    if name in found.channels:
-        old = found.channels[name]
+    if name in statistics.channels:
+        old = statistics.channels[name]
         lo, hi, square = np.minimum(lo, old.lo), np.maximum(hi, old.hi), square + old.square
-    found.channels[name] = _Seen(lo, hi, square)
+    statistics.channels[name] = _Seen(lo, hi, square)
 
 
 def _smooth_place(
@@ -145,7 +145,7 @@ def _smooth_place(
     activation = placement.schemes.get(one.readers[0][0].input)
     corrects = any(isinstance(other, CorrectBias) for other in state.recipe.steps)
 
-    def found(shift: Doubles) -> Smoothing:
+    def scaling(shift: Doubles) -> Smoothing:
         readers = []
         for layer, order in one.readers:
             inverse = np.argsort(order)
@@ -159,11 +159,11 @@ def _smooth_place(
         return search(readers, lo - shift, hi - shift, activation=activation, alphas=alphas, threads=threads)
 
     shift = np.zeros(one.rows.size)
-    best = found(shift)
+    best = scaling(shift)
     before, note = best.before, ""
     if step.shift and one.shifts:
         middle = reparameterize(lo, hi)[1]
-        shifted = found(middle)
+        shifted = scaling(middle)
         if shifted.after < best.after:
             best, shift, note = shifted, middle, ", shifted"
     _fold(graph, one, best.scales, shift)
@@ -225,9 +225,9 @@ def _smooth_product(step: Smooth, graph: Graph, placement: Placement, pair: Prod
         sides.append((channels.lo[order], channels.hi[order], channels.square[order] / seen.samples))
     schemes = [placement.schemes.get(use.tensor) for use in pair.uses]
     alphas = (step.alpha,) if step.alpha else ALPHAS
-    found = search_product(*sides, query_scheme=schemes[0], key_scheme=schemes[1], alphas=alphas)
+    best = search_product(*sides, query_scheme=schemes[0], key_scheme=schemes[1], alphas=alphas)
     nodes = {node.name: node for node in graph.nodes}
-    _scale_rows(graph, nodes[pair.query.name], pair.rows[0], 1 / found.scales)
-    _scale_rows(graph, nodes[pair.key.name], pair.rows[1], found.scales)
-    note = f"alpha {found.alpha:g}, predicted error"
-    return Record("smooth", pair.name, note, found.before, found.after, bool(found.alpha))
+    _scale_rows(graph, nodes[pair.query.name], pair.rows[0], 1 / best.scales)
+    _scale_rows(graph, nodes[pair.key.name], pair.rows[1], best.scales)
+    note = f"alpha {best.alpha:g}, predicted error"
+    return Record("smooth", pair.name, note, best.before, best.after, bool(best.alpha))

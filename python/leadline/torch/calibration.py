@@ -52,8 +52,8 @@ def quantize_linears(
     *,
     pattern: str = "*",
     convolutions: bool = False,
-    bits_weights: int = 4,
-    bits_activations: int | None = 4,
+    weight_bits: int = 4,
+    activation_bits: int | None = 4,
     rotate: bool = True,
     smooth: float | Sequence[float] | None = 0.5,
     clip: bool = True,
@@ -78,9 +78,9 @@ def quantize_linears(
     convolutions : bool
         ``nn.Conv2d`` modules that the pattern names, too, as layers of their patches (`QuantizedConv2d`): kernels of
         1x1 as linear layers are, others without rotation; with groups they stay in float.
-    bits_weights : int
+    weight_bits : int
         2 to 16: symmetric, a grid for each output.
-    bits_activations : int or None
+    activation_bits : int or None
         2 to 16: symmetric, a grid for each token at run time. None: activations stay float.
     rotate : bool
         Each layer gets a random Hadamard rotation of its own, at run time.
@@ -110,7 +110,7 @@ def quantize_linears(
     ------
     InputError : an argument does not fit, a layer is not float32 on the CPU or sees NaN, or nothing matches.
     """
-    alphas = _check(module, bits_weights, bits_activations, smooth, rounding, momentum)
+    alphas = _check(module, weight_bits, activation_bits, smooth, rounding, momentum)
     progress = progress or Quiet()
     kinds = (nn.Linear, nn.Conv2d) if convolutions else (nn.Linear,)
     named = {n: m for n, m in module.named_modules() if isinstance(m, kinds) and fnmatchcase(n, pattern) and n}
@@ -139,8 +139,8 @@ def quantize_linears(
             left[name] = "its forward was never called"
         elif not (s.bases[0].tokens and len(s.judged)):
             left[name] = f"{s.tokens} tokens are too few to fit to and to judge by"
-    weights = replace(PER_ROW, bits=bits_weights)
-    activations = None if bits_activations is None else replace(PER_ROW, bits=bits_activations)
+    weights = replace(PER_ROW, bits=weight_bits)
+    activations = None if activation_bits is None else replace(PER_ROW, bits=activation_bits)
     records = []
     reached = [s for name, s in seen.items() if name not in left]
     for s in progress.over(reached, "linear layers", len(reached)):
@@ -152,14 +152,14 @@ def quantize_linears(
 
 
 def _check(
-    module: Any, bits_weights: Any, bits_activations: Any, smooth: Any, rounding: Any, momentum: Any
+    module: Any, weight_bits: Any, activation_bits: Any, smooth: Any, rounding: Any, momentum: Any
 ) -> tuple[float, ...]:
     """The exponents to try. Raises InputError."""
     if not isinstance(module, nn.Module) or isinstance(module, nn.Linear):
         rule = "module must be an nn.Module that holds linear layers (of one alone: QuantizedLinear.from_float)"
         raise refuse("quantize_linears", rule, f"a {type(module).__name__}")
-    for name, bits in (("bits_weights", bits_weights), ("bits_activations", bits_activations)):
-        optional = name == "bits_activations" and bits is None
+    for name, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
+        optional = name == "activation_bits" and bits is None
         if not optional and (isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16):
             raise refuse("quantize_linears", f"{name} must be an integer from 2 to 16", repr(bits))
     alphas = () if smooth is None else tuple(smooth) if isinstance(smooth, Sequence) else (smooth,)

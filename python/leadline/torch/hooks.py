@@ -66,16 +66,16 @@ class Calibration:
     @property
     def quantizers(self) -> dict[str, FakeQuantize]:
         """By ``layer.weight``, ``layer.input`` and ``layer.output``. Empty once removed."""
-        found: dict[str, FakeQuantize] = {}
+        quantizers: dict[str, FakeQuantize] = {}
         for layer in self.layers if self._handles else ():
             owner = self._module.get_submodule(layer.name)
             if layer.weight is not None:
-                (own,) = owner.parametrizations["weight"]
-                found[f"{layer.name}.weight"] = own
+                (quantizer,) = owner.parametrizations["weight"]
+                quantizers[f"{layer.name}.weight"] = quantizer
             for side in ("input", "output"):
                 if hasattr(owner, f"{side}_quantizer"):
-                    found[f"{layer.name}.{side}"] = getattr(owner, f"{side}_quantizer")
-        return found
+                    quantizers[f"{layer.name}.{side}"] = getattr(owner, f"{side}_quantizer")
+        return quantizers
 
     @property
     def grids(self) -> dict[str, Grid]:
@@ -193,32 +193,32 @@ def calibrate(
     left = {n: f"it is a {type(m).__name__}" for n, m in named.items() if type(m) not in LAYERS}
     seen = {n: _Seen(n, m, activations, outputs) for n, m in named.items() if n not in left}
     batch = 0
-    handles = [handle for own in seen.values() for handle in own.watch(lambda: batch)]
+    handles = [handle for layer_seen in seen.values() for handle in layer_seen.watch(lambda: batch)]
     try:
         for batch in passes(module, data, progress or Quiet(), "calibrate"):  # noqa: B007 the hooks read it
             pass
     finally:
         for handle in handles:
             handle.remove()
-    left |= {name: "its forward was never called" for name, own in seen.items() if not own.calls}
+    left |= {name: "its forward was never called" for name, layer_seen in seen.items() if not layer_seen.calls}
     left |= _matrices(module, pattern, named)
-    reached = {name: own for name, own in seen.items() if own.calls}
+    reached = {name: layer_seen for name, layer_seen in seen.items() if layer_seen.calls}
     if not reached and any(parametrize.is_parametrized(layer) for layer in named.values()):
         raise refuse("calibrate", "module must not be calibrated yet: remove() what is in it", type(module).__name__)
     if not reached:
         raise refuse("calibrate", "data must hold batches that reach the layers", "none")
-    found = tuple(
+    calibrated = tuple(
         CalibratedLayer(
             name,
-            type(own.layer).__name__,
-            None if weights is None else _weight_grid(own.layer, weights, method, name),
-            own.grid("input", method),
-            own.grid("output", method) if outputs else None,
+            type(layer_seen.layer).__name__,
+            None if weights is None else _weight_grid(layer_seen.layer, weights, method, name),
+            layer_seen.grid("input", method),
+            layer_seen.grid("output", method) if outputs else None,
         )
-        for name, own in reached.items()
+        for name, layer_seen in reached.items()
     )
-    made = Calibration(module, found, left)
-    for layer in found:
+    made = Calibration(module, calibrated, left)
+    for layer in calibrated:
         made._handles += _insert(module.get_submodule(layer.name), layer, learn_scales)
     return made
 
@@ -226,12 +226,12 @@ def calibrate(
 def _matrices(module: nn.Module, pattern: str, named: Mapping[str, nn.Module]) -> dict[str, str]:
     """Other modules with a weight that a graph would quantise, by name: a transposed convolution, or attention that
     projects its inputs itself."""
-    found = {}
-    for name, own in module.named_modules():
-        wide = any(weight.dim() > 1 for _, weight in own.named_parameters(recurse=False))
-        if wide and name not in named and fnmatchcase(name, pattern) and not isinstance(own, nn.Embedding):
-            found[name] = f"it is a {type(own).__name__}; to_graph and quantize take it"
-    return found
+    reasons = {}
+    for name, other in module.named_modules():
+        wide = any(weight.dim() > 1 for _, weight in other.named_parameters(recurse=False))
+        if wide and name not in named and fnmatchcase(name, pattern) and not isinstance(other, nn.Embedding):
+            reasons[name] = f"it is a {type(other).__name__}; to_graph and quantize take it"
+    return reasons
 
 
 class _Seen:
@@ -287,16 +287,16 @@ def _weight_grid(layer: nn.Module, scheme: Scheme, method: str, name: str) -> Gr
     return decide.weight_grid(weight, along, method, name=f"{name}.weight", threads=torch_threads())
 
 
-def _insert(layer: nn.Module, found: CalibratedLayer, learn_scales: bool) -> list[Any]:
+def _insert(layer: nn.Module, grids: CalibratedLayer, learn_scales: bool) -> list[Any]:
     handles = []
-    if found.input is not None:
-        layer.input_quantizer = FakeQuantize(found.input, learn_scales and found.input.scheme.granularity != "token")
+    if grids.input is not None:
+        layer.input_quantizer = FakeQuantize(grids.input, learn_scales and grids.input.scheme.granularity != "token")
         handles.append(layer.register_forward_pre_hook(_quantize_input, with_kwargs=True))
-    if found.output is not None:
-        layer.output_quantizer = FakeQuantize(found.output, learn_scales and found.output.scheme.granularity != "token")
+    if grids.output is not None:
+        layer.output_quantizer = FakeQuantize(grids.output, learn_scales and grids.output.scheme.granularity != "token")
         handles.append(layer.register_forward_hook(_quantize_output))
-    if found.weight is not None:
-        quantizer = FakeQuantize(found.weight, learn_scales)
+    if grids.weight is not None:
+        quantizer = FakeQuantize(grids.weight, learn_scales)
         parametrize.register_parametrization(layer, "weight", quantizer)
         handles.append(_Nothing())
     return handles

@@ -190,8 +190,8 @@ class QuantizedLinear(nn.Module):
         codes = state_dict.get(f"{prefix}codes")
         if codes is not None and codes.shape == self.codes.shape:
             for name in _BUFFERS:
-                given = state_dict.get(prefix + name)
-                setattr(self, name, None if given is None else torch.empty_like(given, device="cpu"))
+                value = state_dict.get(prefix + name)
+                setattr(self, name, None if value is None else torch.empty_like(value, device="cpu"))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def __getattr__(self, name: str) -> Any:
@@ -320,23 +320,23 @@ def _clip(clip: Any) -> float:
     return float(clip)
 
 
-def _activations(given: Any, size: int) -> Scheme | None:
+def _activations(activations: Any, size: int) -> Scheme | None:
     """The scheme of an argument `activations`, which is refused where no input could have it."""
-    if given is None:
+    if activations is None:
         return None
     rule = "activations must be a Scheme (found at each call), a Grid or None"
-    if not isinstance(given, (Scheme, Grid)):
-        raise refuse("QuantizedLinear", rule, f"a {type(given).__name__}")
-    scheme = given if isinstance(given, Scheme) else given.scheme
+    if not isinstance(activations, (Scheme, Grid)):
+        raise refuse("QuantizedLinear", rule, f"a {type(activations).__name__}")
+    scheme = activations if isinstance(activations, Scheme) else activations.scheme
     if scheme.bits > 16:
         raise refuse("QuantizedLinear", "activations must have at most 16 bits", scheme.bits)
-    if isinstance(given, Scheme):
+    if isinstance(activations, Scheme):
         if scheme.granularity != "tensor" and (scheme.granularity, scheme.axis) != ("axis", 0):
             rule = "a Scheme of activations must be per tensor, or per token (axis 0)"
             raise refuse("QuantizedLinear", rule, f"granularity {scheme.granularity!r}, axis {scheme.axis}")
-    elif given.scale.shape not in ((), (size,)) or (given.scale.ndim and scheme.axis not in (1, -1)):
+    elif activations.scale.shape not in ((), (size,)) or (activations.scale.ndim and scheme.axis not in (1, -1)):
         rule = f"a Grid of activations must be per tensor, or for each of the {size} channels (axis 1)"
-        raise refuse("QuantizedLinear", rule, f"scales of shape {given.scale.shape}, axis {scheme.axis}")
+        raise refuse("QuantizedLinear", rule, f"scales of shape {activations.scale.shape}, axis {scheme.axis}")
     return scheme
 
 

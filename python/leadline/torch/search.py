@@ -113,8 +113,8 @@ class Search:
     def error(self, candidate: QuantizedLinear) -> float:
         """Of the output, over its power; the bias has no part in either."""
         with torch.no_grad():
-            found = candidate.prepare(self.rows)[0] @ candidate.dequantized().T
-        lost = float((found - self.wanted).double().square().sum())
+            got = candidate.prepare(self.rows)[0] @ candidate.dequantized().T
+        lost = float((got - self.wanted).double().square().sum())
         return lost / self.power if self.power else lost
 
     def quantized(self, basis: Channels, alpha: float | None) -> QuantizedLinear:

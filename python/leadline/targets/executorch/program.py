@@ -139,7 +139,7 @@ def export(
     samples: Iterable[Any],
     path: str | os.PathLike[str],
     *,
-    weights_bits: int = 8,
+    weight_bits: int = 8,
     block_size: int = 32,
 ) -> Program:
     """Write a torch module as INT8 or INT4.
@@ -152,7 +152,7 @@ def export(
         What the module is called with: a tensor, or a tuple of arguments. All of one shape; the first fixes it.
     path : path
         The ``.pte`` file.
-    weights_bits : int
+    weight_bits : int
         4: linear layers get INT4 weights in blocks, each block's range and the rounding (on the moments of what the
         layer sees) chosen by leadline, and their inputs INT8 per token at run time; all else stays float.
         8: XNNPACK's static quantisation per channel, calibrated by torchao: its ranges, and nearest rounding.
@@ -165,8 +165,8 @@ def export(
         An argument does not fit, there is no sample or no layer to quantise, the module cannot be exported, or
         ExecuTorch is not installed.
     """
-    if weights_bits not in (4, 8):
-        raise refuse("export", "weights_bits must be 4 or 8", repr(weights_bits))
+    if weight_bits not in (4, 8):
+        raise refuse("export", "weight_bits must be 4 or 8", repr(weight_bits))
     if not isinstance(block_size, int) or block_size < 32 or block_size % 32:
         raise refuse("export", "block_size must be a multiple of 32", repr(block_size))
     check_installed("export")
@@ -174,7 +174,7 @@ def export(
     if not batches:
         raise refuse("export", "samples must hold at least one", "none")
     module = copy.deepcopy(module).eval().requires_grad_(False)
-    if weights_bits == 8:
+    if weight_bits == 8:
         return _lower(_calibrated(module, batches), batches[0], Path(path), 0)
     layers = _int4(module, batches, block_size)
     if not layers:

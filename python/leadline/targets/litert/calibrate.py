@@ -78,11 +78,11 @@ def named(recipe: str, preset: str | None = None, io: str = "float") -> tuple[st
     Any other recipe of leadline gets "cpu" where it quantises activations, and "dynamic" where it does not.
     Raises InputError for an unknown recipe, preset or io, or where they do not go together.
     """
-    for what, given, known in (("preset", preset, get_args(Preset)), ("io", io, get_args(Io))):
-        if given is not None and given not in known:
-            raise refuse("to_tflite", f"{what} must be one of {', '.join(known)}", repr(given))
-    own, usual = _NAMED.get(recipe, (recipe, "cpu"))
-    loaded = Recipe.load(own)
+    for what, value, known in (("preset", preset, get_args(Preset)), ("io", io, get_args(Io))):
+        if value is not None and value not in known:
+            raise refuse("to_tflite", f"{what} must be one of {', '.join(known)}", repr(value))
+    name, usual = _NAMED.get(recipe, (recipe, "cpu"))
+    loaded = Recipe.load(name)
     static = loaded.activations is not None
     if recipe not in _NAMED and not static:
         usual = "dynamic"
@@ -95,7 +95,7 @@ def named(recipe: str, preset: str | None = None, io: str = "float") -> tuple[st
         raise refuse("to_tflite", rule, f"preset {chosen} with recipe {recipe!r}")
     check_io(chosen, io)
     kind: Any = io
-    return own, chosen, kind
+    return name, chosen, kind
 
 
 def quantize(
@@ -146,8 +146,8 @@ def quantize(
         shape = inputs[0].shape
         last = len(shape) == 4 and shape[3] <= 4 < shape[1]
         preprocess = Preprocess.from_dict({"layout": "NHWC" if last else "NCHW"} | dict(recipe.data))
-    given = load(data, inputs, preprocess if _takes_pictures(data) else None, samples, seed, strict)
-    calibration, held_out = given.split(HELD_OUT)
+    chosen_samples = load(data, inputs, preprocess if _takes_pictures(data) else None, samples, seed, strict)
+    calibration, held_out = chosen_samples.split(HELD_OUT)
     return _Work(content, runner, recipe, calibration, held_out, threads, over).plan()
 
 
