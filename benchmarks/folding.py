@@ -25,11 +25,12 @@ from rich.table import Table
 import accuracy
 import smalldepth
 from leadline.data import Preprocess, Samples, load
+from leadline.data.samples import HELD_OUT
 from leadline.depth import networks, scenes
 from leadline.evaluation import feeds
 from leadline.files import replacing
 from leadline.graph import Graph, Session
-from leadline.preparation import HELD_OUT, simulate
+from leadline.preparation import simulate
 from leadline.progress import Quiet
 from leadline.recipe import Recipe, Smooth
 from leadline.steps import Setup, State

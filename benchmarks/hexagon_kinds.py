@@ -42,13 +42,13 @@ def cell(kind: str, recipe: str) -> tuple[str, str]:
         found = made.verify(samples(2, shape, seed=5))
     (output,) = found.outputs
     named = "named" if any("hexagon" in str(one.message) for one in said) else ""
-    if output.fused is None:
-        left = "none" if found.build is None or not found.build.left else str(len(found.build.left))
+    if output.device is None:
+        left = "none" if found.facts is None or not found.facts.left else str(len(found.facts.left))
         return f"{output.sqnr:.1f}", ", ".join(
             filter(None, (named, f"{left} on the CPU" if left != "none" else "not built"))
         )
-    apart = abs(output.fused - output.sqnr) > APART
-    return f"{output.sqnr:.1f}", ", ".join(filter(None, (f"{output.fused:.1f}", "apart" if apart else "", named)))
+    apart = abs(output.device - output.sqnr) > APART
+    return f"{output.sqnr:.1f}", ", ".join(filter(None, (f"{output.device:.1f}", "apart" if apart else "", named)))
 
 
 def main() -> None:

@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from leadline.graph import Session
-from leadline.profiles import HEXAGON, lost
+from leadline.profiles import lost
 from leadline.targets.hexagon.emulator import Emulator
+from leadline.targets.hexagon.rules import HEXAGON
 
 RNG = np.random.default_rng(0)
 UNSIGNED = {8: np.uint8, 16: np.uint16}

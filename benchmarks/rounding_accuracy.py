@@ -28,10 +28,11 @@ from rich.console import Console
 from rich.table import Table
 
 import accuracy
+from leadline.data.samples import HELD_OUT
 from leadline.export import qdq
 from leadline.files import replacing
 from leadline.graph import Graph, Session
-from leadline.preparation import HELD_OUT, simulate
+from leadline.preparation import simulate
 from leadline.progress import Quiet
 from leadline.recipe import Calibrate, Recipe, Round
 from leadline.steps import Setup, State, apply

@@ -161,11 +161,11 @@ def built(file: Path, data: Path, out: Path) -> str:
     if trouble:
         return trouble
     verification = json.loads((folder / "report.json").read_text())["verification"]
-    build = verification["build"]
+    build = verification["facts"]
     promised = min(row["centred"] for row in verification["outputs"])
     if not build["accepted"]:
         return build["text"].splitlines()[0][:200]
-    given = min(row["fused"] for row in verification["outputs"])
+    given = min(row["device"] for row in verification["outputs"])
     return f"built; promised {promised:.1f}, gave {given:.1f} dB"
 
 

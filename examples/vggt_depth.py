@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from leadline import verify
 from leadline.audit import audit
 from leadline.data import Pairs, load_blendedmvs_pairs
 from leadline.depth.scenes import clip, write_blendedmvs
@@ -107,7 +108,7 @@ def four_bits(options: argparse.Namespace, network: Any, pairs: Pairs, clock: Cl
 
         program = executorch.export(network, batches, options.out / "model.int4.pte", weight_bits=4)
         print(f"ExecuTorch: {program.bytes / 1e6:.1f} MB, {program.layers} layers of INT4")
-        print(executorch.verify(options.out / "model.int4.pte", network, batches[:2]))
+        print(verify(network, options.out / "model.int4.pte", batches[:2]).outputs)
         clock("INT4 .pte")
 
 

@@ -159,3 +159,15 @@ def classifier(seed: int = 0, size: int = 16, channels: int = 1, classes: int = 
     pooled = b.op("MEAN", [seen, axes], "pooled", (1, 16), family="Reducer", keepDims=False)
     logits = b.linear(pooled, "logits", (1, classes), 16)
     return b.finish([x], [b.op("SOFTMAX", [logits], "scores", (1, classes), family="Softmax", beta=1.0)])
+
+
+def verified(
+    reference: Any, artefact: Any, data: Any, plan: Any = None, kernels: Any = ("xnnpack", "reference")
+) -> Any:
+    """leadline.verify in LiteRT, with a plan to compare the file with."""
+    from leadline import verify
+    from leadline.targets.litert.files import content_of
+    from leadline.targets.litert.target import LiteRT, Tflite
+
+    held = content_of(artefact) if plan is None else Tflite(content_of(artefact), plan)
+    return verify(reference, held, data, target=LiteRT(kernels=kernels), threads=1)

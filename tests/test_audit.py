@@ -18,8 +18,9 @@ from leadline.audit import Audit, audit
 from leadline.audit.findings import Finding, Rewrite, ordered
 from leadline.audit.operators import forms, quantised
 from leadline.graph import Graph
-from leadline.profiles import HEXAGON, ONNXRUNTIME
+from leadline.profiles import ONNXRUNTIME
 from leadline.recipe import Recipe
+from leadline.targets.hexagon.rules import HEXAGON
 from leadline.targets.litert import audit as litert
 from leadline.types import InputError
 from small_transformer import transformer

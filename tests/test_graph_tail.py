@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from leadline.targets.tail import Tailed
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 
@@ -19,7 +20,6 @@ from leadline.cli import main
 from leadline.graph import Graph, Session
 from leadline.sqnr import Sqnr
 from leadline.targets.litert.convert import plan
-from leadline.targets.tail import Tailed
 from leadline.types import InputError
 
 ROWS, FEATURES = 20, 12
@@ -283,8 +283,8 @@ def test_a_network_that_only_depends_on_the_data_is_refused():
 
 
 @pytest.mark.parametrize("tail", [suppression, nonzero])
-@pytest.mark.parametrize("command", ["quantize-tflite", "quantize-executorch"])
-def test_who_takes_fixed_shapes_alone_refuses_before_the_work(command, tail, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("target", ["litert", "executorch"])
+def test_who_takes_fixed_shapes_alone_refuses_before_the_work(target, tail, tmp_path, capsys, monkeypatch):
     made = network(tail())
     onnx.save(made, str(tmp_path / "net.onnx"))
     np.save(tmp_path / "data.npy", np.concatenate([feed["x"] for feed in feeds(2)]))
@@ -292,15 +292,24 @@ def test_who_takes_fixed_shapes_alone_refuses_before_the_work(command, tail, tmp
     def never(*_, **__):
         raise AssertionError("the work has begun")
 
-    monkeypatch.setattr("leadline.pipeline.quantize", never)
-    monkeypatch.setattr("leadline.targets.litert.convert.check_installed", lambda: None)
-    monkeypatch.setattr("leadline.targets.executorch.check_installed", lambda function: None)
-    given = [command, tmp_path / "net.onnx", "--data", tmp_path / "data.npy", "--out", tmp_path / "out"]
+    monkeypatch.setattr("leadline.pipeline.apply", never)
+    monkeypatch.setattr("leadline.targets.litert.target.LiteRT.check_installed", lambda *_: None)
+    monkeypatch.setattr("leadline.targets.executorch.target.ExecuTorch.check_installed", lambda *_: None)
+    given = [
+        "quantize",
+        tmp_path / "net.onnx",
+        "--target",
+        target,
+        "--data",
+        tmp_path / "data.npy",
+        "--out",
+        tmp_path / "out",
+    ]
     monkeypatch.setattr("sys.argv", ["leadline", *map(str, given)])
     with pytest.raises(SystemExit) as ended:
         main()
     said = " ".join(capsys.readouterr().err.split())
-    assert ended.value.code == 2 and said.startswith(f"error: [{command}] ") and not (tmp_path / "out").exists()
+    assert ended.value.code == 2 and said.startswith("error: [quantize] ") and not (tmp_path / "out").exists()
     assert f"takes fixed shapes alone: 'net' must end before {Graph.from_model(made).tail.causes[0]}" in said
 
 

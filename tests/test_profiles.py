@@ -11,7 +11,7 @@ import small_tflite
 from data_samples import refused
 from leadline import pipeline
 from leadline.cli import main
-from leadline.profiles import EXECUTORCH, HEXAGON, LITERT, ONNXRUNTIME, WIDTHS, Profile
+from leadline.profiles import ONNXRUNTIME, WIDTHS, Profile
 from leadline.recipe import (
     ACTIVATIONS,
     WEIGHTS,
@@ -25,9 +25,12 @@ from leadline.recipe import (
     Rotate,
     Round,
 )
+from leadline.targets.executorch.rules import EXECUTORCH
+from leadline.targets.hexagon.rules import HEXAGON
 from leadline.targets.litert import calibrate as tflite
-from leadline.targets.litert.interpreter import verify
+from leadline.targets.litert.rules import LITERT
 from leadline.types import InputError, Scheme
+from small_tflite import verified
 
 TARGETS = (ONNXRUNTIME, HEXAGON, LITERT, EXECUTORCH)
 BLOCK = Scheme(4, True, True, "block", block_size=32)
@@ -130,21 +133,34 @@ def test_a_tflite_is_not_read_for_a_recipe_that_litert_does_not_take():
 
 
 @pytest.mark.parametrize(
-    ("command", "more", "words"),
+    ("target", "more", "words"),
     [
-        ("quantize-tflite", ["--recipe=w8a16"], "recipe w8a16: LiteRT takes activations of 8 bits"),
-        ("quantize-tflite", ["--recipe=w4a4"], "recipe w4a4: LiteRT takes activations of 8 bits"),
-        ("quantize-tflite", ["--recipe=quantvggt-w4a4"], "LiteRT takes activations with scales per tensor"),
-        ("quantize-tflite", ["--recipe=int4-block128", "--preset=weight-only"], "need the preset dynamic"),
-        ("quantize-executorch", ["--recipe=w8a16"], "recipe w8a16: ExecuTorch takes activations of 2 to 8 bits"),
-        ("quantize-executorch", ["--recipe=weight-only-int8"], "float activations beside weights in blocks alone"),
-        ("quantize", ["--recipe=int4-block128", "--target=hexagon"], "hexagon takes no float activations"),
+        ("litert", ["--recipe=w8a16"], "recipe w8a16: LiteRT takes activations of 8 bits"),
+        ("litert", ["--recipe=w4a4"], "recipe w4a4: LiteRT takes activations of 8 bits"),
+        ("litert", ["--recipe=quantvggt-w4a4"], "LiteRT takes activations with scales per tensor"),
+        ("litert", ["--recipe=int4-block128", "--preset=weight-only"], "need the preset dynamic"),
+        ("litert", ["--soc=69"], "options of litert must be among preset, io"),
+        ("executorch", ["--recipe=w8a16"], "recipe w8a16: ExecuTorch takes activations of 2 to 8 bits"),
+        ("executorch", ["--recipe=weight-only-int8"], "float activations beside weights in blocks alone"),
+        ("executorch", ["--io=int8"], "options of executorch must be among none"),
+        ("hexagon", ["--recipe=int4-block128"], "hexagon takes no float activations"),
+        ("tpu", [], "target must be one of onnxruntime, hexagon, litert, executorch"),
     ],
 )
-def test_commands_refuse_before_the_work(command, more, words, tmp_path, capsys, monkeypatch):
+def test_targets_refuse_before_the_work(target, more, words, tmp_path, capsys, monkeypatch):
     if "hexagon" in words:
         pytest.importorskip("onnxruntime_qnn", reason="the extra 'hexagon' is not installed")
-    given = [command, str(tmp_path / "nowhere.onnx"), "--data", str(tmp_path), "--out", str(tmp_path / "out"), *more]
+    given = [
+        "quantize",
+        str(tmp_path / "nowhere.onnx"),
+        "--target",
+        target,
+        "--data",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "out"),
+        *more,
+    ]
     monkeypatch.setattr("sys.argv", ["leadline", *given])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -166,7 +182,7 @@ def test_what_litert_is_said_to_take_it_takes(bits, granularity, static, tmp_pat
     network, shape = (small_tflite.transformer(), (4, 8, 128)) if block else (small_tflite.decoder(), (4, 16, 16, 3))
     done = tflite.quantize(network, recipe, np.random.default_rng(0).random(shape, np.float32), threads=1)
     tflite.save(done, tmp_path / "model.tflite")
-    found = verify(done.content, tmp_path / "model.tflite", done.held_out, plan=done, threads=1)
-    assert found.differing == ()
+    found = verified(done.content, tmp_path / "model.tflite", done.held_out, plan=done)
+    assert found.facts.differing == ()
     for score in found.outputs:
-        assert abs(score.sqnr["xnnpack"] - score.simulated) < 1.0  # for blocks the reference kernels are others
+        assert abs(score.device - score.sqnr) < 1.0  # for blocks the reference kernels are others

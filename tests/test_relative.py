@@ -13,9 +13,9 @@ from leadline.graph import Graph, Session
 from leadline.graph.relative import keep_positive, relative
 from leadline.pipeline import quantize
 from leadline.preparation import prepare
-from leadline.profiles import HEXAGON
 from leadline.recipe import Recipe
 from leadline.steps.fitting import respell
+from leadline.targets.hexagon.rules import HEXAGON
 from masked_networks import Net
 from test_masks import recipe, score
 
@@ -193,9 +193,9 @@ def test_hexagon_keeps_what_is_promised_of_quotients(kind: str) -> None:
     feeds = [make(np.random.default_rng(seed)) for seed in range(8)]
     made = quantize(Graph.from_model(network_), "w8a8", feeds[:7], target="hexagon")
     found = made.verify(feeds[7:])
-    assert found.build.accepted, str(found.build)
+    assert found.facts.accepted, str(found.facts)
     (output,) = found.outputs
-    assert abs(output.fused - output.sqnr) < 2.5 and output.sqnr > 15
+    assert abs(output.device - output.sqnr) < 2.5 and output.sqnr > 15
 
 
 @pytest.mark.parametrize("form", ["over", "times"])

@@ -92,7 +92,7 @@ def test_the_json_holds_everything_that_was_measured(dense):
     assert document["network"]["parameters"] == 8 * 27 + 8 + 4 * 72 + 4
     (score,) = document["verification"]["outputs"]
     assert score["name"] == "y" and score["sqnr"] == verification.outputs[0].sqnr
-    assert {"worst", "largest", "fused", "agreement"} <= set(score)
+    assert {"worst", "largest", "device", "agreement"} <= set(score)
     worst = [tensor["sqnr"] for tensor in document["verification"]["tensors"]]
     assert worst == sorted(worst) and len(worst) >= 2
     assert document["verification"]["samples"] == len(q.held_out) == 2

@@ -23,8 +23,9 @@ from leadline.steps import Record
 from leadline.sweep import page as sweep_page
 from leadline.sweep.outcome import Results
 from leadline.sweep.store import Row
+from leadline.tail_scores import FinalScore
 from leadline.targets.hexagon.emulator import Build
-from leadline.targets.tail import FinalScore
+from leadline.targets.onnxruntime.target import Kernels
 from leadline.verification import verify
 from small_networks import SHAPE, conv_relu_conv, graph, quantized, samples
 from test_report import Page
@@ -142,12 +143,12 @@ def states(verification):
         "no tensors": ({}, {"tensors": []}),
         "broken": ({}, {"origin": "relu", "tensors": [TensorScore("t", "Conv", float("-inf"), float("nan"))]}),
         "collapsed": ({}, {"outputs": [lost], "origin": "first"}),
-        "no outputs with grids": ({}, {"outputs": [replace(score, fused=None)], "saturates": True}),
+        "no outputs with grids": ({}, {"outputs": [replace(score, device=None)], "facts": Kernels(True, False)}),
         "many outputs": ({}, {"outputs": [replace(score, name=f"y{i}") for i in range(20)]}),
-        "kernels saturate": ({}, {"saturates": True, "outputs": [replace(score, fused=-10.0)]}),
-        "hexagon took it": ({}, {"target": "hexagon", "build": Build(4, (), "", 1.5)}),
-        "hexagon refused it": ({}, {"target": "hexagon", "build": refused, "outputs": [replace(score, fused=None)]}),
-        "hexagon left some": ({}, {"target": "hexagon", "build": left, "outputs": [replace(score, fused=None)]}),
+        "kernels saturate": ({}, {"facts": Kernels(True, True), "outputs": [replace(score, device=-10.0)]}),
+        "hexagon took it": ({}, {"target": "hexagon", "facts": Build(4, (), "", 1.5)}),
+        "hexagon refused it": ({}, {"target": "hexagon", "facts": refused, "outputs": [replace(score, device=None)]}),
+        "hexagon left some": ({}, {"target": "hexagon", "facts": left, "outputs": [replace(score, device=None)]}),
         "no encodings": ({"encodings": None}, {}),
         "limits": ({"limits": ["a <grid> per token"] * 3}, {}),
         "skipped files": ({"data": {"held_out": [], "calibration": 0, "skipped": [["a.png", "broken"]]}}, {}),
@@ -165,7 +166,7 @@ def states(verification):
                 "rounding": [weight | {"name": name} for name in HOSTILE],
             },
             {
-                "outputs": hostile, "moved": HOSTILE, "origin": HOSTILE[0], "build": None,
+                "outputs": hostile, "moved": HOSTILE, "origin": HOSTILE[0], "facts": None,
                 "tensors": [TensorScore(name, name, 1.0, 1.0) for name in HOSTILE],
             },
         ),

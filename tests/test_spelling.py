@@ -15,9 +15,10 @@ from graph_models import FLOAT_NOISE, distance, model, node
 from leadline import pipeline
 from leadline.graph import Graph, Session
 from leadline.graph.spellings import SPELLINGS
-from leadline.profiles import HEXAGON, ONNXRUNTIME
+from leadline.profiles import ONNXRUNTIME
 from leadline.recipe import Recipe
 from leadline.steps.fitting import refusals, respell
+from leadline.targets.hexagon.rules import HEXAGON
 from operator_kinds import KINDS, network
 from operator_networks import ints
 from small_networks import draw, samples
@@ -165,9 +166,9 @@ def test_the_emulation_keeps_what_is_promised(kind, recipe):
     proto, shape = network(kind)
     made = pipeline.quantize(Graph.from_model(proto), recipe, samples(8, shape), target="hexagon")
     found = made.verify(samples(1, shape, seed=5))
-    assert found.build.accepted, str(found.build)
+    assert found.facts.accepted, str(found.facts)
     (output,) = found.outputs
-    assert abs(output.fused - output.sqnr) < 1.5 and output.sqnr > 15
+    assert abs(output.device - output.sqnr) < 1.5 and output.sqnr > 15
 
 
 def test_the_worker_ends_with_whoever_asks(tmp_path):

@@ -15,10 +15,12 @@ from data_samples import refused
 from graph_models import model, node
 from leadline.export.limits import limits
 from leadline.graph import Graph, Session
-from leadline.profiles import HEXAGON, ONNXRUNTIME, lost, profile_of
+from leadline.profiles import ONNXRUNTIME, lost
 from leadline.recipe import Recipe
+from leadline.targets import target_of
 from leadline.targets.hexagon import emulator as hexagon
 from leadline.targets.hexagon.expected import expected
+from leadline.targets.hexagon.rules import HEXAGON
 from leadline.types import InputError, Scheme
 from leadline.verification import verify
 from small_transformer import transformer
@@ -233,18 +235,18 @@ def test_verify_compares_simulation_and_emulation(npu):
     made = small.quantized(small.residual(), "w8a8", target="hexagon")
     found = made.verify()
     (output,) = found.outputs
-    assert found.target == "hexagon" and found.build.accepted
-    assert abs(output.fused - output.sqnr) < 3
+    assert found.target == "hexagon" and found.facts.accepted
+    assert abs(output.device - output.sqnr) < 3
     assert output.agreement.within_one > 0.95
     document = json.loads(json.dumps(found.to_dict()))
-    assert document["build"]["text"].startswith("hexagon: all ")
+    assert document["facts"]["text"].startswith("hexagon: all ")
 
 
 def test_a_refused_artefact_is_reported_not_run(npu):
     proto = unknown()
     made = small.quantized(proto, widths(8, 8))
     found = verify(made.graph, made.to_qdq(), made.held_out, target="hexagon")
-    assert found.outputs[0].fused is None and not found.build.accepted
+    assert found.outputs[0].device is None and not found.facts.accepted
 
 
 def test_patience_ends_and_the_next_model_is_built(npu):
@@ -257,7 +259,7 @@ def test_patience_ends_and_the_next_model_is_built(npu):
 
 def test_unknown_target_and_missing_extra(monkeypatch):
     with pytest.raises(InputError, match=r"\[quantize\] target must be one of onnxruntime, hexagon. Received 'tpu'"):
-        profile_of("tpu")
+        target_of("tpu")
     monkeypatch.setattr(hexagon.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'leadline\[hexagon\]'"):
         hexagon.Emulator()

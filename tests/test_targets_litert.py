@@ -16,11 +16,12 @@ from leadline.affine import choose_grid, dequantize, fake_quantize
 from leadline.targets.litert import calibrate as tflite
 from leadline.targets.litert.chain import Stage, verify_chain
 from leadline.targets.litert.expected import expected
-from leadline.targets.litert.interpreter import float_operators, size_of, verify
+from leadline.targets.litert.files import float_operators, size_of
 from leadline.targets.litert.read import read
 from leadline.targets.litert.run import Interpreter
 from leadline.targets.litert.write import prepare, write
 from leadline.types import Grid, InputError, Scheme
+from small_tflite import verified
 
 
 def pictures(count: int, seed: int = 0, channels: int = 3) -> np.ndarray:
@@ -35,25 +36,26 @@ def plan() -> tflite.Plan:
 def test_figures_are_those_of_the_two_networks(plan: tflite.Plan) -> None:
     artefact = write(plan, "npu")
     data = pictures(3, seed=2)
-    done = verify(plan.content, artefact, data, plan=plan, threads=1)
+    done = verified(plan.content, artefact, data, plan=plan)
     exact, rough = Interpreter(plan.content, "plain", 1), Interpreter(artefact, "xnnpack", 1)
     wanted, got = (np.stack([r.run({"picture": x[None]})["depth"] for x in data]) for r in (exact, rough))
     (score,) = done.outputs
     assert done.samples == 3 and score.name == "depth"
-    assert score.sqnr["xnnpack"] == pytest.approx(
-        10 * np.log10((wanted**2).sum() / ((wanted - got) ** 2).sum()), abs=1e-3
-    )
+    assert score.device == pytest.approx(10 * np.log10((wanted**2).sum() / ((wanted - got) ** 2).sum()), abs=1e-3)
     assert score.absolute == pytest.approx(np.abs(wanted - got).mean(), rel=1e-4)
     assert score.relative == pytest.approx(np.abs(wanted - got).mean() / np.abs(wanted).mean(), rel=1e-4)
-    assert set(done.milliseconds) == {"xnnpack", "reference"} and min(done.milliseconds.values()) > 0
-    assert done.partitions == 1 and done.differing == ()
-    assert done.to_dict()["outputs"][0]["sqnr"] == dict(score.sqnr)
+    assert set(done.facts.milliseconds) == {"xnnpack", "reference"} and min(done.facts.milliseconds.values()) > 0
+    assert done.facts.partitions == 1 and done.facts.differing == ()
+    assert done.to_dict()["outputs"][0]["sqnr"] == score.sqnr
+    assert done.to_dict()["facts"]["size"]["bytes"] == len(artefact) and done.facts.lines()
 
 
 def test_integer_inputs_and_outputs_are_seen_in_real_values(plan: tflite.Plan) -> None:
     data = pictures(3, seed=2)
-    floats, integers = (verify(plan.content, write(plan, "npu", io), data, threads=1) for io in ("float", "int8"))
-    assert integers.outputs[0].sqnr == pytest.approx(dict(floats.outputs[0].sqnr), abs=1e-3)
+    floats, integers = (verified(plan.content, write(plan, "npu", io), data) for io in ("float", "int8"))
+    assert integers.outputs[0].device == pytest.approx(floats.outputs[0].device, abs=1e-3)
+    others = [one.facts.others["reference"]["depth"].sqnr for one in (floats, integers)]
+    assert others[0] == pytest.approx(others[1], abs=1e-3)
 
 
 def test_size_counts_tensors_and_bytes(plan: tflite.Plan) -> None:
@@ -69,29 +71,30 @@ def test_size_counts_tensors_and_bytes(plan: tflite.Plan) -> None:
 def test_a_plan_that_was_not_carried_out_is_named(plan: tflite.Plan) -> None:
     moved = {name: Grid(grid.scale * 2, grid.zero_point, grid.scheme) for name, grid in plan.activations.items()}
     changed = replace(plan, activations=moved)
-    done = verify(plan.content, write(plan, "npu", "int8"), pictures(1), plan=changed, threads=1)
-    assert set(done.differing) == set(moved)
+    done = verified(plan.content, write(plan, "npu", "int8"), pictures(1), plan=changed)
+    assert set(done.facts.differing) == set(moved)
 
 
 def test_an_output_that_is_lost_is_named(plan: tflite.Plan) -> None:
     data = pictures(3, seed=2)
-    assert verify(plan.content, write(plan, "npu"), data, threads=1).collapse == []
+    assert verified(plan.content, write(plan, "npu"), data).collapse == []
     wide = {name: Grid(grid.scale * 30, grid.zero_point, grid.scheme) for name, grid in plan.activations.items()}
-    done = verify(plan.content, write(replace(plan, activations=wide), "npu"), data, threads=1)
+    done = verified(plan.content, write(replace(plan, activations=wide), "npu"), data)
     (line,) = done.collapse
     assert line.startswith("depth: ") and done.to_dict()["collapse"] == [line]
 
 
 def test_the_simulation_is_measured_in_steps_of_the_grid(plan: tflite.Plan) -> None:
     artefact, data = write(plan, "npu", "int8"), pictures(2)
-    done = verify(plan.content, artefact, data, kernels=("xnnpack", "reference"), threads=1)
+    done = verified(plan.content, artefact, data, kernels=("xnnpack", "reference"))
     runner, simulated = Interpreter(artefact, "xnnpack", 1), Interpreter(expected(artefact), "plain", 1)
     step = runner.model.main.tensors[runner.output_indices[0]].scale
     pairs = [(runner.run_real({"picture": x[None]}), simulated.run_real({"picture": x[None]})) for x in data]
     apart = np.stack([np.abs(got["depth"] - said["depth"]) / step for got, said in pairs])
     (score,) = done.outputs
-    assert score.agreement["xnnpack"].mean == pytest.approx(apart.mean(), rel=1e-4, abs=1e-6)
-    assert score.agreement["reference"].within_one > 0.98 and abs(score.simulated - score.sqnr["reference"]) < 0.5
+    assert score.agreement.mean == pytest.approx(apart.mean(), rel=1e-4, abs=1e-6)
+    reference = done.facts.others["reference"]["depth"]
+    assert reference.agreement.within_one > 0.98 and abs(score.sqnr - reference.sqnr) < 0.5
 
 
 @pytest.mark.parametrize(("preset", "decibels"), [("cpu", 0.5), ("npu", 0.5), ("dynamic", 1.0), ("weight-only", 0.01)])
@@ -101,9 +104,9 @@ def test_kernels_give_what_is_expected_of_them(network: Any, preset: Any, decibe
     shape = read(content).main.tensors[read(content).main.inputs[0]].shape
     data = np.random.default_rng(5).standard_normal((12, *shape[1:]), np.float32)
     artefact = write(tflite.quantize(content, "minmax-w8a8", data, threads=1), preset)
-    done = verify(content, artefact, data[:4], kernels=("xnnpack",), threads=1)
+    done = verified(content, artefact, data[:4], kernels=("xnnpack",))
     for score in done.outputs:
-        assert abs(score.sqnr["xnnpack"] - score.simulated) < decibels
+        assert abs(score.device - score.sqnr) < decibels
 
 
 def test_expected_is_in_float_but_for_roundings(plan: tflite.Plan) -> None:
@@ -151,8 +154,8 @@ def test_dynamic_layers_are_xnnpack_s(kind: str) -> None:
     data[:, 0, 0] *= 40
     content = b.finish([x], [y])
     artefact = write(tflite.quantize(content, "weight-only-int8", data, threads=1), "dynamic")
-    (score,) = verify(expected(artefact), artefact, data, kernels=("xnnpack",), threads=1).outputs
-    assert score.sqnr["xnnpack"] > 100
+    (score,) = verified(expected(artefact), artefact, data, kernels=("xnnpack",)).outputs
+    assert score.device > 100
 
 
 def test_moves_between_floats_stay_float() -> None:
@@ -179,13 +182,13 @@ def test_moves_between_floats_stay_float() -> None:
 def test_refusals(plan: tflite.Plan, tmp_path: Path) -> None:
     artefact = write(plan, "npu")
     with pytest.raises(InputError, match=r"^\[verify\] the artefact must have inputs of the shapes \[\(1, 8, 128\)\]"):
-        verify(small_tflite.transformer(), artefact, np.zeros((1, 8, 128), np.float32))
+        verified(small_tflite.transformer(), artefact, np.zeros((1, 8, 128), np.float32))
     short = tmp_path / "short.tflite"
     short.write_bytes(artefact[: len(artefact) // 2])
     with pytest.raises(InputError, match=r"short\.tflite' must be a whole \.tflite file"):
-        verify(plan.content, short, pictures(1))
+        verified(plan.content, short, pictures(1))
     with pytest.raises(InputError, match=r"^\[verify\] kernels must name at least one"):
-        verify(plan.content, artefact, pictures(1), kernels=())
+        verified(plan.content, artefact, pictures(1), kernels=())
     runner = Interpreter(plan.content, "plain", 1)
     with pytest.raises(
         InputError, match=r"^\[Interpreter.run\] input 'picture' must be float32 of shape \(1, 16, 16, 3\)"

@@ -19,7 +19,7 @@ from leadline.affine import choose_grid, quantize, range_of
 from leadline.recipe import Calibrate, Override, Recipe, Round
 from leadline.sqnr import Sqnr
 from leadline.targets.litert import calibrate as tflite
-from leadline.targets.litert.interpreter import compare, float_operators
+from leadline.targets.litert.files import compare, float_operators
 from leadline.targets.litert.kernels import Plan, tie, to_int8
 from leadline.targets.litert.match import sites
 from leadline.targets.litert.read import read
@@ -334,7 +334,7 @@ def test_damaged_files_do_not_reach_the_interpreter() -> None:
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    full = [sys.executable, "-m", "leadline.cli", "quantize-tflite", *map(str, arguments), "--threads", "1"]
+    full = [sys.executable, "-m", "leadline.cli", "quantize", "--target=litert", *map(str, arguments), "--threads", "1"]
     return subprocess.run(full, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -358,8 +358,10 @@ def test_command_line(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document == json.loads((out / "report.json").read_text())
-    assert document["size"]["quantized"] == document["size"]["tensors"] and document["differing"] == []
-    assert document["outputs"][0]["sqnr"]["xnnpack"] > 25
+    facts = document["verification"]["facts"]
+    assert facts["size"]["quantized"] == facts["size"]["tensors"] and facts["differing"] == []
+    assert document["verification"]["outputs"][0]["device"] > 25 and (out / "report.html").is_file()
+    assert document["target"] == {"name": "litert", "options": {"preset": "npu", "io": "int8"}}
     assert Interpreter((out / "model.tflite").read_bytes(), "xnnpack", 1).inputs["picture"].dtype == np.int8
     shown = command(source, "--data", data, "--out", out, "--recipe", "dynamic-int8")
     assert shown.returncode == 0 and "in float: ADD 1, MAX_POOL_2D 1, RESIZE_BILINEAR 1" in shown.stdout
@@ -367,7 +369,7 @@ def test_command_line(tmp_path: Path) -> None:
     rough.save(tmp_path / "rough.toml")
     lost = command(source, "--data", data, "--out", out, "--recipe", tmp_path / "rough.toml")
     assert lost.returncode == 3 and "collapsed: depth: SQNR" in lost.stdout, lost.stderr
-    assert "SQNR" in json.loads((out / "report.json").read_text())["collapse"][0]
+    assert "SQNR" in json.loads((out / "report.json").read_text())["verification"]["collapse"][0]
     source.write_bytes(source.read_bytes()[:900])
     damaged = command(source, "--data", data, "--out", tmp_path / "none")
     assert damaged.returncode == 2 and damaged.stderr.count("\n") == 1

@@ -32,7 +32,7 @@ def scaled(factor, offset=0.0):
 def test_identical_networks_have_the_highest_figure():
     result = verify(graph(scaled(3)), scaled(3), samples(3), threads=1)
     (score,) = result.outputs
-    assert score.sqnr == score.worst == score.fused == 200 and score.largest == 0
+    assert score.sqnr == score.worst == score.device == 200 and score.largest == 0
     assert score.agreement.exact == 1 and score.agreement.largest == 0
     assert all(tensor.sqnr == 200 for tensor in result.tensors)
     assert result.samples == 3
@@ -49,7 +49,7 @@ def test_a_known_perturbation_has_its_known_figure(db):
     network = graph(scaled(1))
     result = verify(network, scaled(1 + 10 ** (-db / 20)), samples(3), threads=1)
     assert result.outputs[0].sqnr == pytest.approx(db, abs=0.05)
-    assert result.outputs[0].fused == pytest.approx(db, abs=0.05)
+    assert result.outputs[0].device == pytest.approx(db, abs=0.05)
 
 
 def test_the_worst_sample_and_the_largest_error():
@@ -250,7 +250,7 @@ def test_paths_are_taken_and_missing_ones_refused(tmp_path):
 def test_what_onnxruntime_has_no_kernels_for_runs_unfused(scheme):
     recipe = Recipe("test", (Calibrate("minmax", "minmax"), Round()), activations=scheme)
     (output,) = quantized(conv_relu_conv(), recipe).verify(threads=1).outputs
-    assert output.fused == output.sqnr and output.agreement.exact == 1
+    assert output.device == output.sqnr and output.agreement.exact == 1
 
 
 def test_factors_are_far_apart():

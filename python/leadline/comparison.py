@@ -17,9 +17,8 @@ from leadline.files import REPORT, discard
 from leadline.graph import Graph
 from leadline.pipeline import Quantized
 from leadline.preparation import load_pair
-from leadline.progress import Quiet
+from leadline.progress import Progress, Quiet
 from leadline.recipe import Recipe
-from leadline.steps import Progress
 from leadline.types import refuse
 from leadline.verification import Verification
 

@@ -10,8 +10,7 @@ from leadline.comparison import Comparison, compare, load_recipes
 from leadline.data import Preprocess
 from leadline.depth import networks, scenes
 from leadline.evaluation import Footage
-from leadline.progress import Quiet
-from leadline.steps import Progress
+from leadline.progress import Progress, Quiet
 
 RECIPES = ("minmax-w8a8", "w8a8", "w8a16", "w4a8")
 

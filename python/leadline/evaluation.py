@@ -22,7 +22,7 @@ from leadline.types import FloatArray, refuse
 if TYPE_CHECKING:
     import onnx
 
-    from leadline.steps import Progress
+    from leadline.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -16,19 +16,17 @@ from leadline.export import qdq
 from leadline.graph import Graph, Session, inspect_inputs
 from leadline.graph.features import network_features
 from leadline.graph.tail import Tail
-from leadline.profiles import Profile, profile_of
-from leadline.progress import Quiet
+from leadline.profiles import Profile
+from leadline.progress import Progress, Quiet
 from leadline.recipe import Recipe
-from leadline.steps import Progress, Record, Setup, State, adapt
+from leadline.steps import Record, Setup, State, adapt
+from leadline.targets import Target, target_of
 from leadline.types import refuse
-
-HELD_OUT = 0.25
-"""Share of the samples that calibration does not see."""
 
 
 def prepare(
     graph: Graph | str | os.PathLike[str],
-    recipe: Recipe | str | os.PathLike[str],
+    recipe: Recipe,
     data: Any,
     *,
     held_out: Samples | None = None,
@@ -41,18 +39,17 @@ def prepare(
     threads: int | None = None,
     progress: Progress | None = None,
     cache: Cache | None = None,
-    target: str = "onnxruntime",
+    target: Target | None = None,
 ) -> tuple[State, Samples]:
     """The state that `quantize` applies a recipe's steps to, and the samples chosen from `data`. See there."""
-    recipe, profile = Recipe.load(recipe), profile_of(target)
-    profile.check(recipe)
-    progress = progress or Quiet()
+    progress, target = progress or Quiet(), target or target_of("onnxruntime")
     if preprocess is None and recipe.data:
         preprocess = Preprocess.from_dict(recipe.data)
     check_method("quantize", choice, features)
     if choice != "random" and (not isinstance(samples, int) or samples < 1):
         raise refuse("quantize", f"choice {choice!r} needs samples, at least 1", f"samples={samples!r}")
     network, given = load_pair(graph, data, preprocess, samples if choice == "random" else None, seed, strict)
+    target.check_network(network, "quantize")
     if samples is not None and samples < len(given):
         given = choose(
             given,
@@ -62,13 +59,13 @@ def prepare(
             seed=seed,
             progress=progress,
         )
-    calibration, kept_out = (given, held_out) if held_out is not None else given.split(HELD_OUT)
+    calibration, kept_out = (given, held_out) if held_out is not None else given.split()
     if held_out is None and len(given) == 1:
         warnings.warn("one sample: the artefact is checked on what it was calibrated on", stacklevel=3)
-    setup = Setup(recipe, calibration, kept_out, progress, simulate, threads, profile, cache)
+    setup = Setup(recipe, calibration, kept_out, progress, simulate, threads, target.rules, cache)
     state = State(setup, network.copy())
     if network.tail is not None:
-        state.log.append(Record("load", ", ".join(network.tail.written), _kept_behind(network.tail, profile)))
+        state.log.append(Record("load", ", ".join(network.tail.written), _kept_behind(network.tail, target.rules)))
     state.log += [Record.of("load", note) for note in network.notes]
     adapt(state)
     return state, given

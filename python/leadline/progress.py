@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+
+class Progress(Protocol):
+    """How long work shows how far it is; `Bars` and `Quiet` do."""
+
+    def over(self, samples: Iterable[Any], what: str, total: int) -> Iterator[Any]: ...
+
+    def __call__(self, what: str) -> AbstractContextManager[None]: ...
 
 
 class Quiet:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leadline.agreement import Agreement
 from leadline.collapse import FLAT, LOST, Comparison, Likeness
 from leadline.graph import Graph
 from leadline.graph.masks import Masks
@@ -17,7 +18,6 @@ from leadline.graph.picks import picks
 from leadline.graph.trace import bounded
 from leadline.graph.trace import origin as made_by
 from leadline.sqnr import Sqnr
-from leadline.targets.onnxruntime.kernels import Agreement
 from leadline.types import Grid, refuse
 
 BROKEN = 10.0
@@ -48,9 +48,9 @@ class OutputScore:
 
     Attributes
     ----------
-    sqnr, fused : float
-        dB: the simulation, and the target (onnxruntime's fused kernels, or Hexagon's emulation; None where it does not
-        take the artefact), against the float network.
+    sqnr, device : float
+        dB: the simulation, and the target (onnxruntime's fused kernels, Hexagon's emulation, LiteRT, ...; None where it
+        does not take the artefact), against the float network.
     centred : float
         The simulation's SQNR with the output's mean left out: far below `sqnr` where values lie close together far
         from zero.
@@ -58,6 +58,8 @@ class OutputScore:
         The lowest SQNR of a single sample.
     largest : float
         The largest absolute error.
+    absolute, relative : float
+        Mean absolute error of the target, or of the simulation where there is none; and that over the mean magnitude.
     agreement : Agreement
         Of the target with the simulation.
     correlation : float or None
@@ -78,8 +80,10 @@ class OutputScore:
     centred: float
     worst: float
     largest: float
-    fused: float | None
+    device: float | None
     agreement: Agreement
+    absolute: float = 0.0
+    relative: float = 0.0
     correlation: float | None = None
     equal: float | None = None
     parts: list[PartScore] = field(default_factory=list)
@@ -155,7 +159,7 @@ class Run:
         self._order = {name: position for position, name in enumerate(self._ops)}
         self.axes = channel_axes(graph)
         self._masked = Masks(graph).bounded
-        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._channels: dict[str, NDArray[np.float64]] = {}
         producers = {name: node for node in graph.nodes for name in node.outputs}
         sources = {name: made_by(graph, producers, name)[1] for name in outputs}
         self._picked = {name for name, node in sources.items() if node is not None and node.op_type == "TopK"}
@@ -163,9 +167,10 @@ class Run:
         self._shares: dict[str, list[float]] = {name: [] for name in self.places}
         self._placed = {name: Sqnr() for name in self.places}
         self._simulated = {name: Comparison(self.axes[name]) for name in outputs}
-        self._fused = {name: Comparison(self.axes[name], whole=not judged) for name in outputs}
+        self._device = {name: Comparison(self.axes[name], whole=not judged) for name in outputs}
         self._worst = dict.fromkeys(outputs, np.inf)
         self._agreement = {name: Agreement() for name in outputs}
+        self._sums = {name: np.zeros(3) for name in outputs}  # difference, magnitude, elements
         self.pictures: list[Dense] = []
         self._seen = 0
 
@@ -174,7 +179,7 @@ class Run:
         label: str,
         wanted: Mapping[str, NDArray[Any]],
         got: Mapping[str, NDArray[Any]],
-        fused: Mapping[str, NDArray[Any]],
+        device: Mapping[str, NDArray[Any]],
         grids: Mapping[str, Grid],
     ) -> None:
         """Add one sample."""
@@ -182,7 +187,7 @@ class Run:
             if got[name].shape != wanted[name].shape:
                 rule = f"the artefact's output {name!r} must have the shape {wanted[name].shape}"
                 raise refuse("verify", rule, got[name].shape)
-            exact, rough, target = wanted[name], got[name], fused.get(name)
+            exact, rough, target = wanted[name], got[name], device.get(name)
             if name in self._picked:  # which elements these are, whatever their order
                 exact, rough = np.sort(exact), np.sort(rough)
             elif name in self.places:
@@ -192,17 +197,18 @@ class Run:
             if target is not None:
                 known = name in grids and grids[name].scheme.granularity != "token"
                 step = float(grids[name].scale.min()) if known else _spread(wanted[name]) / 256
-                self._fused[name].update(wanted[name] if name in self._picked else exact, target)
-                self._agreement[name] = self._agreement[name].updated(got[name], fused[name], step)
+                self._device[name].update(wanted[name] if name in self._picked else exact, target)
+                self._agreement[name] = self._agreement[name].updated(got[name], device[name], step)
+            self._sums[name] += _differences(exact, rough if target is None else target)
             if self._seen < PICTURES and (planes := _planes(wanted[name], got[name])):
                 self.pictures.append(Dense(name, label, *planes))
         for name in self._inner:
-            if name in wanted:
+            if name in wanted and wanted[name].dtype.kind == "f":  # of places nothing but which they are counts
                 exact, grid = wanted[name], grids.get(name)
                 if name in self._masked and grid is not None and grid.scheme.granularity == "tensor":
                     exact = np.clip(exact, grid.lo, grid.hi)  # how far masks lie beyond it nobody sees
                 sums = channel_sums(exact, got[name], self.axes[name])
-                self._sums[name] = self._sums.get(name, 0) + sums
+                self._channels[name] = self._channels.get(name, 0) + sums
         self._seen += 1
 
     def _in_order(
@@ -232,8 +238,8 @@ class Run:
         return [self._score(name) for name in self._simulated]
 
     def _score(self, name: str) -> OutputScore:
-        simulated, fused, agreement = self._simulated[name], self._fused[name], self._agreement[name]
-        judged = [("", simulated)] + [(f"on {self._judged}: ", fused)] * bool(self._judged and agreement.count)
+        simulated, device, agreement = self._simulated[name], self._device[name], self._agreement[name]
+        judged = [("", simulated)] + [(f"on {self._judged}: ", device)] * bool(self._judged and agreement.count)
         whole = simulated.likeness()
         peak = max(map(abs, whole.reference))
 
@@ -246,6 +252,7 @@ class Run:
 
         same = float(np.mean(self._shares[name])) if self._shares.get(name) else None
         few = [f"{same:.0%} of what is picked is the same"] if same is not None and same < SAME else []
+        difference, magnitude, count = map(float, self._sums[name])
         parts = []
         for part in simulated.parts(lambda axis: bounded(self._graph, name, axis)):
             likeness = simulated.likeness(part)
@@ -257,8 +264,10 @@ class Run:
             whole.sqnr.centred_db,
             float(self._worst[name]),
             whole.sqnr.largest,
-            fused.likeness().sqnr.db if agreement.count else None,
+            device.likeness().sqnr.db if agreement.count else None,
             agreement,
+            difference / max(count, 1.0),
+            difference / (magnitude or 1.0),
             whole.correlation,
             whole.equal,
             parts,
@@ -269,13 +278,20 @@ class Run:
 
     def tensor_scores(self) -> list[TensorScore]:
         """Of all that were compared, worst first."""
-        scores = [tensor_score(name, self._ops[name], sums) for name, sums in self._sums.items()]
+        scores = [tensor_score(name, self._ops[name], sums) for name, sums in self._channels.items()]
         for name, comparison in self._simulated.items():
             likeness = comparison.likeness()
             scores.append(TensorScore(name, self._ops.get(name, ""), likeness.sqnr.db, _about_mean(likeness)))
         in_order = sorted(scores, key=lambda score: self._order.get(score.name, -1))
         numbered = [replace(score, order=position) for position, score in enumerate(in_order)]
         return sorted(numbered, key=lambda score: (score.sqnr, score.name))
+
+
+def _differences(x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
+    """Sum of |x - y|, of |x|, and the number of elements, where both are finite."""
+    known = np.isfinite(x) & np.isfinite(y)
+    a, b = x[known].astype(np.float64), y[known].astype(np.float64)
+    return np.array([np.abs(a - b).sum(), np.abs(a).sum(), a.size], np.float64)
 
 
 def channel_sums(x: NDArray[Any], y: NDArray[Any], axis: int) -> NDArray[np.float64]:

@@ -3,59 +3,60 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
-
-from leadline.affine import dequantize
-from leadline.data import Samples, load
+from leadline.data import Preprocess, Samples, load
 from leadline.display import table
-from leadline.export import qdq
-from leadline.export.qdq_read import open_model
-from leadline.export.unrounded import unrounded
 from leadline.graph import Graph, Session
-from leadline.graph.operators import moves_data
 from leadline.original import Original, OriginalSession
-from leadline.profiles import HEXAGON, profile_of
-from leadline.progress import Quiet
-from leadline.scores import BROKEN, Dense, OutputScore, Run, TensorScore, channel_sums, origin, tensor_score
-from leadline.sqnr import Sqnr
-from leadline.steps import Progress
-from leadline.targets.hexagon import emulator as hexagon
-from leadline.targets.hexagon.emulator import Build
-from leadline.targets.hexagon.expected import expected
-from leadline.targets.onnxruntime.kernels import Fused, kernels_saturate
-from leadline.targets.tail import FinalScore, Tailed, front
-from leadline.types import InputError, refuse
+from leadline.preparation import load_pair
+from leadline.progress import Progress, Quiet
+from leadline.scores import Dense, OutputScore, Run, TensorScore, origin
+from leadline.tail_scores import FinalScore, Tailed
+from leadline.targets import Target, target_for
+from leadline.targets.target import Facts
+from leadline.types import InputError
 
 if TYPE_CHECKING:
     import onnx
 
-REWRITTEN = 3.0
-"""dB: a weight whose error is half its power is none that was rounded, to two bits and more."""
-
 
 @dataclass(frozen=True)
 class Verification:
-    """What was measured. `tensors` are sorted worst first. `origin` is the first tensor, in the order of computation,
-    of the broken ones (below 10 dB) that lead to an output that is broken or lost; None where all outputs are whole.
-    `moved` are tensors that hold something else than the float network's, as rotated and scaled weights leave them, so
-    that nothing can be said of their errors. `outputs` are those of the quantised part; `final` what is computed from
-    them in float where shapes depend on the data. `build` says what the target hexagon made of the artefact; None for
-    onnxruntime. `judged_by` names the network, run as it came, that outputs are compared with."""
+    """What was measured, whatever the target.
+
+    Attributes
+    ----------
+    samples : int
+    outputs : list of OutputScore
+        Of the quantised part.
+    tensors : list of TensorScore
+        Worst first; empty where the target's format does not show them.
+    origin : str or None
+        The first tensor, in the order of computation, of the broken ones (below 10 dB) that lead to an output that is
+        broken or lost; None where all outputs are whole.
+    moved : list of str
+        Tensors that hold something else than the float network's, as rotated and scaled weights leave them, so that
+        nothing can be said of their errors.
+    target : str
+    facts : Facts or None
+        What the target says of the artefact beyond its outputs: whether it takes all of it, sizes, times.
+    judged_by : str
+        The network, run as it came, that outputs are compared with.
+    final : list of FinalScore
+        What is computed from the outputs in float where shapes depend on the data.
+    """
 
     samples: int
     outputs: list[OutputScore]
     tensors: list[TensorScore]
-    saturates: bool
     origin: str | None = None
     moved: list[str] = field(default_factory=list)
     target: str = "onnxruntime"
-    build: Build | None = None
+    facts: Facts | None = None
     judged_by: str = ""
     pictures: list[Dense] = field(default_factory=list, repr=False)
     final: list[FinalScore] = field(default_factory=list)
@@ -63,13 +64,16 @@ class Verification:
     def _repr_html_(self) -> str:
         rows: list[tuple[object, ...]] = []
         for o in self.outputs:
-            rows.append((o.name, o.sqnr, o.centred, o.worst, o.largest, o.fused))
+            rows.append((o.name, o.sqnr, o.centred, o.worst, o.largest, o.device))
             rows += [(part.name, part.sqnr, part.centred, "", "", "") for part in o.parts]
-        outputs = table(("output", "SQNR dB", "about its mean", "worst sample", "largest error", "fused dB"), rows)
+        heads = ("output", "SQNR dB", "about its mean", "worst sample", "largest error", f"{self.target} dB")
+        outputs = table(heads, rows)
         if self.collapse:
             outputs += table(("collapsed",), [(line,) for line in self.collapse])
+        if self.facts is not None and self.facts.lines():
+            outputs += table((self.target,), [(line,) for line in self.facts.lines()])
         worst = [(t.name, t.op, t.sqnr) for t in self.tensors[:10]]
-        return outputs + table(("worst tensors", "operator", "SQNR dB"), worst)
+        return outputs + (table(("worst tensors", "operator", "SQNR dB"), worst) if worst else "")
 
     @property
     def collapse(self) -> list[str]:
@@ -85,47 +89,45 @@ class Verification:
             "collapse": self.collapse,
             "tensors": [vars(t) for t in self.tensors],
             "final": [vars(f) for f in self.final],
-            "kernels_saturate": self.saturates,
             "origin": self.origin,
             "moved": self.moved,
             "target": self.target,
             "judged_by": self.judged_by,
-            "build": self.build and vars(self.build) | {"accepted": self.build.accepted, "text": str(self.build)},
+            "facts": self.facts and self.facts.to_dict() | {"lines": self.facts.lines()},
         }
 
 
 def verify(
-    reference: Graph | str | os.PathLike[str],
-    artefact: onnx.ModelProto | str | os.PathLike[str],
+    reference: Graph | str | os.PathLike[str] | Any,
+    artefact: onnx.ModelProto | str | os.PathLike[str] | Any,
     data: Any,
     *,
     original: Original | None = None,
-    target: str = "onnxruntime",
-    soc: int | None = None,
-    arch: int | None = None,
+    target: str | Target | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Run the float network and the artefact side by side.
 
-    The simulation is the artefact itself, run without graph optimisation. Beside it runs what the target makes of it:
-    onnxruntime with all its fusions, or Qualcomm's emulation of the HTP; the distance of the two is given in steps of
-    the output's grid. Where onnxruntime has no kernels (activations of at most four bits, or with a scale per channel)
-    it runs unfused as well. For hexagon the simulation takes account of its arithmetic (`targets.hexagon_expected`).
+    Beside what is expected of a target (of ONNX artefacts: the file itself, run without graph optimisation, with the
+    HTP's arithmetic for hexagon; of a ``.tflite`` the file in float arithmetic) runs what the target makes of it:
+    onnxruntime with all its fusions, Qualcomm's emulation, LiteRT's interpreter, ExecuTorch's runtime. The distance of
+    the two is given in steps of the output's grid.
 
     Parameters
     ----------
-    reference : Graph or path
-        The float network: the original, or the ``model.fp32.onnx`` beside the artefact.
-    artefact : onnx.ModelProto or path
-        A QDQ model with the same input and output names.
-    data : Samples or anything that ``leadline.data.load`` takes
-        The emulation takes seconds a sample, for a ViT-S half a minute: a few will do.
+    reference : Graph, path, or what the target reads
+        The float network: the original, or the ``model.fp32.onnx`` beside the artefact. For litert also a float
+        ``.tflite``, for executorch a torch module.
+    artefact : path, onnx.ModelProto, or what `Quantized.artefact` is
+        Its inputs and outputs are the reference's, by name in ONNX, by order elsewhere.
+    data : Samples or anything that ``leadline.data.load_samples`` takes
+        Of a torch module: an iterable of what it is called with. Hexagon's emulation takes seconds a sample, for a
+        ViT-S half a minute: a few will do.
     original : Original, optional
         What outputs are judged by, run as it came. Default: `reference`, so that a path is judged by the file itself.
-    target : {"onnxruntime", "hexagon"}
-    soc, arch : int, optional
-        For hexagon: the chip; see `targets.hexagon.Emulator`.
+    target : name or Target, optional
+        Default: the one whose files end as `artefact` does; of ``.onnx`` onnxruntime.
     threads : int, optional
     progress : Progress, optional
 
@@ -135,59 +137,38 @@ def verify(
         The two networks differ in inputs or outputs, a file or the data cannot be used, or the target's extra is not
         installed.
     """
-    progress, profile = progress or Quiet(), profile_of(target, "verify")
-    graph = reference if isinstance(reference, Graph) else _reference(reference, data)
-    if original is None and not isinstance(reference, Graph):
-        original = Original(reference)
-    samples = data if isinstance(data, Samples) else load(data, graph.inputs)
-    written = qdq.read(artefact if not isinstance(artefact, os.PathLike) else Path(artefact))
-    model = artefact if not isinstance(artefact, os.PathLike) else Path(artefact)
-    tensors = {name: written.dequantised.get(name, name) for name in _compared(graph, written)}
-    wanted = [value.name for value in graph.outputs]
-    inner = [name for name in tensors if name not in wanted]
-    run = Run(graph, wanted, inner, target if profile is HEXAGON else "")
-    inner = inner + sorted({pick.places for pick in run.places.values()} & written.tensors - {*wanted, *inner})
-    theirs = wanted + [tensors.get(name, name) for name in inner]
+    progress, chosen = progress or Quiet(), target_for(artefact, target)
+    chosen.check_installed("verify")
+    if isinstance(reference, Graph):
+        graph, samples = reference, data if isinstance(data, Samples) else load(data, reference.inputs)
+    else:
+        graph, ends, samples = load_reference(chosen, reference, data)
+        original = original or ends
+    held = Path(artefact) if isinstance(artefact, (str, os.PathLike)) else artefact
+    outputs = [value.name for value in graph.outputs]
     with ExitStack() as stack:
-        device: Fused | _Npu
-        _check_ends(graph, model)
-        if profile is HEXAGON:
-            device = _Npu(model if graph.tail is None else front(_whole(model), graph), soc, arch)
-        else:
-            device = Fused(model, wanted, _fits_onnxruntime(written), threads)
-        stack.enter_context(device)
+        device = stack.enter_context(chosen.open(held, graph, threads, original))
+        run = Run(graph, outputs, list(device.inner), device.judged)
         final = stack.enter_context(Tailed(graph, threads))
-        exact = stack.enter_context(Session(graph, outputs=wanted + inner, threads=threads))
+        exact = stack.enter_context(Session(graph, [*outputs, *device.inner], threads=threads)) if graph.nodes else None
         judge, judged_by = _judge(original, graph, threads)
         if judge is not None:
             stack.enter_context(judge)
-        simulated = stack.enter_context(Session(device.simulation, outputs=theirs, optimize=False, threads=threads))
         for label, feed in zip(samples.labels, progress.over(samples, "verify", len(samples)), strict=True):
-            got = dict(zip(wanted + inner, simulated.run(feed).values(), strict=True))
-            exactly = exact.run(feed) | (judge.run(feed) if judge is not None else {})
-            run.update(label, exactly, got, device.run(feed), written.grids)
-            final.update(feed | exactly, feed | got)
-        build = device.build
-        scores, outputs = run.tensor_scores(), run.scores()
-        suspects = {s.name: tensors[s.name] for s in scores if s.broken and s.name not in wanted}
-        moved = []
-        if suspects and _is_rewritten(graph, written):
-            moved = _moved(exact, model, next(iter(samples)), suspects, wanted, run.axes)
+            simulated = device.simulate(feed)
+            exactly = (exact.run(feed) if exact is not None else {}) | (judge.run(feed) if judge is not None else {})
+            run.update(label, exactly, simulated, device.run(feed), device.grids)
+            device.compare(exactly, simulated)
+            final.update(feed | exactly, feed | simulated)
+        scores, output_scores = run.tensor_scores(), run.scores()
+        suspects = [score.name for score in scores if score.broken and score.name not in outputs]
+        moved = device.moved(graph, next(iter(samples)), suspects) if suspects else []
+        facts = device.facts(output_scores)
     scores = [score for score in scores if score.name not in moved]
-    first = origin(graph, {score.name: score for score in scores}, outputs)
-    saturates = kernels_saturate() and build is None
+    first = origin(graph, {score.name: score for score in scores}, output_scores)
+    shown = scores if device.inner else []
     return Verification(
-        len(samples),
-        outputs,
-        scores,
-        saturates,
-        first,
-        moved,
-        target,
-        build,
-        judged_by,
-        run.pictures,
-        final.scores(),
+        len(samples), output_scores, shown, first, moved, chosen.name, facts, judged_by, run.pictures, final.scores()
     )
 
 
@@ -202,104 +183,20 @@ def _judge(original: Original | None, graph: Graph, threads: int | None) -> tupl
         return None, f"the Graph made of {original}, which onnxruntime does not run: {error}"
 
 
-class _Npu:
-    """The target hexagon. What it does not take as a whole it does not run: a device would not, either."""
-
-    def __init__(self, model: onnx.ModelProto | str | Path, soc: int | None, arch: int | None) -> None:
-        proto = _whole(model)
-        self.simulation, self._model, self._chip = expected(proto), model, (soc, arch)
-        self.build = Build(0)
-
-    def __enter__(self) -> _Npu:
-        self._emulator = hexagon.Emulator(*self._chip)
-        with ExitStack() as undo:
-            undo.callback(self._emulator.close)
-            self.build = self._emulator.build(self._model)
-            undo.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._emulator.close()
-
-    def run(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        return self._emulator.run(feed) if self.build.accepted else {}
-
-
-def _whole(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
-    """With its external data."""
-    proto, folder = open_model(model, "verify")
-    if folder:
-        from onnx.external_data_helper import load_external_data_for_model
-
-        load_external_data_for_model(proto, folder)
-    return proto
-
-
-def _fits_onnxruntime(written: qdq.Qdq) -> bool:
-    """onnxruntime fuses activations of four bits, or with a scale per channel, to kernels that then refuse them."""
-    schemes = [grid.scheme for name, grid in written.grids.items() if name not in written.codes]
-    return not any(scheme.bits <= 4 or scheme.granularity == "axis" for scheme in schemes)
-
-
-def _check_ends(graph: Graph, model: onnx.ModelProto | str | Path) -> None:
-    proto = open_model(model, "verify")[0]
-    stored = {tensor.name for tensor in proto.graph.initializer}  # old files list weights among the inputs
-    inputs = {value.name for value in proto.graph.input} - stored
-    outputs = {value.name for value in graph.outputs}
-    if graph.tail is not None:
-        outputs = {name for name, _ in graph.tail.outputs}
-    pairs = ((inputs, {value.name for value in graph.inputs}), ({v.name for v in proto.graph.output}, outputs))
-    for kind, (has, names) in zip(("inputs", "outputs"), pairs, strict=True):
-        if has != names:
-            raise refuse("verify", f"the artefact must have the {kind} {sorted(names)}", str(sorted(has)))
-
-
-def _is_rewritten(graph: Graph, written: qdq.Qdq) -> bool:
-    """Whether weights are no roundings of the float network's: rotated or scaled, so that tensors may be, too.
-
-    Both change the layers on either side of a tensor; a single one may have been compensated."""
-    known = [name for name in {layer.weight for layer in graph.layers()} if name in written.codes]
-    strangers = 0
-    for name in known:
-        weight, codes = graph.weights[name], written.codes[name]
-        if codes.shape == weight.shape:
-            strangers += Sqnr().update(weight, dequantize(codes, written.grids[name])).db < REWRITTEN
-    return strangers >= max(2, len(known) / 10)
-
-
-def _moved(
-    exact: Session,
-    model: onnx.ModelProto | str | Path,
-    feed: Mapping[str, NDArray[Any]],
-    suspects: Mapping[str, str],
-    outputs: list[str],
-    axes: Mapping[str, int],
-) -> list[str]:
-    """Of the broken tensors, with what holds them in the artefact: those that are strangers to the float network even
-    where no activation is rounded, while its outputs are whole."""
-    wanted = exact.run(feed)
-    with Session(unrounded(_whole(model)), outputs=[*outputs, *suspects.values()], optimize=False) as session:
-        got = dict(zip([*outputs, *suspects], session.run(feed).values(), strict=True))
-    if any(Sqnr().update(wanted[name], got[name]).db < BROKEN for name in outputs):
-        return []
-    sums = {name: channel_sums(wanted[name], got[name], axes[name]) for name in suspects}
-    return [name for name in suspects if tensor_score(name, "", sums[name]).broken]
-
-
-def _reference(path: str | os.PathLike[str], data: Any) -> Graph:
-    sample = next(iter(data), None) if isinstance(data, Samples) else None
-    return Graph.load(Path(path), sample)
-
-
-def _compared(graph: Graph, written: qdq.Qdq) -> list[str]:
-    """Layer outputs and quantised tensors: what the worst-first table ranks. Moved data counts once, at its source.
-
-    A layer output that only a clamp reads is not in the artefact: quantisation clamps there.
-    """
-    layers = {layer.output for layer in graph.layers()}
-    return [
-        name
-        for node in graph.nodes
-        for name in node.outputs
-        if not moves_data(node) and ((name in layers and name in written.tensors) or name in written.grids)
-    ]
+def load_reference(
+    target: Target,
+    network: Any,
+    data: Any,
+    preprocess: Preprocess | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    strict: bool = False,
+) -> tuple[Graph, Original, Samples]:
+    """A float network, what runs it as it came, and the samples that fit it; see `verify`."""
+    known = target.reference(network, data, preprocess, samples, seed, strict)
+    if known is not None:
+        return known
+    if isinstance(data, Samples):
+        return Graph.load(network, next(iter(data), None)), Original(network), data
+    graph, chosen = load_pair(network, data, preprocess, samples, seed, strict)
+    return graph, Original(network), chosen

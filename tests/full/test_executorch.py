@@ -16,6 +16,7 @@ import small_networks as small
 from graph_models import model, node
 from head_networks import KINDS as HEADS
 from head_networks import frames
+from leadline import verify
 from leadline.depth import networks, scenes
 from leadline.recipe import Calibrate, Fold, Heads, Recipe, Round
 from leadline.types import InputError
@@ -63,6 +64,14 @@ def class_token() -> Any:
     return model(nodes, small.SHAPE, **tokens, **weights)
 
 
+def verified(path: Path, module: Any, calls: Any, simulation: Any = None) -> Any:
+    from leadline.targets.executorch.program import Program
+    from leadline.targets.executorch.target import Pte
+
+    made = Pte(path.read_bytes(), Program(0, 0, {}, 0), simulation) if simulation is not None else path
+    return verify(module, made, calls, target="executorch")
+
+
 NETWORKS = [small.residual, small.conv_relu6_depthwise, small.gemm_relu_gemm, clipped_end, class_token]
 
 
@@ -78,9 +87,9 @@ def test_a_run_s_integers_are_carried(network: Any, tmp_path: Path, executorch: 
     assert program.bytes == (tmp_path / "a.pte").stat().st_size and program.delegates >= 1
     assert program.layers == len(q.graph.layers())
     x = [torch.from_numpy(x) for x in np.split(small.samples(4, q.graph.inputs[0].shape, seed=5), 4)]
-    simulation = executorch.verify(tmp_path / "a.pte", to_module(q.graph, q.grids, q.codes), x)
-    against = executorch.verify(tmp_path / "a.pte", to_module(q.graph), x)
-    assert simulation.sqnr[0] > 45 and against.sqnr[0] > 15 and against.milliseconds > 0
+    simulation = verified(tmp_path / "a.pte", to_module(q.graph, q.grids, q.codes), x)
+    against = verified(tmp_path / "a.pte", to_module(q.graph), x)
+    assert simulation.outputs[0].device > 45 and against.outputs[0].device > 15 and against.facts.milliseconds > 0
 
 
 def test_weights_that_no_step_has_rounded_take_the_nearest_codes(tmp_path: Path, executorch: Any) -> None:
@@ -105,9 +114,9 @@ def test_int4_blocks_of_a_run_are_carried(tmp_path: Path, executorch: Any) -> No
     assert program.bytes < 2.5 * sum(q.graph.weights[layer.weight].size for layer in linear) / 2
     x = [torch.from_numpy(x) for x in np.split(small.samples(4, network.inputs[0].shape, seed=5), 4)]
     simulation = executorch.simulation(q.graph, q.grids, q.codes)
-    assert executorch.verify(tmp_path / "a.pte", simulation, x).sqnr[0] > 40
-    found = executorch.verify(tmp_path / "a.pte", to_module(q.graph), x, simulation=simulation)
-    assert abs(found.sqnr[0] - found.simulated[0]) < 0.1
+    assert verified(tmp_path / "a.pte", simulation, x).outputs[0].device > 40
+    found = verified(tmp_path / "a.pte", to_module(q.graph), x, simulation=simulation)
+    assert abs(found.outputs[0].device - found.outputs[0].sqnr) < 0.1
 
 
 @pytest.mark.parametrize("kind", ["yolov5, split", "yolov8"])
@@ -125,10 +134,10 @@ def test_heads_of_more_bits_stay_in_float(kind: str, tmp_path: Path, executorch:
     assert program.layers > 0
     x = [torch.from_numpy(next(iter(feed.values()))) for feed in q.held_out]
     simulation = executorch.simulation(q.graph, q.grids, q.codes)
-    found = executorch.verify(tmp_path / "a.pte", to_module(q.graph), x, simulation=simulation)
+    found = verified(tmp_path / "a.pte", to_module(q.graph), x, simulation=simulation)
     assert found.collapse == []
-    for measured, said in zip(found.sqnr, found.simulated, strict=True):
-        assert said > 20 and abs(measured - said) < 1.0
+    for output in found.outputs:
+        assert output.sqnr > 20 and abs(output.device - output.sqnr) < 1.0
 
 
 @pytest.mark.slow
@@ -138,13 +147,22 @@ def test_tinydepth_within_a_decibel_of_the_simulation_through_the_command(tmp_pa
         Image.fromarray(scenes.views(seed)[0].rgb).save(tmp_path / "pictures" / f"{seed}.png")
     means = [f"--{name}={','.join(map(str, networks.PREPROCESS[name]))}" for name in ("mean", "std")]
     given = [str(networks.path()), f"--data={tmp_path / 'pictures'}", f"--out={tmp_path / 'out'}", *means]
-    command = [sys.executable, "-m", "leadline.cli", "quantize-executorch", *given, "--recipe=minmax-w8a8", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "leadline.cli",
+        "quantize",
+        "--target=executorch",
+        *given,
+        "--recipe=minmax-w8a8",
+        "--json",
+    ]
     done = subprocess.run([*command, "--threads=1"], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
-    (measured,), (said,) = report["verified"]["sqnr"], report["verified"]["simulated"]
-    assert said > 15 and abs(measured - said) < 1.0
-    assert report["program"]["bytes"] == (tmp_path / "out" / "model.pte").stat().st_size
+    (output,) = report["verification"]["outputs"]
+    assert output["sqnr"] > 15 and abs(output["device"] - output["sqnr"]) < 1.0
+    assert report["verification"]["facts"]["program"]["bytes"] == (tmp_path / "out" / "model.pte").stat().st_size
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -156,7 +174,7 @@ def test_a_module_becomes_a_small_program(bits: int, tmp_path: Path, executorch:
     plain = sum(parameter.numel() for parameter in module.parameters()) * 4
     assert program.bytes < 0.6 * plain and program.delegates >= 1
     assert program.layers == (8 if bits == 4 else 0)
-    assert executorch.verify(tmp_path / "a.pte", module, batches(6)[4:]).sqnr[0] > 15
+    assert verified(tmp_path / "a.pte", module, batches(6)[4:]).outputs[0].device > 15
     assert module.blocks[0].qkv.weight.dtype.is_floating_point
 
 
@@ -201,8 +219,8 @@ def test_users_mistakes(tmp_path: Path, executorch: Any) -> None:
     refused("[export] samples must hold at least one. Received none", vit, [], file)
     convolution = torch.nn.Conv2d(3, 4, 3)
     refused("must have a linear layer whose inputs are a multiple of 32", convolution, batches(1), file, weight_bits=4)
-    refused("which does not exist", file, vit, batches(1), call=executorch.verify)
+    refused("which does not exist", vit, file, batches(1), call=verify)
     (tmp_path / "text.pte").write_bytes(b"no program" * 20)
-    refused("must be a whole ExecuTorch program", tmp_path / "text.pte", vit, batches(1), call=executorch.verify)
+    refused("must be a whole ExecuTorch program", vit, tmp_path / "text.pte", batches(1), call=verify)
     q = small.quantized(small.residual(), "w8a16")
     refused("must have at most 8 bits. Received 16", q.graph, q.grids, q.codes, file, call=executorch.export_grids)

@@ -26,12 +26,13 @@ from leadline.graph import Graph, Session
 from leadline.pipeline import Quantized
 from leadline.recipe import Calibrate, Fold, Heads, Recipe, Round
 from leadline.targets.litert import calibrate as tflite
-from leadline.targets.litert.interpreter import float_operators, verify
+from leadline.targets.litert.files import float_operators
 from leadline.targets.litert.read import read
 from leadline.targets.litert.run import Interpreter
 from leadline.types import InputError
 from masked_networks import attention, feeds
 from small_networks import draw, samples
+from small_tflite import verified
 from small_transformer import transformer
 
 pytest.importorskip("litert_torch", reason="litert-torch is not installed", exc_type=ImportError)
@@ -115,12 +116,12 @@ def test_the_kernels_compute_what_the_simulation_says(
 ) -> None:
     done, plan = small
     tflite.save(plan, tmp_path / "m.tflite", preset=preset)
-    found = verify(done.graph, tmp_path / "m.tflite", done.held_out, plan=plan, threads=1)
-    assert found.differing == ()
+    found = verified(done.graph, tmp_path / "m.tflite", done.held_out, plan=plan)
+    assert found.facts.differing == ()
     (score,) = found.outputs
-    assert score.simulated > 20
-    for kernels, decibels in score.sqnr.items():
-        assert abs(decibels - score.simulated) < 1.0, kernels
+    assert score.sqnr > 20
+    assert abs(score.device - score.sqnr) < 1.0
+    assert abs(found.facts.others["reference"][score.name].sqnr - score.sqnr) < 1.0
     if preset == "npu":
         assert float_operators(read((tmp_path / "m.tflite").read_bytes()).main) == {}
 
@@ -132,10 +133,10 @@ def test_weights_alone(recipe: str, tmp_path: Path) -> None:
     assert plan.activations == {} and plan.matching.missing == ()
     name, preset, _ = tflite.named(recipe)
     tflite.save(plan, tmp_path / "m.tflite", preset=preset)
-    found = verify(done.graph, tmp_path / "m.tflite", done.held_out, plan=plan, threads=1)
-    assert name == recipe and found.differing == ()
+    found = verified(done.graph, tmp_path / "m.tflite", done.held_out, plan=plan)
+    assert name.name == recipe and found.facts.differing == ()
     (score,) = found.outputs
-    assert abs(score.sqnr["xnnpack"] - score.simulated) < 1.0
+    assert abs(score.device - score.sqnr) < 1.0
 
 
 @pytest.mark.parametrize("kind", ["yolov5, split", "yolov8", "ssd"])
@@ -147,10 +148,10 @@ def test_heads_of_more_bits_stay_in_float(kind: str, tmp_path: Path) -> None:
     plan = tflite.save(done, tmp_path / "m.tflite")
     assert wide and plan.activations and all(grid.scheme.bits == 8 for grid in plan.activations.values())
     assert any("stay in float: LiteRT mixes no widths" in note for note in plan.notes)
-    found = verify(done.graph, tmp_path / "m.tflite", done.held_out, plan=plan, kernels=("xnnpack",), threads=1)
-    assert found.differing == () and found.collapse == []
+    found = verified(done.graph, tmp_path / "m.tflite", done.held_out, plan=plan, kernels=("xnnpack",))
+    assert found.facts.differing == () and found.collapse == []
     for score in found.outputs:
-        assert score.simulated > 20 and abs(score.sqnr["xnnpack"] - score.simulated) < 1.0
+        assert score.sqnr > 20 and abs(score.device - score.sqnr) < 1.0
 
 
 @pytest.mark.parametrize(("kind", "value"), [("add", -np.inf), ("where", -np.inf), ("bool", -1e9)])
@@ -159,9 +160,9 @@ def test_masks_set_no_range(kind: str, value: float, tmp_path: Path) -> None:
     data = feeds(make, 100, 8)
     done = quantize(Graph.from_model(proto, data[0]), "minmax-w8a8", data, threads=1)
     plan = tflite.save(done, tmp_path / "m.tflite")
-    found = verify(done.graph, tmp_path / "m.tflite", done.held_out, plan=plan, kernels=("xnnpack",), threads=1)
+    found = verified(done.graph, tmp_path / "m.tflite", done.held_out, plan=plan, kernels=("xnnpack",))
     (score,) = found.outputs
-    assert found.differing == () and score.simulated > 20 and abs(score.sqnr["xnnpack"] - score.simulated) < 1.0
+    assert found.facts.differing == () and score.sqnr > 20 and abs(score.device - score.sqnr) < 1.0
 
 
 def test_what_the_converter_does_not_take_is_refused_in_one_sentence() -> None:
@@ -187,10 +188,10 @@ def test_real_networks_within_a_decibel_of_the_simulation(
     done, plan, held = real(name)
     assert plan.matching.missing == ()
     tflite.save(plan, tmp_path / "m.tflite", preset=preset)
-    found = verify(done.graph, tmp_path / "m.tflite", held, plan=plan, kernels=("xnnpack",), threads=1)
-    assert found.differing == ()
+    found = verified(done.graph, tmp_path / "m.tflite", held, plan=plan, kernels=("xnnpack",))
+    assert found.facts.differing == ()
     for score in found.outputs:
-        assert score.simulated > 18 and abs(score.sqnr["xnnpack"] - score.simulated) < 1.0
+        assert score.sqnr > 18 and abs(score.device - score.sqnr) < 1.0
 
 
 @pytest.fixture(scope="module")
@@ -213,13 +214,13 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Quan
 def test_the_command_takes_an_onnx_network(tmp_path: Path) -> None:
     pictures, out = _written(tmp_path / "pictures", range(4)), tmp_path / "out"
     means = [f"--{name}={','.join(map(str, networks.PREPROCESS[name]))}" for name in ("mean", "std")]
-    command = [sys.executable, "-m", "leadline.cli", "quantize-tflite", str(networks.path()), "--data", str(pictures)]
-    more = [f"--out={out}", "--recipe=minmax-w8a8", "--preset=npu", "--threads=1", "--json"]
+    command = [sys.executable, "-m", "leadline.cli", "quantize", "--target=litert", str(networks.path())]
+    more = [f"--data={pictures}", f"--out={out}", "--recipe=minmax-w8a8", "--preset=npu", "--threads=1", "--json"]
     done = subprocess.run([*command, *more, *means], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     report = json.loads((out / "report.json").read_text("utf-8"))
-    (score,) = report["outputs"]
-    assert report["preset"] == "npu" and abs(score["sqnr"]["xnnpack"] - score["simulated"]) < 1.5
+    (score,) = report["verification"]["outputs"]
+    assert report["target"]["options"]["preset"] == "npu" and abs(score["device"] - score["sqnr"]) < 1.5
     assert read((out / "model.tflite").read_bytes()).main.tensors
 
 

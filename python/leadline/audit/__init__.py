@@ -9,20 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from leadline.audit.findings import Audit, Finding, Rewrite, located, ordered
 from leadline.recipe import Recipe
+from leadline.targets.target import Target, every_target, target_of
 from leadline.types import refuse
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from leadline.audit.network import Network
 
-__all__ = ["TARGETS", "Audit", "Finding", "Rewrite", "audit"]
-
-TARGETS = ("hexagon", "litert")
+__all__ = ["Audit", "Finding", "Rewrite", "audit"]
 
 
 def audit(
-    network: str | os.PathLike[str] | nn.Module, target: str, sample: Any = None, recipe: str | Recipe = "w8a8"
+    network: str | os.PathLike[str] | nn.Module, target: str | Target, sample: Any = None, recipe: str | Recipe = "w8a8"
 ) -> Audit:
     """Ask a target about every operator of a network.
 
@@ -38,7 +36,8 @@ def audit(
     network : path or nn.Module
         A float ONNX network; for "litert" also a ``.tflite``. A torch module, or the ``.pt2`` file of one that
         torch.export captured, goes through torch's ONNX exporter; what it cannot take is a finding, too.
-    target : {"hexagon", "litert"}
+    target : name or Target
+        "hexagon" or "litert".
     sample : dict of input name to array or shape, optional
         Fixes free axes, as in `Graph.load`. Of a torch module: what it is called with (a tensor, a tuple or list of
         arguments, or a dict of keywords).
@@ -52,31 +51,20 @@ def audit(
         (``leadline[hexagon]``, ``leadline[tflite]``).
     ModuleNotFoundError : a torch module or a ``.pt2`` without the extra ``leadline[torch]``.
     """
-    if target not in TARGETS:
-        raise refuse("audit", f"target must be {' or '.join(TARGETS)}", repr(target))
+    chosen, settled = target_of(target, "audit"), Recipe.load(recipe)
     if not isinstance(network, (str, os.PathLike)) or Path(network).suffix == ".pt2":
         from leadline.audit.exported import open_program
 
-        return _asked(open_program(network, sample), target, recipe)
-    file = Path(network)
-    if file.suffix == ".tflite":
-        if target != "litert":
-            raise refuse("audit", f"a network for {target} must be an ONNX file", f"'{file.name}'")
-        from leadline.targets.litert.audit import audit_tflite
-
-        return audit_tflite(file)
-    from leadline.audit.network import open_network
-
-    return _asked(open_network(file, sample), target, recipe)
-
-
-def _asked(network: Network, target: str, recipe: str | Recipe) -> Audit:
-    if target == "hexagon":
-        from leadline.targets.hexagon.audit import audit_hexagon
-
-        found = audit_hexagon(network, Recipe.load(recipe))
+        opened = open_program(network, sample)
     else:
-        from leadline.targets.litert.audit import audit_onnx
+        file = Path(network)
+        known = chosen.audit_file(file)
+        if known is not None:
+            return known
+        if any(kind.file != "model.qdq.onnx" and Path(kind.file).suffix == file.suffix for kind in every_target()):
+            raise refuse("audit", f"a network for {chosen.name} must be an ONNX file", f"'{file.name}'")
+        from leadline.audit.network import open_network
 
-        found = audit_onnx(network)
-    return located(replace(found, findings=ordered([*found.findings, *network.behind])), network.origins)
+        opened = open_network(file, sample)
+    answers = chosen.audit(opened, settled)
+    return located(replace(answers, findings=ordered([*answers.findings, *opened.behind])), opened.origins)

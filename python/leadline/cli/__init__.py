@@ -8,7 +8,7 @@ from io import TextIOWrapper
 
 import typer
 
-from leadline.cli import about, artefacts, audits, executorch, litert, networks, sweep
+from leadline.cli import about, artefacts, audits, networks, sweep
 from leadline.types import InputError
 
 app = typer.Typer(
@@ -22,8 +22,6 @@ for command in (
     networks.demo,
     networks.quantize,
     networks.verify,
-    litert.quantize_tflite,
-    executorch.quantize_executorch,
     artefacts.inspect,
     artefacts.convert,
     audits.audit,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from leadline.files import to_json
+from leadline.targets.target import TARGETS, every_target
 from leadline.types import refuse
 
 Data = Annotated[Path, typer.Option(help="Pictures, a video, .npy or .npz files: a file, or a folder of one kind.")]
@@ -22,6 +23,7 @@ Choose = Annotated[str, typer.Option(help="How --samples are chosen: random, fol
 Features = Annotated[str | None, typer.Option(help="Tensor of the network that farthest and diverse compare.")]
 Seed = Annotated[int, typer.Option(help="For the choice of samples and what is held out.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse unreadable files instead of skipping them.")]
+TargetName = Annotated[str, typer.Option("--target", help=f"What the artefact is for: {', '.join(TARGETS)}.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of the cores and of onnxruntime. Default: all.")]
 
 
@@ -74,8 +76,45 @@ def with_pictures(command: Callable[..., None]) -> Callable[..., None]:
         inspect.Parameter(flag.name, inspect.Parameter.KEYWORD_ONLY, default=flag.default, annotation=hints[flag.name])
         for flag in flags
     ]
-    own = inspect.signature(command, eval_str=True).parameters.values()
-    parameters = [each for one in own for each in (spelled if one.name == "pictures" else [one])]
+    return _respelled(run, command, "pictures", spelled)
+
+
+def with_target(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with its parameter `options` spelled out as the flags of all targets; it gets those that were given.
+
+    Of `verify`, and of whatever only runs artefacts, how they are made is no question.
+    """
+    runs = command.__name__ == "verify"
+    kinds = [(kind, one) for kind in every_target() for one in kind.options() if one.metadata["runs"] or not runs]
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        given = {one.name: values.pop(one.name) for _, one in kinds}
+        command(options={name: value for name, value in given.items() if value is not None}, **values)
+
+    spelled = [
+        inspect.Parameter(
+            one.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[one.metadata["kind"] | None, typer.Option(help=f"For {kind.name}: {_lower(one)}")],
+        )
+        for kind, one in kinds
+    ]
+    return _respelled(run, command, "options", spelled)
+
+
+def _lower(one: Field[Any]) -> str:
+    text = str(one.metadata["help"])
+    return text if text[:1].isupper() and not text[1:2].islower() else text[:1].lower() + text[1:]
+
+
+def _respelled(
+    run: Callable[..., None], command: Callable[..., None], name: str, spelled: list[inspect.Parameter]
+) -> Callable[..., None]:
+    """`run` with the signature of `command`, but for one parameter, in whose place others stand."""
+    listed = inspect.signature(command, eval_str=True).parameters.values()
+    parameters = [each for one in listed for each in (spelled if one.name == name else [one])]
     parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {one.name: one.annotation for one in parameters}

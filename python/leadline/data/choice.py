@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leadline.data.samples import Feed, Samples, check_seed
-from leadline.progress import Quiet
+from leadline.progress import Progress, Quiet
 from leadline.types import refuse
 
 METHODS = ("random", "folder", "brightness", "farthest", "diverse")
@@ -27,12 +27,6 @@ STARTS, ROUNDS = 10, 30
 Vectors = NDArray[np.float64]
 Indices = NDArray[np.intp]
 Features = Callable[[Feed], Any]
-
-
-class Progress(Protocol):
-    """Shows how far a pass over the samples has come."""
-
-    def over(self, samples: Iterable[Any], what: str, total: int) -> Iterator[Any]: ...
 
 
 def choose(

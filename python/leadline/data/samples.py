@@ -18,6 +18,9 @@ from leadline.types import refuse
 
 Feed = dict[str, NDArray[Any]]
 
+HELD_OUT = 0.25
+"""Share of the samples that calibration does not see."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -77,7 +80,7 @@ class Samples:
             raise refuse("Samples.take", "n must be at least 1", repr(n))
         return self.part(range(min(n, len(self))))
 
-    def split(self, held_out: float = 0.25) -> tuple[Samples, Samples]:
+    def split(self, held_out: float = HELD_OUT) -> tuple[Samples, Samples]:
         """Two disjoint parts, (calibration, held out), each in the source's order.
 
         `held_out` is the share of the second part, above 0 and below 1; from two samples on, each part has at least

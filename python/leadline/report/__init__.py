@@ -15,7 +15,7 @@ from leadline.export.encodings import read_with_version
 from leadline.export.encodings_gaps import gaps
 from leadline.files import replacing, to_json
 from leadline.inspector import inspect
-from leadline.pipeline import FILES
+from leadline.quantized import files as run_files
 from leadline.report import charts
 from leadline.report.artefacts import (
     render,
@@ -30,6 +30,7 @@ from leadline.report.artefacts import (
 from leadline.report.depth import PROFILES, figures, footage_pictures
 from leadline.report.pictures import triptych
 from leadline.report.statistics import densities, ranges, rounding
+from leadline.targets import target_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,10 +76,12 @@ def document(
         "network": _network(model, quantized.graph),
         "recipe": {"name": recipe.name, "description": recipe.description, "toml": recipe.to_toml()},
         "data": _data(quantized.held_out, quantized.skipped) | {"calibration": quantized.calibrated},
-        "files": {name: (folder / name).stat().st_size for name in FILES if (folder / name).is_file()},
+        "files": {name: (folder / name).stat().st_size for name in run_files() if (folder / name).is_file()},
+        "target": {"name": quantized.target.name, "options": quantized.target.chosen},
+        "artefact": quantized.target.file,
         "limits": quantized.limits,
         "encodings": _encodings(quantized.graph, folder / "model.encodings"),
-        "coverage": inspect(folder / "model.qdq.onnx").to_dict(),
+        "coverage": _coverage_of(folder / quantized.target.file),
         "verification": verification.to_dict(),
         "ranges": ranges(quantized),
         "rounding": rounding(quantized),
@@ -115,16 +118,22 @@ def compared(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def verified(fp32: Path, graph: Graph, qdq: Path, samples: Samples, verification: Verification) -> dict[str, Any]:
+def verified(fp32: Path, graph: Graph, artefact: Path, samples: Samples, verification: Verification) -> dict[str, Any]:
     """Everything about a run of `verify`, ready for JSON."""
     return {
         "leadline": leadline.__version__,
         "network": _network(fp32, graph),
         "data": _data(samples, samples.skipped),
-        "files": {name: file.stat().st_size for name, file in _told_apart(fp32, qdq)},
-        "coverage": inspect(qdq).to_dict(),
+        "files": {name: file.stat().st_size for name, file in _told_apart(fp32, artefact)},
+        "artefact": _told_apart(fp32, artefact)[-1][0],
+        "coverage": _coverage_of(artefact),
         "verification": verification.to_dict(),
     }
+
+
+def _coverage_of(artefact: Path) -> dict[str, Any] | None:
+    """What a file quantises; None of a program, which nothing looks into."""
+    return None if artefact.suffix == ".pte" else inspect(artefact).to_dict()
 
 
 def _told_apart(*files: Path) -> list[tuple[str, Path]]:
@@ -178,9 +187,11 @@ def write_compared(document: dict[str, Any], comparison: Comparison, folder: Pat
 
 def _drawn(run: dict[str, Any], pictures: Sequence[Dense], quantized: Quantized | None) -> dict[str, Any]:
     """A run's pictures and charts; no charts without the report extra."""
-    drawn: dict[str, Any] = {"shots": [triptych(picture) for picture in pictures], "charts": {}}
+    drawn: dict[str, Any] = {"shots": [triptych(picture) for picture in pictures], "charts": None}
     if charts.available():
-        drawn["charts"]["layers"] = charts.layers(run["verification"]["tensors"])
+        drawn["charts"] = {}
+        if run["verification"]["tensors"]:
+            drawn["charts"]["layers"] = charts.layers(run["verification"]["tensors"])
         shares = densities(quantized, run["ranges"]) if quantized is not None else {}
         if shares:
             worst = next((t["name"] for t in run["verification"]["tensors"] if t["name"] in shares), "")
@@ -216,14 +227,14 @@ def show(document: dict[str, Any], console: Console) -> None:
     from rich.table import Column, Table
 
     verification, coverage = document["verification"], document["coverage"]
-    target = "fused" if verification["build"] is None else verification["target"]
+    target = target_of(verification["target"]).title
     heads = ("SQNR dB", "about mean", "worst sample", f"{target} dB", f"{target} within 1 step", "largest steps")
     outputs = Table(Column("output", overflow="fold", min_width=14), *heads, box=None)
     for row in verification["outputs"]:
         agreement = row["agreement"]
         outputs.add_row(
             row["name"], f"{row['sqnr']:.1f}", f"{row['centred']:.1f}", f"{row['worst']:.1f}",
-            *(() if row["fused"] is None else (f"{row['fused']:.1f}", f"{agreement['within_one']:.1%}",
+            *(() if row["device"] is None else (f"{row['device']:.1f}", f"{agreement['within_one']:.1%}",
             f"{agreement['largest']:.0f}")),
         )  # fmt: skip
         for part in row["parts"]:
@@ -242,23 +253,20 @@ def show(document: dict[str, Any], console: Console) -> None:
     if verification["collapse"] and verification["origin"]:
         text = f"the first broken tensor is {verification['origin']}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
-    if verification["build"] is not None:
-        console.print(verification["build"]["text"], markup=False, highlight=False, soft_wrap=True)
-    if _strays(verification):
-        console.print(
-            "This processor's fused u8 x s8 kernels saturate (no VNNI), so onnxruntime strays from the artefact here; "
-            "run it with session.x64quantprecision=1, or on a machine with VNNI."
-        )
+    for line in (verification["facts"] or {}).get("lines", ()):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     worst = Table("worst tensors", "operator", "SQNR dB", box=None)
     for row in verification["tensors"][:WORST]:
         worst.add_row(row["name"], row["op"], f"{row['sqnr']:.1f}" + (" (rescaled)" if row["rescaled"] else ""))
-    console.print(worst, markup=False)
+    if worst.row_count:
+        console.print(worst, markup=False)
     if verification["moved"]:
         console.print(f"{len(verification['moved'])} tensors {MOVED}", highlight=False)
     files = document["files"]
     sizes = ", ".join(f"{name} {decimal(size)}" for name, size in files.items())
     console.print(sizes, markup=False, highlight=False)
-    console.print(_coverage(coverage), markup=False, highlight=False)
+    if coverage is not None:
+        console.print(_coverage(coverage), markup=False, highlight=False)
     encodings = document.get("encodings")
     if encodings and encodings["left"]:
         left = ", ".join(f"{count} {reason}" for reason, count in encodings["left"].items())
@@ -300,12 +308,6 @@ def show_compared(document: dict[str, Any], console: Console) -> None:
 
 def _mean(values: Sequence[float] | None) -> str:
     return f"{sum(values) / len(values):.3f}" if values else ""
-
-
-def _strays(verification: dict[str, Any]) -> bool:
-    outputs = verification["outputs"]
-    fused = [row for row in outputs if row["fused"] is not None]
-    return bool(verification["kernels_saturate"]) and any(row["fused"] < row["sqnr"] - 1 for row in fused)
 
 
 def _coverage(coverage: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from leadline.affine import quantize as to_codes
 from leadline.sqnr import Sqnr
 
 if TYPE_CHECKING:
-    from leadline.pipeline import Quantized
+    from leadline.quantized import Quantized
 
 BINS = 80
 
@@ -21,9 +21,9 @@ def rounding(quantized: Quantized) -> list[dict[str, Any]]:
     nearest ones (what learned rounding and bias correction chose)."""
     rows = []
     for name, codes in quantized.codes.items():
-        weight, grid = quantized.graph.weights[name], quantized.grids[name]
+        weight, grid = quantized.graph.weights.get(name), quantized.grids[name]
         scheme = grid.scheme
-        if scheme.bits > 16:
+        if weight is None or scheme.bits > 16:
             continue
         rows.append(
             {

@@ -9,9 +9,9 @@ from typing import Any
 from leadline.recipe import Step
 from leadline.steps.fitting import adapt, recentre
 from leadline.steps.shared import stepped
-from leadline.steps.state import Progress, Record, Setup, State
+from leadline.steps.state import Record, Setup, State
 
-__all__ = ["Progress", "Record", "Setup", "State", "adapt", "apply", "handler", "recentre"]
+__all__ = ["Record", "Setup", "State", "adapt", "apply", "handler", "recentre"]
 
 
 def handler(step: type[Step]) -> Callable[[Any, State], None]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,17 +14,10 @@ from leadline.data import Samples
 from leadline.graph import Graph, Session
 from leadline.observers import Histogram
 from leadline.profiles import ONNXRUNTIME, Profile
+from leadline.progress import Progress
 from leadline.recipe import Override, Recipe
 from leadline.steps.placement import Placement
 from leadline.types import Grid
-
-
-class Progress(Protocol):
-    """Shows how far a pass over the samples has come."""
-
-    def over(self, samples: Iterable[Any], what: str, total: int) -> Iterator[Any]: ...
-
-    def __call__(self, what: str) -> AbstractContextManager[None]: ...
 
 
 @dataclass(frozen=True)

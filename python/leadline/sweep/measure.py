@@ -17,10 +17,9 @@ from leadline.depth import Frame, networks, scenes
 from leadline.evaluation import Footage, Judgement, judge, predict
 from leadline.graph import Graph, Session, inspect_inputs
 from leadline.pipeline import Quantized
-from leadline.progress import Quiet
+from leadline.progress import Progress, Quiet
 from leadline.scores import Run
 from leadline.sqnr import Sqnr
-from leadline.steps import Progress
 from leadline.sweep.cell import Cell, content
 from leadline.sweep.spec import Data
 from leadline.types import refuse

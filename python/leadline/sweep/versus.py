@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from leadline.cache import Cache
+from leadline.progress import Progress
 from leadline.report.artefacts import write_page
 from leadline.report.charts import available
-from leadline.steps import Progress
 from leadline.sweep import charts, page
 from leadline.sweep.cell import Cell
 from leadline.sweep.measure import quantize_cell

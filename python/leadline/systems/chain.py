@@ -15,14 +15,13 @@ from leadline.display import table
 from leadline.files import filling
 from leadline.graph import Graph, Session
 from leadline.pipeline import quantize
-from leadline.progress import Quiet
-from leadline.steps import Progress
+from leadline.progress import Progress, Quiet
 from leadline.systems.system import System
 from leadline.targets.litert import calibrate as tflite
 from leadline.targets.litert import chain as litert_chain
 from leadline.targets.litert.chain import Arrays, Call, Stage, called, verify_chain
 from leadline.targets.litert.convert import check_installed
-from leadline.targets.litert.interpreter import Source
+from leadline.targets.litert.files import Source
 from leadline.targets.litert.read import read
 from leadline.types import refuse
 

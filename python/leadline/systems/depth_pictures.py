@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from leadline.depth import metrics
 from leadline.files import filling
 from leadline.report.pictures import ERROR, INFERNO, coloured, depth_map, depth_scale
-from leadline.targets.litert.interpreter import Source, content_of, size_of
+from leadline.targets.litert.files import Source, content_of, size_of
 from leadline.targets.litert.run import Interpreter
 from leadline.types import refuse
 

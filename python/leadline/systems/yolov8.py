@@ -15,12 +15,11 @@ import numpy as np
 
 from leadline.data import Preprocess, Samples
 from leadline.graph import Graph, Session, heads, inspect_inputs
-from leadline.profiles import HEXAGON, profile_of
-from leadline.progress import Quiet
+from leadline.progress import Progress, Quiet
 from leadline.recipe import Calibrate, Heads, Observer, Recipe
-from leadline.steps import Progress
 from leadline.systems.detection import Agreement, agree, detect
 from leadline.systems.system import System
+from leadline.targets import target_of
 from leadline.targets.hexagon.emulator import Emulator
 from leadline.types import refuse
 
@@ -123,7 +122,7 @@ def compare(
     """
     progress = progress or Quiet()
     graph = reference if isinstance(reference, Graph) else Graph.load(reference, next(iter(samples)))
-    emulated = profile_of(target, "yolov8.compare") is HEXAGON
+    emulated = target_of(target, "yolov8.compare").name == "hexagon"
     with Session(graph, threads=threads) as exact, _runner(artefact, emulated, threads) as rough:
         pairs = []
         for feed in progress.over(samples, "detect", len(samples)):

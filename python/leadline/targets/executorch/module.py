@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,8 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from leadline.graph import Graph, Node
+from leadline.data import Samples
+from leadline.data.samples import Feed, Item
+from leadline.graph import Graph, Node, Value
 from leadline.graph.tail import check_whole
+from leadline.original import Original
 from leadline.torch.module import GraphModule
 from leadline.types import Grid, refuse
 
@@ -174,3 +180,34 @@ def _shift(grid: Grid) -> int:
 def _arguments(grid: Grid) -> tuple[float, int, int, int, torch.dtype]:
     low, high = grid.scheme.qmin - _shift(grid), grid.scheme.qmax - _shift(grid)
     return float(grid.scale), int(grid.zero_point) - _shift(grid), low, high, torch.int8
+
+
+class FloatModule(Original):
+    """A float torch module on what it is called with, which verification judges by.
+
+    Raises InputError where there is no sample.
+    """
+
+    def __init__(self, module: nn.Module, samples: Iterable[Any]) -> None:
+        calls = [one if isinstance(one, (tuple, list)) else (one,) for one in samples]
+        if not calls:
+            raise refuse("verify", "samples must hold at least one", "none")
+        feeds = [{f"input {i}": tensor.numpy() for i, tensor in enumerate(call)} for call in calls]
+        self._module, self.name = module, type(module).__name__
+        inputs = [Value(name, array.dtype, array.shape) for name, array in feeds[0].items()]
+        outputs = [Value(name, array.dtype, array.shape) for name, array in self.run_once(feeds[0]).items()]
+        self.graph = Graph([], {}, inputs, outputs, {one.name: one for one in (*inputs, *outputs)}, self.name)
+        self.samples = Samples([Item(f"sample {i}", partial(dict, feed)) for i, feed in enumerate(feeds)])
+
+    def __str__(self) -> str:
+        return self.name
+
+    def run_once(self, feed: Feed) -> dict[str, NDArray[Any]]:
+        """The outputs, by number."""
+        with torch.no_grad():
+            given = self._module(*map(torch.from_numpy, feed.values()))
+        tensors = given if isinstance(given, (tuple, list)) else (given,)
+        return {f"output {i}": tensor.numpy() for i, tensor in enumerate(tensors)}
+
+    def session(self, graph: Graph, threads: int | None = None, inner: bool = False) -> Any:
+        return nullcontext(SimpleNamespace(run=self.run_once))

@@ -21,12 +21,10 @@ from __future__ import annotations
 
 import copy
 import os
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,11 +32,9 @@ from numpy.typing import NDArray
 
 from leadline import decide
 from leadline.affine import quantize
-from leadline.collapse import Comparison, reasons_of
 from leadline.export.widths import without_wide
 from leadline.files import replacing
 from leadline.graph import Graph
-from leadline.sqnr import Sqnr
 from leadline.types import Grid, InputError, Scheme, refuse
 
 if TYPE_CHECKING:
@@ -47,7 +43,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["Program", "Verified", "export", "export_grids", "simulation", "verify"]
+__all__ = ["Program", "export", "export_grids", "lower_grids", "simulation"]
 
 _INSTALL = "pip install executorch==1.5.1"
 _SHRUNK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
@@ -63,18 +59,6 @@ class Program:
     delegates: int
     outside: dict[str, int]
     layers: int
-
-
-@dataclass(frozen=True)
-class Verified:
-    """A program beside the float module. `sqnr` in dB for each output, over all samples; `simulated`: the same of the
-    simulation, where one was given; `milliseconds`: the fastest of all runs, one thread or what the runtime takes;
-    `collapse`: outputs that are lost, called as they were named or by number, and why (`leadline.collapse`)."""
-
-    sqnr: list[float]
-    milliseconds: float
-    simulated: list[float]
-    collapse: list[str] = field(default_factory=list)
 
 
 def export_grids(
@@ -101,6 +85,11 @@ def export_grids(
         A grid that XNNPACK has no type for, an operator that `leadline.torch.to_module` does not know, or ExecuTorch is
         not installed.
     """
+    return _written(path, *lower_grids(graph, grids, codes))
+
+
+def lower_grids(graph: Graph, grids: Mapping[str, Grid], codes: Mapping[str, NDArray[Any]]) -> tuple[bytes, Program]:
+    """The same, not written."""
     check_installed("export_grids")
     import torch
 
@@ -111,7 +100,7 @@ def export_grids(
     example = tuple(torch.zeros(value.shape, dtype=getattr(torch, str(value.dtype))) for value in graph.inputs)
     dynamic = blocks(graph, grids, codes)
     static = [layer for layer in graph.layers() if layer.weight in codes and layer.input in grids]
-    return _lower(module, example, Path(path), len(static) + len(dynamic), dynamic=bool(dynamic))
+    return _lower(module, example, len(static) + len(dynamic), dynamic=bool(dynamic))
 
 
 def simulation(graph: Graph, grids: Mapping[str, Grid], codes: Mapping[str, NDArray[Any]]) -> nn.Module:
@@ -174,87 +163,18 @@ def export(
     if not batches:
         raise refuse("export", "samples must hold at least one", "none")
     module = copy.deepcopy(module).eval().requires_grad_(False)
+<<<<<<< HEAD
     if weight_bits == 8:
         return _lower(_calibrated(module, batches), batches[0], Path(path), 0)
+=======
+    if weights_bits == 8:
+        return _written(path, *_lower(_calibrated(module, batches), batches[0], 0))
+>>>>>>> a4b6588 (Target is a noun: one verb quantises for all, one Verification measures)
     layers = _int4(module, batches, block_size)
     if not layers:
         rule = f"the module must have a linear layer whose inputs are a multiple of {block_size}"
         raise refuse("export", rule, f"{type(module).__name__} without")
-    return _lower(module, batches[0], Path(path), layers, dynamic=True)
-
-
-def verify(
-    path: str | os.PathLike[str],
-    module: nn.Module,
-    samples: Iterable[Any],
-    *,
-    simulation: nn.Module | None = None,
-    names: Sequence[str] = (),
-) -> Verified:
-    """Run a program in ExecuTorch's runtime beside the float module.
-
-    Parameters
-    ----------
-    path : path
-        A ``.pte`` file.
-    module : nn.Module
-        The float reference; ``leadline.torch.to_module(graph)`` for a Graph.
-    samples : iterable
-        As for `export`.
-    simulation : nn.Module, optional
-        From `simulation`: scored beside the program.
-    names : sequence of str, optional
-        What outputs are called where one is lost. Default: "output 0" and so on.
-
-    Raises
-    ------
-    InputError
-        The file is missing or no program, its outputs do not fit the module's, or ExecuTorch is not installed.
-    """
-    check_installed("verify")
-    import torch
-    from executorch.runtime import Runtime
-
-    file = Path(path)
-    if not file.is_file():
-        raise refuse("verify", "path must be a .pte file", f"'{path}', which does not exist")
-    try:
-        method = Runtime.get().load_program(file).load_method("forward")
-    except Exception as error:  # the runtime raises RuntimeError, and others for a file that is no flatbuffer
-        raise refuse("verify", f"'{path}' must be a whole ExecuTorch program", str(error).splitlines()[0]) from None
-    scores: list[Sqnr] = []
-    said: list[Sqnr] = []
-    whole: list[Comparison] = []
-    fastest = np.inf
-    for batch in samples:
-        inputs = batch if isinstance(batch, tuple) else (batch,)
-        with torch.no_grad():
-            wanted = _several(module(*inputs))
-            seen = () if simulation is None else _several(simulation(*inputs))
-        start = time.perf_counter()
-        got = method.execute(list(inputs))
-        fastest = min(fastest, time.perf_counter() - start)
-        if [tuple(array.shape) for array in got] != [tuple(array.shape) for array in wanted]:
-            rule = f"the program's outputs must have the shapes {[tuple(array.shape) for array in wanted]}"
-            raise refuse("verify", rule, [tuple(array.shape) for array in got])
-        scores = scores or [Sqnr() for _ in wanted]
-        for score, reference, array in zip(scores, wanted, got, strict=True):
-            score.update(reference.numpy(), array.numpy())
-        whole = whole or [Comparison(0, whole=True) for _ in wanted]
-        for comparison, reference, array in zip(whole, wanted, got, strict=True):
-            comparison.update(reference.numpy(), array.numpy())
-        said = said or [Sqnr() for _ in seen]
-        for score, reference, array in zip(said, wanted[: len(seen)], seen, strict=True):
-            score.update(reference.numpy(), array.numpy())
-    if not scores:
-        raise refuse("verify", "samples must hold at least one", "none")
-    called = names or [f"output {number}" for number in range(len(scores))]
-    lost = [line for pair in zip(called, whole, strict=True) for line in reasons_of(*pair)]
-    return Verified([score.db for score in scores], fastest * 1e3, [score.db for score in said], lost)
-
-
-def _several(outputs: Any) -> tuple[torch.Tensor, ...]:
-    return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
+    return _written(path, *_lower(module, batches[0], layers, dynamic=True))
 
 
 def check_installed(function: str) -> None:
@@ -270,9 +190,15 @@ def check_installed(function: str) -> None:
         raise refuse(function, rule, f"no module {error.name}") from None
 
 
+def _written(path: str | os.PathLike[str], buffer: bytes, program: Program) -> Program:
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer)
+    return program
+
+
 def _lower(
-    module: nn.Module, example: Sequence[torch.Tensor], path: Path, layers: int, dynamic: bool = False
-) -> Program:
+    module: nn.Module, example: Sequence[torch.Tensor], layers: int, dynamic: bool = False
+) -> tuple[bytes, Program]:
     import torch
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
@@ -289,15 +215,13 @@ def _lower(
     except Exception as error:  # torch.export and the partitioner raise a dozen unrelated classes
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise refuse("export", "the network must go through torch.export and XNNPACK", reason) from error
-    with replacing(path) as temporary:
-        temporary.write_bytes(written.buffer)
     calls = Counter(
         str(node.target).removesuffix(".default")
         for node in edge.exported_program().graph.nodes
         if node.op == "call_function" and not any(word in str(node.target) for word in ("getitem", "alloc"))
     )
     delegates = calls.pop("executorch_call_delegate", 0)
-    return Program(path.stat().st_size, delegates, dict(calls), layers)
+    return bytes(written.buffer), Program(len(written.buffer), delegates, dict(calls), layers)
 
 
 def _partitioners(kind: Any, dynamic: bool) -> list[Any]:

@@ -15,10 +15,11 @@ from leadline.audit.findings import Audit, Finding, Status, ordered
 from leadline.audit.operators import Form, forms, quantised
 from leadline.graph import Session
 from leadline.graph.operators import variant
-from leadline.profiles import HEXAGON, ONNXRUNTIME
+from leadline.profiles import ONNXRUNTIME
 from leadline.sqnr import Sqnr
 from leadline.targets.hexagon.emulator import Build, Emulator
 from leadline.targets.hexagon.expected import expected
+from leadline.targets.hexagon.rules import HEXAGON
 from leadline.types import InputError
 
 if TYPE_CHECKING:

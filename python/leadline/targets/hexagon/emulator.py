@@ -55,6 +55,13 @@ class Build:
         """Whether every node runs on the NPU, the conversions of the model's own inputs and outputs included."""
         return self.taken > 0 and not self.left
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return vars(self) | {"accepted": self.accepted, "text": str(self)}
+
+    def lines(self) -> list[str]:
+        return [str(self)]
+
     def __str__(self) -> str:
         if self.accepted:
             return f"hexagon: all {self.taken} nodes on the NPU, none on the CPU; built in {self.seconds:.1f} s"

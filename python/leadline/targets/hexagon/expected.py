@@ -10,7 +10,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from leadline.profiles import HEXAGON, lost
+from leadline.profiles import lost
+from leadline.targets.hexagon.rules import HEXAGON
 
 
 def expected(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -35,8 +35,6 @@ from leadline.data import Preprocess, Samples, load
 from leadline.gram import ConvGram, Gram
 from leadline.observers import OBSERVERS, Histogram, MinMax
 from leadline.options import options_of
-from leadline.preparation import HELD_OUT
-from leadline.profiles import LITERT
 from leadline.recipe import Calibrate, CorrectBias, Fold, Heads, Recipe, Round
 from leadline.rounding import METHODS
 from leadline.sqnr import Sqnr
@@ -45,6 +43,7 @@ from leadline.targets.litert.kernels import BLOCKS, block_scales, tie
 from leadline.targets.litert.layers import ends, from_rows, input_rows, moments_of, to_rows
 from leadline.targets.litert.match import Site, sites
 from leadline.targets.litert.read import Subgraph, Tflite, read
+from leadline.targets.litert.rules import LITERT
 from leadline.targets.litert.run import Interpreter
 from leadline.targets.litert.write import check_io, prepare, write
 from leadline.types import Grid, Scheme, refuse
@@ -72,7 +71,9 @@ _NAMED: Mapping[str, tuple[str, Preset]] = {
 }
 
 
-def named(recipe: str, preset: str | None = None, io: str = "float") -> tuple[str, Preset, Io]:
+def named(
+    recipe: Recipe | str | os.PathLike[str], preset: str | None = None, io: str = "float"
+) -> tuple[Recipe, Preset, Io]:
     """leadline's recipe and the preset for what LiteRT's recipe is called; a `preset` that is given wins.
 
     Any other recipe of leadline gets "cpu" where it quantises activations, and "dynamic" where it does not.
@@ -81,21 +82,27 @@ def named(recipe: str, preset: str | None = None, io: str = "float") -> tuple[st
     for what, value, known in (("preset", preset, get_args(Preset)), ("io", io, get_args(Io))):
         if value is not None and value not in known:
             raise refuse("to_tflite", f"{what} must be one of {', '.join(known)}", repr(value))
+<<<<<<< HEAD
     name, usual = _NAMED.get(recipe, (recipe, "cpu"))
+=======
+    name, usual = _NAMED.get(str(recipe), (recipe, None)) if not isinstance(recipe, Recipe) else (recipe, None)
+>>>>>>> a4b6588 (Target is a noun: one verb quantises for all, one Verification measures)
     loaded = Recipe.load(name)
     static = loaded.activations is not None
-    if recipe not in _NAMED and not static:
-        usual = "dynamic"
-    chosen: Any = preset or usual
+    chosen: Any = preset or usual or ("cpu" if static else "dynamic")
     if chosen in ("cpu", "npu") and not static:
-        raise refuse("to_tflite", f"preset {chosen} needs a recipe with activations", repr(recipe))
+        raise refuse("to_tflite", f"preset {chosen} needs a recipe with activations", repr(loaded.name))
     blocks = any(scheme is not None and scheme.granularity == "block" for scheme in loaded.schemes("weights").values())
     if chosen == "weight-only" and blocks:
         rule = "weights in blocks need the preset dynamic: LiteRT has no float kernels for them"
-        raise refuse("to_tflite", rule, f"preset {chosen} with recipe {recipe!r}")
+        raise refuse("to_tflite", rule, f"preset {chosen} with recipe {loaded.name!r}")
     check_io(chosen, io)
     kind: Any = io
+<<<<<<< HEAD
     return name, chosen, kind
+=======
+    return loaded, chosen, kind
+>>>>>>> a4b6588 (Target is a noun: one verb quantises for all, one Verification measures)
 
 
 def quantize(
@@ -146,8 +153,13 @@ def quantize(
         shape = inputs[0].shape
         last = len(shape) == 4 and shape[3] <= 4 < shape[1]
         preprocess = Preprocess.from_dict({"layout": "NHWC" if last else "NCHW"} | dict(recipe.data))
+<<<<<<< HEAD
     chosen_samples = load(data, inputs, preprocess if _takes_pictures(data) else None, samples, seed, strict)
     calibration, held_out = chosen_samples.split(HELD_OUT)
+=======
+    given = load(data, inputs, preprocess if _takes_pictures(data) else None, samples, seed, strict)
+    calibration, held_out = given.split()
+>>>>>>> a4b6588 (Target is a noun: one verb quantises for all, one Verification measures)
     return _Work(content, runner, recipe, calibration, held_out, threads, over).plan()
 
 

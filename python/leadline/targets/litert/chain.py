@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadline.data.samples import Feed
-from leadline.targets.litert.interpreter import Size, Source, content_of, size_of
+from leadline.targets.litert.files import Size, Source, content_of, size_of
 from leadline.targets.litert.run import Interpreter, Kernels
 from leadline.types import refuse
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,6 @@ from numpy.typing import NDArray
 from leadline.collapse import DEAD, Comparison
 from leadline.graph import Graph, Session
 from leadline.sqnr import Sqnr
-
-if TYPE_CHECKING:
-    import onnx
 
 
 @dataclass(frozen=True)
@@ -76,10 +73,3 @@ class Tailed:
         if wanted and not DEAD * wanted < got < wanted / DEAD:
             return [f"{got} elements in all samples, the float network's {wanted}"]
         return self._held[name].likeness().reasons() if self._alike[name] and wanted else []
-
-
-def front(model: onnx.ModelProto, graph: Graph) -> onnx.ModelProto:
-    """An artefact of the graph without the tail: what a device that runs fixed shapes is given."""
-    from leadline.graph.tail import drop
-
-    return drop(model, graph)
