@@ -19,7 +19,12 @@ from leadline import cli
 from leadline.recipe import Recipe
 from small_networks import RELU, SHAPE, conv_chain, conv_relu_conv, draw, residual, samples
 
-FILES = ["model.encodings", "model.encodings.onnx", "model.fp32.onnx", "model.qdq.onnx", "report.html", "report.json"]
+FILES = [
+    "model.encodings", "model.encodings.onnx", "model.fp32.onnx", "model.qdq.onnx", "report.html", "report.json",
+    "run.json",
+]  # fmt: skip
+
+RUN = [file for file in FILES if not file.startswith("report")]
 
 
 class Result:
@@ -123,7 +128,7 @@ def test_quantize_says_what_the_encodings_leave_to_the_tool(quantize, out):
     document = json.loads((out / "report.json").read_text())["encodings"]
     assert document["version"] == "1.0.0" and document["left"] == {"int32 bias": 2}
     assert [gap["tensor"] for gap in document["gaps"]] == ["b1", "first", "b2"]  # the Relu takes first
-    assert quantize("--recipe", "minmax-w8a8", "--encodings", "2.0.0", "--json").json["encodings"]["left"] == {}
+    assert quantize("--recipe", "minmax-w8a8", "--encodings-version", "2.0.0", "--json").json["encodings"]["left"] == {}
 
 
 def test_quantize_prints_json_that_is_the_report(quantize, out):
@@ -177,7 +182,7 @@ def test_the_whole_round(leadline, quantize, data, out, tmp_path):
     assert leadline("convert", there, qdq, "--model", network).code == 0
     assert leadline("verify", network, qdq, "--data", data).code == 0
     assert leadline("convert", out / "model.qdq.onnx", folder, "--model", out / "model.fp32.onnx").code == 0
-    assert sorted(os.listdir(folder)) == [file for file in FILES if file.startswith("model.")]
+    assert sorted(os.listdir(folder)) == RUN
 
 
 @pytest.mark.parametrize(
@@ -261,7 +266,7 @@ def test_a_page_that_cannot_be_drawn_costs_no_artefact(leadline, quantize, data,
         assert result.code == 0 and sorted(os.listdir(out)) == kept
         assert "warning: [report]" in result.err and "ZeroDivisionError: a picture of nothing" in result.err
         assert "Traceback" not in result.err and "Traceback" in (out / "report-error.txt").read_text()
-        assert result.json["recipe"]["name"] == "w8a8" and set(result.json["files"]) == {*FILES[:4]}
+        assert result.json["recipe"]["name"] == "w8a8" and set(result.json["files"]) == {*RUN}
         assert json.loads((out / "report.json").read_text()) == result.json
         shown = quantize()
         assert shown.code == 0 and "SQNR" in shown.out and "report.json" in shown.err
@@ -293,13 +298,13 @@ def test_a_verification_that_fails_leaves_the_artefact_and_no_old_report(quantiz
     def broken(*_, **__):
         raise error
 
-    monkeypatch.setattr("leadline.pipeline.verify", broken)
+    monkeypatch.setattr("leadline.quantized.verify", broken)
     if error is KeyboardInterrupt:
         assert quantize().code == 130
     else:
         with pytest.raises(error):
             quantize()
-    assert sorted(os.listdir(out)) == FILES[:4] and (out / "model.qdq.onnx").read_bytes() != before
+    assert sorted(os.listdir(out)) == RUN and (out / "model.qdq.onnx").read_bytes() != before
 
 
 def test_a_simulation_leaves_no_encodings_of_an_earlier_run(quantize, out):
@@ -443,7 +448,7 @@ def test_the_output_folder_must_be_writable(quantize, tmp_path):
         (["--mean", "a,b"], "'a,b'"),
         (["--layout", "HWC"], "'HWC'"),
         (["--samples", "0"], "0"),
-        (["--encodings", "3.0"], "'3.0'"),
+        (["--encodings-version", "3.0"], "'3.0'"),
         (["--threads", "0"], "threads"),
         (["--threads", "-1"], "threads"),
         (["--mean", "0.5"], "preprocess applies to pictures"),
@@ -456,7 +461,7 @@ def test_bad_options_are_named(quantize, out, extra, word):
 
 def test_what_would_fail_at_the_end_is_refused_at_the_start(quantize, tmp_path):
     (tmp_path / "file").write_text("")
-    assert "'3.0'" in hint(quantize("--encodings", "3.0", data=tmp_path / "missing"))
+    assert "'3.0'" in hint(quantize("--encodings-version", "3.0", data=tmp_path / "missing"))
     assert "writable" in hint(quantize(out=tmp_path / "file", data=tmp_path / "missing"))
 
 

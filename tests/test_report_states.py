@@ -156,7 +156,7 @@ def states(verification):
         "steps without notes": ({"steps": [Record("a", "b", kept=kept).to_dict() for kept in (True, False)]}, {}),
         "infinite ranges": ({"ranges": [endless]}, {}),
         "a tail in float": ({}, {"final": tail, "judged_by": "<net>"}),
-        "other files": ({"files": {"a/net.onnx": 10, "b/net.onnx": 5}}, {}),
+        "other files": ({"files": {"a/net.onnx": 10, "b/net.onnx": 5}, "artefact": "b/net.onnx"}, {}),
         "hostile names": (
             {
                 "network": network,

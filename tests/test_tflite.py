@@ -285,15 +285,19 @@ def test_equal_constants_get_grids_of_their_own() -> None:
 
 
 def test_named_recipes() -> None:
-    assert tflite.named("dynamic-int8") == ("weight-only-int8", "dynamic", "float")
-    assert tflite.named("weight-only-int8") == ("weight-only-int8", "weight-only", "float")
-    assert tflite.named("int4-block128") == ("int4-block128", "dynamic", "float")
-    assert tflite.named("w8a8", io="int8") == ("w8a8", "cpu", "int8")
-    assert tflite.named("w8a8", "npu", io="int8-float") == ("w8a8", "npu", "int8-float")
-    assert tflite.named("w8a8", "npu") == ("w8a8", "npu", "float")
+    def named(*what: str, **io: str) -> tuple[str, str, str]:
+        recipe, preset, kind = tflite.named(*what, **io)
+        return recipe.name, preset, kind
+
+    assert named("dynamic-int8") == ("weight-only-int8", "dynamic", "float")
+    assert named("weight-only-int8") == ("weight-only-int8", "weight-only", "float")
+    assert named("int4-block128") == ("int4-block128", "dynamic", "float")
+    assert named("w8a8", io="int8") == ("w8a8", "cpu", "int8")
+    assert named("w8a8", "npu", io="int8-float") == ("w8a8", "npu", "int8-float")
+    assert named("w8a8", "npu") == ("w8a8", "npu", "float")
     with pytest.raises(InputError, match=r"^\[to_tflite\] preset must be one of cpu, npu, dynamic, weight-only, fp16"):
         tflite.named("w8a8", "gpu")
-    with pytest.raises(InputError, match=r"preset npu needs a recipe with activations. Received 'dynamic-int8'"):
+    with pytest.raises(InputError, match=r"preset npu needs a recipe with activations. Received 'weight-only-int8'"):
         tflite.named("dynamic-int8", "npu")
     with pytest.raises(InputError, match=r"io int8 needs the preset cpu or npu. Received 'dynamic'"):
         tflite.named("dynamic-int8", io="int8")

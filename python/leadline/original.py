@@ -69,7 +69,7 @@ class Original:
     """
 
     def __init__(self, source: Graph | str | os.PathLike[str]) -> None:
-        self.source = source.copy() if isinstance(source, Graph) else Path(source)
+        self.source: Any = source.copy() if isinstance(source, Graph) else Path(source)
 
     def __str__(self) -> str:
         return f"'{self.source.name}'"

@@ -193,7 +193,8 @@ class FloatModule(Original):
         if not calls:
             raise refuse("verify", "samples must hold at least one", "none")
         feeds = [{f"input {i}": tensor.numpy() for i, tensor in enumerate(call)} for call in calls]
-        self._module, self.name = module, type(module).__name__
+        self._module = self.source = module
+        self.name = type(module).__name__
         inputs = [Value(name, array.dtype, array.shape) for name, array in feeds[0].items()]
         outputs = [Value(name, array.dtype, array.shape) for name, array in self.run_once(feeds[0]).items()]
         self.graph = Graph([], {}, inputs, outputs, {one.name: one for one in (*inputs, *outputs)}, self.name)

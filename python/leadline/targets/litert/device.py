@@ -202,6 +202,7 @@ class FloatTflite(Original):
     """A float ``.tflite`` as it came, which verification judges by."""
 
     def __init__(self, source: str | os.PathLike[str] | bytes, threads: int | None = None) -> None:
+        self.source = source if isinstance(source, bytes) else Path(source)
         self.content = content_of(source)
         self.name = "the float .tflite" if isinstance(source, bytes) else f"'{Path(source).name}'"
         self._runner = Interpreter(self.content, "plain", threads)
