@@ -122,7 +122,7 @@ def test_recipes_are_compared(tmp_path, stills):
     for run in done.runs:
         assert run.judgements[0].agreement.pearson > 0.9 and run.collapse == []
         assert {p.name for p in (tmp_path / run.name).iterdir()} == {
-            "model.fp32.onnx", "model.qdq.onnx", "model.encodings", "model.encodings.onnx",
+            "model.fp32.onnx", "model.qdq.onnx", "model.encodings", "model.encodings.onnx", "run.json",
         }  # fmt: skip
     assert done.runs[1].judgements[0].agreement.mse < done.runs[0].judgements[0].agreement.mse
     page = done._repr_html_()

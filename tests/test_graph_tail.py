@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from leadline.targets.tail import Tailed
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 
@@ -19,6 +18,7 @@ from graph_models import node
 from leadline.cli import main
 from leadline.graph import Graph, Session
 from leadline.sqnr import Sqnr
+from leadline.tail_scores import Tailed
 from leadline.targets.litert.convert import plan
 from leadline.types import InputError
 
