@@ -65,7 +65,7 @@ def test_a_change_of_places_is_no_loss(batch, gather):
     assert swapped.sqnr == pytest.approx(same.sqnr, abs=0.2) and swapped.sqnr > 30
     assert same.placed == pytest.approx(same.sqnr, abs=0.2) and swapped.placed < 10
     assert not swapped.collapse
-    assert swapped.fused == pytest.approx(swapped.sqnr, abs=0.2)
+    assert swapped.device == pytest.approx(swapped.sqnr, abs=0.2)
     assert "100%" in swapped.order and f"{swapped.placed:.1f} dB" in swapped.order
 
 
