@@ -163,13 +163,8 @@ def export(
     if not batches:
         raise refuse("export", "samples must hold at least one", "none")
     module = copy.deepcopy(module).eval().requires_grad_(False)
-<<<<<<< HEAD
     if weight_bits == 8:
-        return _lower(_calibrated(module, batches), batches[0], Path(path), 0)
-=======
-    if weights_bits == 8:
         return _written(path, *_lower(_calibrated(module, batches), batches[0], 0))
->>>>>>> a4b6588 (Target is a noun: one verb quantises for all, one Verification measures)
     layers = _int4(module, batches, block_size)
     if not layers:
         rule = f"the module must have a linear layer whose inputs are a multiple of {block_size}"

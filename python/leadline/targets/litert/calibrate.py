@@ -82,11 +82,7 @@ def named(
     for what, value, known in (("preset", preset, get_args(Preset)), ("io", io, get_args(Io))):
         if value is not None and value not in known:
             raise refuse("to_tflite", f"{what} must be one of {', '.join(known)}", repr(value))
-<<<<<<< HEAD
-    name, usual = _NAMED.get(recipe, (recipe, "cpu"))
-=======
-    name, usual = _NAMED.get(str(recipe), (recipe, None)) if not isinstance(recipe, Recipe) else (recipe, None)
->>>>>>> a4b6588 (Target is a noun: one verb quantises for all, one Verification measures)
+    name, usual = (recipe, None) if isinstance(recipe, Recipe) else _NAMED.get(str(recipe), (recipe, None))
     loaded = Recipe.load(name)
     static = loaded.activations is not None
     chosen: Any = preset or usual or ("cpu" if static else "dynamic")
@@ -98,11 +94,7 @@ def named(
         raise refuse("to_tflite", rule, f"preset {chosen} with recipe {loaded.name!r}")
     check_io(chosen, io)
     kind: Any = io
-<<<<<<< HEAD
-    return name, chosen, kind
-=======
     return loaded, chosen, kind
->>>>>>> a4b6588 (Target is a noun: one verb quantises for all, one Verification measures)
 
 
 def quantize(
@@ -153,13 +145,8 @@ def quantize(
         shape = inputs[0].shape
         last = len(shape) == 4 and shape[3] <= 4 < shape[1]
         preprocess = Preprocess.from_dict({"layout": "NHWC" if last else "NCHW"} | dict(recipe.data))
-<<<<<<< HEAD
     chosen_samples = load(data, inputs, preprocess if _takes_pictures(data) else None, samples, seed, strict)
-    calibration, held_out = chosen_samples.split(HELD_OUT)
-=======
-    given = load(data, inputs, preprocess if _takes_pictures(data) else None, samples, seed, strict)
-    calibration, held_out = given.split()
->>>>>>> a4b6588 (Target is a noun: one verb quantises for all, one Verification measures)
+    calibration, held_out = chosen_samples.split()
     return _Work(content, runner, recipe, calibration, held_out, threads, over).plan()
 
 
