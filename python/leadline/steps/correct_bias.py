@@ -16,7 +16,6 @@ from leadline.recipe import CorrectBias
 from leadline.steps.calibrate import bias_grid
 from leadline.steps.gate import output_error
 from leadline.steps.state import Record, State
-from leadline.types import refuse
 
 Moments = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 """For each layer's output and channel: the mean of the error and of its square."""
@@ -36,8 +35,6 @@ def run(step: CorrectBias, state: State) -> None:
     layers = [layer for layer in (_with_bias(state, layer) for layer in candidates) if layer is not None]
     if not layers:
         return
-    if any(layer.weight not in state.codes for layer in layers):
-        raise refuse("correct-bias", "a recipe must round before it corrects biases", f"recipe {state.recipe.name}")
     twins, twin_of = _twins(state, layers)
     calibration = _errors(twins, twin_of, layers, state.setup.calibration)
     held_out = _errors(twins, twin_of, layers, state.setup.held_out)
