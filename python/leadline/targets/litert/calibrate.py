@@ -50,6 +50,8 @@ from leadline.types import Grid, Scheme, refuse
 
 __all__ = ["Converted", "Io", "Plan", "Preset", "convert", "named", "plan", "quantize", "save"]
 
+_DONE = (Calibrate, Round, CorrectBias)
+"""The steps that apply to a ``.tflite``."""
 Codes = NDArray[Any]
 Moments = Gram | ConvGram
 
@@ -136,7 +138,7 @@ def quantize(
         does not run it; or the data do not suit it.
     """
     recipe = Recipe.load(recipe)
-    LITERT.check(recipe.changed(steps=tuple(step for step in recipe.steps if not step.rewrites)))
+    LITERT.check(recipe.changed(steps=tuple(step for step in recipe.steps if isinstance(step, _DONE))))
     content = prepare(_bytes(source))
     runner = Interpreter(content, "plain", threads, inner=True)
     _check_float(runner.model)
@@ -203,7 +205,7 @@ class _Work:
         self.sites = sites(runner.model)
         self.static = recipe.activations is not None
         self.notes: list[str] = []
-        unknown = {step.step for step in recipe.steps if step.rewrites and not isinstance(step, (Fold, Heads))}
+        unknown = {step.step for step in recipe.steps if not isinstance(step, (Fold, Heads, *_DONE))}
         self.notes += [f"{step}: needs the network as ONNX, not done" for step in sorted(unknown)]
         self.calibrate = next((step for step in recipe.steps if isinstance(step, Calibrate)), Calibrate())
         self.round = next((step for step in recipe.steps if isinstance(step, Round)), Round())
