@@ -26,7 +26,7 @@ from leadline.types import refuse
 
 def prepare(
     graph: Graph | str | os.PathLike[str],
-    recipe: Recipe,
+    recipe: Recipe | str | os.PathLike[str],
     data: Any,
     *,
     held_out: Samples | None = None,
@@ -42,7 +42,8 @@ def prepare(
     target: Target | None = None,
 ) -> tuple[State, Samples]:
     """The state that `quantize` applies a recipe's steps to, and the samples chosen from `data`. See there."""
-    progress, target = progress or Quiet(), target or target_of("onnxruntime")
+    progress = progress or Quiet()
+    target, recipe = (target or target_of("onnxruntime")).settle(recipe)
     if preprocess is None and recipe.data:
         preprocess = Preprocess.from_dict(recipe.data)
     check_method("quantize", choice, features)
