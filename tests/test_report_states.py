@@ -25,7 +25,7 @@ from leadline.sweep.outcome import Results
 from leadline.sweep.store import Row
 from leadline.tail_scores import FinalScore
 from leadline.targets.hexagon.emulator import Build
-from leadline.targets.onnxruntime.target import Kernels
+from leadline.targets.onnxruntime.device import Kernels
 from leadline.verification import verify
 from small_networks import SHAPE, conv_relu_conv, graph, quantized, samples
 from test_report import Page

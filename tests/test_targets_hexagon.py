@@ -258,7 +258,7 @@ def test_patience_ends_and_the_next_model_is_built(npu):
 
 
 def test_unknown_target_and_missing_extra(monkeypatch):
-    with pytest.raises(InputError, match=r"\[quantize\] target must be one of onnxruntime, hexagon. Received 'tpu'"):
+    with pytest.raises(InputError, match=r"\[quantize\] target must be one of onnxruntime, hexagon, .* Received 'tpu'"):
         target_of("tpu")
     monkeypatch.setattr(hexagon.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'leadline\[hexagon\]'"):
@@ -284,7 +284,7 @@ def test_command_line(npu, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "hexagon dB" in done.stdout and (tmp_path / "chip.onnx").exists()
     done = leadline("verify", "net.onnx", "out/model.qdq.onnx", "--data", "data.npy", "--context", "c.onnx")
-    assert done.returncode == 2 and "--context, --soc and --arch are for --target hexagon" in done.stderr
+    assert done.returncode == 2 and "onnxruntime takes none" in done.stderr
 
 
 def test_biases_take_back_what_is_lost_also_where_a_correction_made_them():

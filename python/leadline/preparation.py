@@ -39,11 +39,11 @@ def prepare(
     threads: int | None = None,
     progress: Progress | None = None,
     cache: Cache | None = None,
-    target: Target | None = None,
+    target: str | Target = "onnxruntime",
 ) -> tuple[State, Samples]:
     """The state that `quantize` applies a recipe's steps to, and the samples chosen from `data`. See there."""
     progress = progress or Quiet()
-    target, recipe = (target or target_of("onnxruntime")).settle(recipe)
+    target, recipe = target_of(target).settle(recipe)
     if preprocess is None and recipe.data:
         preprocess = Preprocess.from_dict(recipe.data)
     check_method("quantize", choice, features)

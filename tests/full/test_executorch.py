@@ -65,8 +65,8 @@ def class_token() -> Any:
 
 
 def verified(path: Path, module: Any, calls: Any, simulation: Any = None) -> Any:
+    from leadline.targets.executorch.device import Pte
     from leadline.targets.executorch.program import Program
-    from leadline.targets.executorch.target import Pte
 
     made = Pte(path.read_bytes(), Program(0, 0, {}, 0), simulation) if simulation is not None else path
     return verify(module, made, calls, target="executorch")

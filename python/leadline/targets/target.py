@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from numpy.typing import NDArray
 
-from leadline.graph import Graph
 from leadline.profiles import ONNXRUNTIME, Profile
 from leadline.recipe import Recipe
 from leadline.types import Grid, refuse
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from leadline.audit import Audit
     from leadline.audit.network import Network
     from leadline.data import Samples
+    from leadline.graph import Graph
     from leadline.original import Original
     from leadline.scores import OutputScore
 
@@ -148,8 +148,8 @@ class Target:
         known = {one.name: one for one in self.options()}
         for name in options:
             if name not in known:
-                rule = f"options of {self.name} must be among {', '.join(known) or 'none: it has no options'}"
-                raise refuse("target", rule, repr(name))
+                takes = f"takes {', '.join(known)} alone" if known else "takes none"
+                raise refuse("target", f"options must be the target's own: {self.name} {takes}", name)
         return replace(self, **{name: known[name].metadata["kind"](value) for name, value in options.items()})
 
     def check_installed(self, function: str, network: Any = None) -> None:

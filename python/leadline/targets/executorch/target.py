@@ -3,111 +3,17 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-from rich.filesize import decimal
-
-from leadline.graph import Graph
-from leadline.graph.tail import check_whole
-from leadline.targets.executorch.program import Program, check_installed, lower_grids, simulation
 from leadline.targets.executorch.rules import EXECUTORCH
-from leadline.targets.target import Arrays, Device, Run, Target
-from leadline.types import refuse
+from leadline.targets.target import Device, Run, Target
 
 if TYPE_CHECKING:
-    from torch import nn
-
+    from leadline.graph import Graph
     from leadline.original import Original
-    from leadline.scores import OutputScore
-
-
-@dataclass(frozen=True)
-class Pte:
-    """What is written, what is known of it, and the torch module that says what to expect of it."""
-
-    content: bytes
-    program: Program
-    expected: nn.Module
-
-
-@dataclass(frozen=True)
-class InExecuTorch:
-    """What the runtime says of a program; `milliseconds` is the least time of a run."""
-
-    milliseconds: float
-    program: Program | None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"milliseconds": self.milliseconds, "program": self.program and vars(self.program)}
-
-    def lines(self) -> list[str]:
-        if self.program is None:
-            return [f"{self.milliseconds:.3g} ms"]
-        size = decimal(self.program.bytes)
-        lines = [f"{size}, {self.program.layers} layers in integers, {self.milliseconds:.3g} ms"]
-        if self.program.outside:
-            kinds = ", ".join(f"{kind} {count}" for kind, count in self.program.outside.items())
-            lines.append(f"outside XNNPACK: {kinds}; XNNPACK in {self.program.delegates} parts")
-        return lines
-
-
-class InRuntime(Device):
-    """A program in ExecuTorch's runtime. Inputs and outputs correspond to the float network's in their order.
-
-    A program that comes from a file brings no simulation: it is its own.
-    """
-
-    judged = "ExecuTorch"
-
-    def __init__(self, artefact: Pte | Path, graph: Graph) -> None:
-        from executorch.runtime import Runtime
-
-        self._made = artefact if isinstance(artefact, Pte) else None
-        if not isinstance(artefact, Pte) and not artefact.is_file():
-            raise refuse("verify", "path must be a .pte file", f"'{artefact}', which does not exist")
-        try:
-            loaded = Runtime.get().load_program(artefact.content if isinstance(artefact, Pte) else artefact)
-            self._method = loaded.load_method("forward")
-        except Exception as error:  # the runtime raises RuntimeError, and others for a file that is no flatbuffer
-            name = "what was made" if isinstance(artefact, Pte) else f"'{artefact}'"
-            rule = f"{name} must be a whole ExecuTorch program"
-            raise refuse("verify", rule, str(error).splitlines()[0]) from None
-        self._outputs = [(value.name, value.shape) for value in graph.outputs]
-        self._least = np.inf
-
-    def __exit__(self, *_: object) -> None:
-        del self._method
-
-    def simulate(self, feed: Mapping[str, NDArray[Any]]) -> Arrays:
-        if self._made is None:
-            return self.run(feed)
-        import torch
-
-        with torch.no_grad():
-            given = self._made.expected(*map(torch.from_numpy, feed.values()))
-        tensors = given if isinstance(given, (tuple, list)) else (given,)
-        return {name: one.numpy() for (name, _), one in zip(self._outputs, tensors, strict=True)}
-
-    def run(self, feed: Mapping[str, NDArray[Any]]) -> Arrays:
-        import torch
-
-        inputs = [torch.from_numpy(np.ascontiguousarray(array)) for array in feed.values()]
-        start = time.perf_counter()
-        given = self._method.execute(inputs)
-        self._least = min(self._least, 1e3 * (time.perf_counter() - start))
-        wanted, received = [shape for _, shape in self._outputs], [tuple(array.shape) for array in given]
-        if received != wanted:
-            raise refuse("verify", f"the program's outputs must have the shapes {wanted}", received)
-        return {name: np.array(one.numpy()) for (name, _), one in zip(self._outputs, given, strict=True)}
-
-    def facts(self, outputs: Sequence[OutputScore]) -> InExecuTorch:
-        return InExecuTorch(self._least, None if self._made is None else self._made.program)
+    from leadline.targets.executorch.device import Pte
 
 
 @dataclass(frozen=True)
@@ -120,15 +26,21 @@ class ExecuTorch(Target):
     rules = EXECUTORCH
 
     def check_installed(self, function: str, network: Any = None) -> None:
+        from leadline.targets.executorch.program import check_installed
+
         check_installed(function)
 
     def check_network(self, graph: Graph, function: str) -> None:
+        from leadline.graph.tail import check_whole
+
         check_whole(graph, "ExecuTorch", function)
         from leadline.torch import to_module
 
         to_module(graph)  # refuses here what torch has no function for
 
     def reference(self, network: Any, data: Any, *how: Any) -> tuple[Graph, Any, Any] | None:
+        from leadline.graph import Graph
+
         if isinstance(network, (Graph, str, os.PathLike)):
             return None
         from leadline.targets.executorch.module import FloatModule
@@ -137,6 +49,9 @@ class ExecuTorch(Target):
         return original.graph, original, original.samples
 
     def make(self, run: Run, threads: int | None = None) -> Pte:
+        from leadline.targets.executorch.device import Pte
+        from leadline.targets.executorch.program import lower_grids, simulation
+
         content, program = lower_grids(run.graph, run.grids, run.codes)
         return Pte(content, program, simulation(run.graph, run.grids, run.codes))
 
@@ -146,7 +61,8 @@ class ExecuTorch(Target):
     def open(
         self, artefact: Pte | Path, graph: Graph, threads: int | None = None, original: Original | None = None
     ) -> Device:
-        check_installed("verify")
+        from leadline.targets.executorch.device import InRuntime
+
         return InRuntime(artefact, graph)
 
 

@@ -2,55 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from numpy.typing import NDArray
-
-from leadline.graph import Graph
-from leadline.graph.tail import drop
-from leadline.recipe import Recipe
-from leadline.scores import OutputScore
-from leadline.targets.hexagon.emulator import Build, Emulator, check_installed, compile_context
-from leadline.targets.hexagon.expected import expected
 from leadline.targets.hexagon.rules import HEXAGON
-from leadline.targets.simulation import Simulated, whole
-from leadline.targets.target import Arrays, Device, Target, option
+from leadline.targets.target import Device, Target, option
 
 if TYPE_CHECKING:
     import onnx
 
     from leadline.audit import Audit
     from leadline.audit.network import Network
+    from leadline.graph import Graph
     from leadline.original import Original
-
-
-class Emulated(Simulated):
-    """In the emulation. What it does not take as a whole it does not run: a device would not, either."""
-
-    judged = "hexagon"
-
-    def __init__(
-        self, model: onnx.ModelProto | Path, graph: Graph, threads: int | None, soc: int | None, arch: int | None
-    ) -> None:
-        proto = whole(model)
-        super().__init__(model, graph, threads, expected(proto))
-        self._taken = model if graph.tail is None else drop(proto, graph)
-        self._chip = soc, arch
-
-    def _start(self, stack: ExitStack) -> None:
-        self._emulator = Emulator(*self._chip)
-        stack.callback(self._emulator.close)
-        self.build: Build = self._emulator.build(self._taken)
-
-    def run(self, feed: Mapping[str, NDArray[Any]]) -> Arrays:
-        return self._emulator.run(feed) if self.build.accepted else {}
-
-    def facts(self, outputs: Sequence[OutputScore]) -> Build:
-        return self.build
+    from leadline.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -79,6 +45,8 @@ class Hexagon(Target):
     )
 
     def check_installed(self, function: str, network: Any = None) -> None:
+        from leadline.targets.hexagon.emulator import check_installed
+
         check_installed()
 
     def open(
@@ -88,9 +56,13 @@ class Hexagon(Target):
         threads: int | None = None,
         original: Original | None = None,
     ) -> Device:
+        from leadline.targets.hexagon.device import Emulated
+
         return Emulated(artefact, graph, threads, self.soc, self.arch)
 
     def finish(self, artefact: Path) -> None:
+        from leadline.targets.hexagon.emulator import compile_context
+
         if self.context is not None:
             compile_context(artefact, self.context, self.soc, self.arch)
 

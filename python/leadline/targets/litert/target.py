@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from leadline.graph import Graph
-from leadline.graph.tail import check_whole
 from leadline.progress import Quiet
 from leadline.recipe import Recipe
 from leadline.targets.litert.rules import LITERT
@@ -17,6 +15,7 @@ from leadline.targets.target import Device, Run, Target, option
 if TYPE_CHECKING:
     from leadline.audit import Audit
     from leadline.audit.network import Network
+    from leadline.graph import Graph
     from leadline.original import Original
     from leadline.targets.litert.kernels import Plan
     from leadline.targets.litert.run import Kernels
@@ -75,6 +74,8 @@ class LiteRT(Target):
         return replace(self, preset=preset, io=io), settled
 
     def check_network(self, graph: Graph, function: str) -> None:
+        from leadline.graph.tail import check_whole
+
         check_whole(graph, "LiteRT", function)
         from leadline.torch import to_module
 

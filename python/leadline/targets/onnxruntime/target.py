@@ -2,66 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from numpy.typing import NDArray
-
-from leadline.export.qdq import Qdq
-from leadline.graph import Graph, Session
 from leadline.profiles import ONNXRUNTIME
-from leadline.scores import OutputScore
-from leadline.targets.onnxruntime.kernels import kernels_saturate
-from leadline.targets.simulation import Simulated
-from leadline.targets.target import Arrays, Device, Target
+from leadline.targets.target import Device, Target
 
 if TYPE_CHECKING:
     import onnx
 
+    from leadline.graph import Graph
     from leadline.original import Original
-
-
-@dataclass(frozen=True)
-class Kernels:
-    """Of this machine. `saturates`: its fused u8 x s8 kernels do; `strays`: so that an output is more than a decibel
-    below the artefact as written."""
-
-    saturates: bool
-    strays: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        return vars(self)
-
-    def lines(self) -> list[str]:
-        if not self.strays:
-            return []
-        why = "This processor's fused u8 x s8 kernels saturate (no VNNI), so onnxruntime strays from the artefact here"
-        return [f"{why}; run it with session.x64quantprecision=1, or on a machine with VNNI."]
-
-
-class Fused(Simulated):
-    """With all fusions; where onnxruntime has no kernels for what it fuses (activations of at most four bits, or with a
-    scale per channel), without."""
-
-    def _start(self, stack: ExitStack) -> None:
-        session = Session(self.model, self.outputs, optimize=_fits(self.written), threads=self.threads)
-        self._fused = stack.enter_context(session)
-
-    def run(self, feed: Mapping[str, NDArray[Any]]) -> Arrays:
-        return self._fused.run(feed)
-
-    def facts(self, outputs: Sequence[OutputScore]) -> Kernels:
-        saturates = kernels_saturate()
-        strays = any(output.device is not None and output.device < output.sqnr - 1 for output in outputs)
-        return Kernels(saturates, saturates and strays)
-
-
-def _fits(written: Qdq) -> bool:
-    schemes = [grid.scheme for name, grid in written.grids.items() if name not in written.codes]
-    return not any(scheme.bits <= 4 or scheme.granularity == "axis" for scheme in schemes)
 
 
 @dataclass(frozen=True)
@@ -79,6 +31,8 @@ class OnnxRuntime(Target):
         threads: int | None = None,
         original: Original | None = None,
     ) -> Device:
+        from leadline.targets.onnxruntime.device import Fused
+
         return Fused(artefact, graph, threads)
 
 
