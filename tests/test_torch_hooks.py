@@ -53,6 +53,15 @@ def test_it_computes_what_the_grids_say() -> None:
     assert "int8 per axis" in str(found) and "uint8 per tensor" in str(found)
 
 
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_wide_grids_of_activations_have_the_head_room_of_recipes(bits: int) -> None:
+    module, data, scheme = convolutions(), pictures(), Scheme(bits)
+    grids = calibrate(module, data, method="minmax", activations=scheme).grids
+    lo, hi = (f([f(x.numpy()) for x in data]) for f in (np.min, np.max))
+    factor = np.float32(1.5 if bits > 8 else 1)
+    assert grids["0.input"] == choose_grid(factor * lo, factor * hi, scheme)
+
+
 def test_it_goes_again() -> None:
     module, data = small_vit(), pictures()
     module.train()

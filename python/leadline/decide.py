@@ -21,6 +21,7 @@ from leadline.types import FloatArray, Grid, Scheme, chosen_options, refuse
 __all__ = [
     "activation_grid",
     "activation_range",
+    "adds_integers",
     "bias_grid",
     "codes_of",
     "fine_bias_grid",

@@ -170,7 +170,8 @@ def calibrate(
         None: left in float. A Scheme per axis is taken along the output channels of a weight and the channels of an
         activation, per block along the inputs of a weight. Per token: the scales are found at each call.
     method : str
-        Of `leadline.observers.search_range`, for weights and activations alike.
+        Of `leadline.observers.search_range`, for weights and activations alike. Grids of activations of more than 8
+        bits have head-room beyond it, as in recipes.
     outputs : bool
         Layers' outputs get a grid too, per tensor or as `activations` says.
     learn_scales : bool
