@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from leadline.targets.executorch.rules import EXECUTORCH
 from leadline.targets.target import Device, Run, Target
+from leadline.types import refuse
 
 if TYPE_CHECKING:
     from leadline.graph import Graph
     from leadline.original import Original
     from leadline.targets.executorch.device import Pte
+
+
+SLIDING = 4
+"""Axes of a convolution's weight, at most: with five ExecuTorch 1.5 writes a program that its own runtime refuses."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,10 @@ class ExecuTorch(Target):
         from leadline.graph.tail import check_whole
 
         check_whole(graph, "ExecuTorch", function)
+        for layer in graph.layers():
+            if layer.kind != "linear" and graph.weights[layer.weight].ndim > SLIDING:
+                rule = f"XNNPACK has no convolution over three axes: '{layer.name}' must go, or be written over two"
+                raise refuse(function, rule, f"a {layer.node.op_type} with a weight of {graph.shape(layer.weight)}")
         from leadline.torch import to_module
 
         to_module(graph)  # refuses here what torch has no function for
