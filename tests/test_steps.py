@@ -427,7 +427,7 @@ def test_kinds_reach_their_layers():
 def test_ranges_are_chosen_beside_grids_that_have_none_or_many(kind):
     overrides = (Override("second", activations={"granularity": kind, "bits": 8}),)
     plan = Recipe("test", (Fold(), Calibrate("best", "minmax"), Round()), activations=Scheme(4), overrides=overrides)
-    q = quantized(conv_chain(node("Sigmoid", "a", "b")), plan, samples(12) ** 5)
+    q = quantized(conv_chain(node("Sigmoid", "a", "b")), plan, samples(16) ** 5)
     assert any("ranges by" in r.note and r.target == "every Conv" for r in q.log)
     found = {grid.scheme.granularity for name, grid in q.grids.items() if name in q.graph.values}
     assert found == {"tensor", kind}

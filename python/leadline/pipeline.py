@@ -54,7 +54,8 @@ def quantize(
     data : Samples or anything that ``leadline.data.load`` takes
         Pictures, videos, arrays, or any iterable of arrays or torch tensors.
     held_out : Samples, optional
-        What decides every gate. Default: a quarter of `data`, which calibration then does not see.
+        What decides every gate. Default: a quarter of `data`, which calibration then does not see; of less than
+        fourteen samples, its ranges come from these, too, once all is decided, and the log says so.
     preprocess : Preprocess, optional
         For pictures. Default: the recipe's [data] table.
     samples : int, optional

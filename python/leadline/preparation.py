@@ -63,7 +63,8 @@ def prepare(
     calibration, kept_out = (given, held_out) if held_out is not None else given.split()
     if held_out is None and len(given) == 1:
         warnings.warn("one sample: the artefact is checked on what it was calibrated on", stacklevel=3)
-    setup = Setup(recipe, calibration, kept_out, progress, simulate, threads, target.rules, cache)
+    rules, is_given = target.rules, held_out is not None
+    setup = Setup(recipe, calibration, kept_out, progress, simulate, threads, rules, cache, is_given)
     state = State(setup, network.copy())
     if network.tail is not None:
         state.log.append(Record("load", ", ".join(network.tail.written), _kept_behind(network.tail, target.rules)))

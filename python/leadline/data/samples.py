@@ -97,6 +97,10 @@ class Samples:
         chosen = set(shuffled[np.arange(count) * n // count].tolist())
         return self.part([i for i in range(n) if i not in chosen]), self.part(sorted(chosen))
 
+    def joined(self, others: Samples) -> Samples:
+        """These samples, and then the others."""
+        return Samples([*self._items, *others._items], self._seed, self.skipped, self.ignored)
+
     def part(self, indices: Sequence[int]) -> Samples:
         """The samples at these places, in this order."""
         return Samples([self._items[i] for i in indices], self._seed, self.skipped, self.ignored)

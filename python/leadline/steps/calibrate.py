@@ -18,10 +18,10 @@ from leadline.observers import OBSERVERS, Histogram
 from leadline.options import options_of
 from leadline.recipe import Calibrate
 from leadline.steps.fitting import fit, output_grid, suit_multipliers
-from leadline.steps.gate import LUCK, output_error
+from leadline.steps.gate import LUCK, SAMPLES, output_error
 from leadline.steps.observe import histograms, level_masks, masks_of, observe
 from leadline.steps.placement import Placement, place
-from leadline.steps.state import Record, State
+from leadline.steps.state import Record, Setup, State
 from leadline.types import Grid
 
 Ranges = dict[str, tuple[Any, Any]]
@@ -33,12 +33,15 @@ Trial = tuple[str, Mapping[str, float]]
 CANDIDATES: tuple[Trial, ...] = (("mse", {"p": 3.0}), ("sqnr", {}), ("mse", {"p": 2.0}), ("mse", {"p": 1.5}))
 """What "best" tries beside the observed range. Each clips more than the one before."""
 
+PLAIN: Trial = ("minmax", {})
+
 NEGLIGIBLE = 0.02
 """A group of tensors that causes less than this share of the noise keeps its observed ranges."""
 
 
 PREVIEW = 4
-"""Held-out samples by which observers are compared with each other; the winner has to prove itself on all."""
+"""Held-out samples by which observers are compared with each other; the winner has to prove itself on all. Where there
+are fewer, samples are few: those that calibration has seen judge, too, and in the end all of them set ranges."""
 
 WORTHY_BITS, GLANCE = 8, 2
 """Bits of an activation that is worth more than the others, and the held-out samples that tell."""
@@ -112,9 +115,13 @@ def _choose(state: State, placement: Placement, weights: dict[str, Grid]) -> Ran
 
     Which one is measured with these tensors alone quantised: in a whole deep network the gain drowns in the luck of a
     few samples. Errors of several types do not always add up, though, so no choice may raise the whole error by more
-    than such luck does, and all of them together must lower it.
+    than such luck does, and all of them together must lower it. Where samples are few, what clips must gain more than
+    luck by itself: what it costs is on samples that nobody has seen.
     """
-    chosen = plain = _ranges(state, placement, "minmax")
+    few = _is_few(state.setup)
+    judge = _judged_by_all(state) if few else state
+    chosen = plain = _ranges(state, placement, *PLAIN)
+    observers: dict[str, Trial] = {}
     candidates = [_ranges(state, placement, *tried) for tried in CANDIDATES]
     producers = state.graph.producers()
     groups: dict[str, list[str]] = {}
@@ -123,10 +130,10 @@ def _choose(state: State, placement: Placement, weights: dict[str, Grid]) -> Ran
 
     def alone(tensors: list[str], ranges: Ranges) -> float:
         grids = _grids(state, placement, tensors, ranges)
-        return output_error(state.fork(grids=grids, codes={}), PREVIEW)
+        return output_error(judge.fork(grids=grids, codes={}), PREVIEW)
 
     def whole(ranges: Ranges) -> float:
-        trial = state.fork()
+        trial = judge.fork()
         _fill(trial, placement, weights, ranges)
         return output_error(trial)
 
@@ -141,7 +148,7 @@ def _choose(state: State, placement: Placement, weights: dict[str, Grid]) -> Ran
             if trials[-1] > HOPELESS * min(errors[op], *trials):
                 break
         best = int(np.argmin(trials))
-        if trials[best] < errors[op]:
+        if trials[best] * (LUCK if few else 1) < errors[op]:
             roots = {placement.root[tensor] for tensor in groups[op]} & chosen.keys()  # tokens have no ranges
             changed = chosen | {root: candidates[best][root] for root in roots}
             after = whole(changed)
@@ -152,8 +159,41 @@ def _choose(state: State, placement: Placement, weights: dict[str, Grid]) -> Ran
             state.log.append(Record("calibrate", f"every {op}", note, before, after, kept))
             if kept:
                 chosen, before, lowest = changed, after, min(lowest, after)
+                observers |= dict.fromkeys(roots, CANDIDATES[best])
     state.log.append(Record("calibrate", state.graph.name, "all chosen ranges", first, before, before <= first))
-    return chosen if before <= first else plain
+    if before > first:
+        chosen, observers, before = plain, {}, first
+    if few and not state.setup.held_out_given:
+        wider = _of_all(state, placement, chosen, observers)
+        after = whole(wider)
+        kept = after < LUCK * before
+        note = "few samples, so ranges come from the held-out ones as well"
+        state.log.append(Record("calibrate", state.graph.name, note, before, after, kept))
+        chosen = wider if kept else chosen
+    return chosen
+
+
+def _is_few(setup: Setup) -> bool:
+    return len(setup.held_out) < PREVIEW and setup.held_out is not setup.calibration
+
+
+def _judged_by_all(state: State) -> State:
+    """The run with as many samples to judge it as gates look at, some of which calibration has seen. A range is chosen
+    from all values of all samples, so it hardly fits one of them; two samples alone tell less."""
+    setup = state.setup
+    more = setup.held_out.joined(setup.calibration.take(SAMPLES - len(setup.held_out)))
+    return state.fork(setup=replace(setup, held_out=more), reference=[])
+
+
+def _of_all(state: State, placement: Placement, chosen: Ranges, observers: Mapping[str, Trial]) -> Ranges:
+    """The chosen ranges, found once more on all samples. Where few are seen, each new one reaches beyond them: wider
+    ranges cost digits, and save what clipping costs on samples that nobody has seen."""
+    axes = {name: seen.axis for name, seen in state.histograms.items()}
+    held_out = state.fork(setup=replace(state.setup, calibration=state.setup.held_out))
+    more = histograms(held_out, axes, "held-out ranges")
+    merged = state.fork(histograms={name: seen.copy().merge(more[name]) for name, seen in state.histograms.items()})
+    found = {str(trial): _ranges(merged, placement, *trial) for trial in (PLAIN, *observers.values())}
+    return {root: found[str(observers.get(root, PLAIN))][root] for root in chosen}
 
 
 def _fill(state: State, placement: Placement, weights: dict[str, Grid], ranges: Ranges) -> None:

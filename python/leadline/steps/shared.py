@@ -31,7 +31,7 @@ def stepped(step: Step, state: State, run: Callable[[], None]) -> None:
     # What calibration saw follows from the rest.
     so_far = {name: getattr(state, name) for name in FOUND if name not in ("placement", "histograms")}
     placed = state.placement and state.placement.schemes
-    met = (setup.profile, setup.calibration, setup.held_out, placed, so_far)
+    met = (setup.profile, setup.calibration, setup.held_out, setup.held_out_given, placed, so_far)
 
     def changes() -> dict[str, Any]:
         run()

@@ -55,6 +55,8 @@ class Setup:
     profile: Profile = ONNXRUNTIME
     cache: Cache | None = None
     """Where runs that have something in common find it; see `leadline.steps.shared`."""
+    held_out_given: bool = False
+    """Whether the user has named the held-out samples: then no range ever comes from them."""
 
 
 @dataclass
