@@ -235,7 +235,7 @@ def test_a_missing_extra_says_what_to_type(
 
 def test_other_targets_and_files_are_refused(tmp_path: Path) -> None:
     file = saved(model([node("Relu", "x", "y")]), tmp_path)
-    with pytest.raises(InputError, match=r"\[audit\] target must be hexagon or litert. Received 'tpu'"):
+    with pytest.raises(InputError, match=r"\[audit\] target must be one of onnxruntime, hexagon, .*Received 'tpu'"):
         audit(file, "tpu")
     (tmp_path / "a.tflite").write_bytes(b"....TFL3")
     with pytest.raises(InputError, match="must be an ONNX file"):

@@ -104,6 +104,33 @@ def test_algorithms_know_no_framework():
         assert within(imports(file), "onnx", "onnxruntime", "torch") == set(), name(file)
 
 
+def read_at_run_time(tree: ast.Module) -> list[ast.AST]:
+    """All nodes but those that only a type checker reads."""
+    checked = [one for one in ast.walk(tree) if isinstance(one, ast.If) and ast.unparse(one.test) == "TYPE_CHECKING"]
+    left = {id(inner) for one in checked for inner in ast.walk(one)}
+    return [one for one in ast.walk(tree) if id(one) not in left]
+
+
+def test_no_modules_stand_in_a_circle():
+    """Imports inside functions count, too: what they tie together is understood together alone."""
+    files = {".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts): file for file in MODULES}
+    files = {module.removesuffix(".__init__"): file for module, file in files.items()}
+    edges: dict[str, set[str]] = {}
+    for module, file in files.items():
+        wanted = set()
+        for node in read_at_run_time(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                whole = {f"{node.module}.{alias.name}" for alias in node.names}
+                wanted |= {one if one in files else node.module for one in whole}
+            elif isinstance(node, ast.Import):
+                wanted |= {alias.name for alias in node.names}
+        edges[module] = wanted & files.keys() - {module}
+    while free := [module for module, wanted in edges.items() if not wanted & edges.keys()]:
+        for module in free:
+            del edges[module]
+    assert not edges, f"in a circle, or above one: {sorted(edges)}"
+
+
 def test_every_module_says_what_it_is():
     assert [name(f) for f in MODULES if not ast.get_docstring(ast.parse(f.read_text("utf-8")))] == []
 

@@ -309,7 +309,7 @@ def test_runs_are_saved_and_loaded_and_say_what_they_are(tmp_path):
     (line,) = q.limits
     assert line.startswith(f"{len(pairs(q))} tensors whose logarithm is quantised")
     q.save(tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.fp32.onnx", "model.qdq.onnx"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.fp32.onnx", "model.qdq.onnx", "run.json"]
     data = heavy(2, seed=5)
     assert np.array_equal(outputs(tmp_path / "model.qdq.onnx", data)["y"], outputs(q.to_qdq(), data)["y"])
     again = Graph.load(tmp_path / "model.fp32.onnx")

@@ -12,7 +12,7 @@ from leadline.audit.findings import Finding, Rewrite
 from leadline.types import InputError
 
 if TYPE_CHECKING:
-    from leadline.graph import Graph
+    from leadline.graph import Graph, ir
     from leadline.graph.ir import Node, Sample
     from leadline.graph.origin import Origin
     from leadline.graph.read import Source
@@ -38,6 +38,7 @@ def open_network(file: Path, sample: Sample | None) -> Network:
 
     Unknown operators, and what depends on the data, are findings; any other InputError is raised.
     """
+    from leadline.graph import Graph
     from leadline.graph.load import normalise
     from leadline.graph.origin import origins
     from leadline.graph.read import parse, unpack
@@ -48,7 +49,7 @@ def open_network(file: Path, sample: Sample | None) -> Network:
     before = Counter(node.op_type for node in source.nodes)
     rewrites: list[Rewrite] = []
 
-    def watch(how: str, graph: Graph) -> None:
+    def watch(how: str, graph: ir.Graph) -> None:
         nonlocal before, written
         written = [node.outputs[0] for node in graph.nodes]  # as the file calls them; nodes keep their order
         after = Counter(node.op_type for node in graph.nodes)
@@ -57,7 +58,7 @@ def open_network(file: Path, sample: Sample | None) -> Network:
         before = after
 
     try:
-        graph = normalise(source, sample, watch)
+        graph = Graph.of(normalise(source, sample, watch))
     except InputError:
         obstacles = _obstacles(source)
         if not obstacles:

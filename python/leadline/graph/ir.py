@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +14,6 @@ from numpy.typing import NDArray
 from leadline.types import refuse
 
 if TYPE_CHECKING:
-    import onnx
-
     from leadline.graph.batch import Batch
     from leadline.graph.tail import Tail
 
@@ -85,7 +81,7 @@ class Layer:
 
 @dataclass(slots=True)
 class Graph:
-    """A network in normal form, ready to be rewritten.
+    """A network in normal form, ready to be rewritten; `leadline.graph.Graph` reads and writes itself, too.
 
     Nodes are in topological order. Every activation has a fixed shape; constants are folded into ``weights``.
     Linear layers are Gemm(transB=1, alpha=beta=1) on a 2-D input, without addend or with a constant vector, and with a
@@ -132,74 +128,17 @@ class Graph:
         count = sum(array.size for array in self.weights.values())
         return f"Graph '{self.name}': {len(self.nodes)} nodes, {count:,} weights, {' -> '.join(sides)}"
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], sample: Sample | None = None, *, verbatim: bool = False) -> Graph:
-        """Read an ONNX file and bring it to normal form.
-
-        Parameters
-        ----------
-        path : path
-            An ONNX file, opset 7 to what the installed onnx knows, with or without external data. Where it has
-            float16, bfloat16 or float64, the Graph has float32, and says so in `notes`.
-        sample : dict of input name to array or shape, optional
-            Fixes the input shapes; it wins over the shapes that the file declares. Without it a free first axis
-            becomes 1 and any other free axis is refused.
-        verbatim : bool
-            Leave the file's operators, and the names of its tensors, as they are: only constants are folded, shapes
-            fixed and the opset raised. For files of grids that others wrote against this very network. The steps of
-            recipes want the normal form.
-
-        Raises
-        ------
-        InputError
-            The file is missing, damaged, not ONNX, already quantised, holds strings, NaN or infinite weights, has
-            operators that neither ONNX nor `leadline.graph.contrib` defines, or does not fit the sample.
-        """
-        from leadline.graph import load
-        from leadline.graph.read import read
-
-        return (load.verbatim if verbatim else load.normalise)(read(path), sample)
-
-    @classmethod
-    def from_model(
-        cls, model: onnx.ModelProto, sample: Sample | None = None, base_dir: str | os.PathLike[str] | None = None
-    ) -> Graph:
-        """The same as `load`, from a model in memory. `base_dir` holds its external data, if any."""
-        from leadline.graph.load import normalise
-        from leadline.graph.read import unpack
-
-        return normalise(unpack(model, base_dir, model.graph.name or "model"), sample)
-
-    def to_model(self, weights: bool = True) -> onnx.ModelProto:
-        """An ONNX model. With ``weights=False`` large weights are named but left out (see `Session`)."""
-        from leadline.graph.write import INLINE_BYTES, to_model
-
-        return to_model(self, None if weights else INLINE_BYTES)
-
-    def front(self) -> Graph:
+    def front(self) -> Self:
         """The network without its tail, at its own batch size: outputs are the tensors at the border. Everything is
         shared, not copied."""
         return replace(self, tail=None, batch=None)
 
-    def save(self, path: str | os.PathLike[str], limit: int = 2_000_000_000) -> None:
-        """Write the network; nothing is left at `path` if it fails.
-
-        Parameters
-        ----------
-        path : path
-        limit : int
-            Bytes of weights from which they go to a file of their own, ``<path>.data``. One ONNX file holds 2 GiB.
-        """
-        from leadline.graph.write import save
-
-        save(self, Path(path), limit)
-
-    def copy(self) -> Graph:
+    def copy(self) -> Self:
         """A copy whose nodes and tables are its own; arrays are shared, so replace them, never write into them."""
         nodes = [
             Node(n.op_type, list(n.inputs), list(n.outputs), n.name, copy.copy(n.attrs), n.domain) for n in self.nodes
         ]
-        return Graph(
+        return type(self)(
             nodes, dict(self.weights), list(self.inputs), list(self.outputs), dict(self.values),
             self.name, self.opset, dict(self.metadata), self.tail, list(self.notes), self.batch,
         )  # fmt: skip
@@ -258,21 +197,6 @@ class Graph:
         """Names of the float32 activations, inputs first, in the order of the nodes: what is worth observing."""
         order = [value.name for value in self.inputs] + [name for node in self.nodes for name in node.outputs if name]
         return [name for name in order if self.values[name].dtype == np.float32]
-
-    def fold(self) -> list[str]:
-        """Fold BatchNormalization, LayerScale and constant per-channel Mul and Add into the layers around them.
-
-        Exact but for rounding: an Add in front of a zero-padded convolution stays. A weight shared by several nodes
-        gets a copy of its own. A second call does nothing.
-
-        Returns
-        -------
-        list of str
-            One line for each fold: ``<layer or layers>: <what was folded>``.
-        """
-        from leadline.graph.fold import fold
-
-        return fold(self)
 
     def prune(self) -> None:
         """Drop the nodes, weights and values that no output needs."""

@@ -143,11 +143,11 @@ def _content(
 ) -> tuple[bytes | str, dict[str, Array]]:
     """What InferenceSession takes, and the weights to hand over beside it."""
     from leadline.graph.read import parse
-    from leadline.graph.write import INLINE_BYTES
+    from leadline.graph.write import INLINE_BYTES, to_model
 
     shared: dict[str, Array] = {}
     if isinstance(model, Graph):
-        proto = model.front().to_model(weights=False)
+        proto = to_model(model.front(), INLINE_BYTES)
         shared = {
             name: np.ascontiguousarray(array) for name, array in model.weights.items() if array.nbytes > INLINE_BYTES
         }

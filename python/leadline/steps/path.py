@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from leadline.affine import fake_quantize
 from leadline.data import Samples
-from leadline.graph import Layer
+from leadline.graph import Graph, Layer
 from leadline.graph.segments import Segment, segments
 from leadline.steps.rows import Inputs, Moments
 from leadline.steps.state import State
@@ -94,7 +94,7 @@ class _Store:
             for path in self._paths:
                 quantised = path == "quantised"
                 part_state = replace(
-                    state, graph=graph, grids=grids if quantised else {}, codes=codes if quantised else {}
+                    state, graph=Graph.of(graph), grids=grids if quantised else {}, codes=codes if quantised else {}
                 )
                 with state.setup.simulate(part_state, names) as session:
                     for i in range(self._count):

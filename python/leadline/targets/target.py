@@ -206,7 +206,7 @@ class Target:
 
     def audit(self, network: Network, recipe: Recipe) -> Audit:
         """Ask the target about each operator."""
-        raise refuse("audit", f"target must be one that answers for single operators; {self.name} does not", self.name)
+        raise refuse("audit", "target must be one that answers for single operators, such as hexagon", self.name)
 
     def audit_file(self, path: Path) -> Audit | None:
         """The same of a file in the target's own format; None for any other."""

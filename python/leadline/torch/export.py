@@ -69,7 +69,7 @@ def to_graph(
         path = Path(folder) / f"{type(module).__name__}.onnx"
         write(program, path, "to_graph", input_names, output_names)
         try:
-            graph = normalise(_first_names(module, read(path)), None)
+            graph = Graph.of(normalise(_first_names(module, read(path)), None))
         except InputError as error:
             raise _with_origins(error, path) from error
     _claim(module, graph)
