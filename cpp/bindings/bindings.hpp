@@ -3,10 +3,12 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <utility>
 
 #include "leadline/error.hpp"
+#include "leadline/interrupt.hpp"
 #include "leadline/layout.hpp"
 
 namespace leadline::bindings {
@@ -28,12 +30,27 @@ std::span<T> write(Array<T>& array) {  // throws for a read-only array
 using LayoutTuple = std::tuple<std::int64_t, std::int64_t, std::int64_t>;
 inline Layout layout_of(const LayoutTuple& t) { return {std::get<0>(t), std::get<1>(t), std::get<2>(t)}; }
 
+// The only thread that signals reach: on it, long calls ask now and then whether one waits, and Ctrl-C gives them up.
+inline unsigned long main_thread = 0;
+inline bool signal_waits() {
+    const PyGILState_STATE state = PyGILState_Ensure();
+    const bool waits = PyErr_CheckSignals() != 0;
+    PyGILState_Release(state);
+    return waits;
+}
+
 // Runs work without the GIL. Safe because the spans were taken before, the arguments keep their arrays alive,
 // and the work touches no Python object.
 template <class Work>
 auto released(Work&& work) {
-    py::gil_scoped_release release;
-    return std::forward<Work>(work)();
+    try {
+        py::gil_scoped_release release;
+        std::optional<InterruptHook> hook;
+        if (PyThread_get_thread_ident() == main_thread) hook.emplace(&signal_waits);
+        return std::forward<Work>(work)();
+    } catch (const Interrupted&) {
+        throw py::error_already_set();  // what Python's handler raised
+    }
 }
 
 void bind_affine(py::module_& module);

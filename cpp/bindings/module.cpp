@@ -41,6 +41,7 @@ py::dict build_info() {
 
 PYBIND11_MODULE(LEADLINE_MODULE, module) {
     using namespace leadline::bindings;
+    main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
     module.def("supports_v3", &supports_v3);
     module.def("build_info", &build_info);
     bind_affine(module);

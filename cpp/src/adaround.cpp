@@ -104,7 +104,8 @@ void adaround(const Problem& p, const AdaRound& options, std::span<std::int32_t>
     for (std::int64_t i = 0; i < p.features; ++i) order[i] = i;
     parallel_for(p.groups, threads, [&](std::int64_t group, int) { grams[group] = permuted(p, group, order); });
     const auto warm = static_cast<std::int64_t>(options.warm_start * static_cast<double>(options.iterations));
-    parallel_for(tiles.count(), threads, [&](std::int64_t task, int) {
+    Watch watch;
+    const auto round_tile = [&](std::int64_t task, int) {
         const auto tile = tiles.at(task);
         const MatrixF& gram = grams[tile.group];
         thread_local OpenRows rows;
@@ -145,6 +146,7 @@ void adaround(const Problem& p, const AdaRound& options, std::span<std::int32_t>
         };
         float mean_left = 1.0f, square_left = 1.0f;
         for (std::int64_t iteration = 0; iteration < options.iterations && rows.count > 0; ++iteration) {
+            watch.look();
             const std::int64_t n = rows.count;
             const auto beta = static_cast<float>(beta_at(options, iteration));
             mean_left *= keep_mean, square_left *= keep_square;
@@ -168,7 +170,8 @@ void adaround(const Problem& p, const AdaRound& options, std::span<std::int32_t>
                 }
         }
         for (std::int64_t r = 0; r < rows.count; ++r) settle(r);
-    });
+    };
+    all_or_nothing(codes, [&] { parallel_for(tiles.count(), threads, round_tile, &watch); });
 }
 
 }  // namespace leadline::rounding

@@ -18,9 +18,12 @@ void descend_coupled(const Problem& p, const Descent& options, std::span<const d
             differences(row, j) =
                 static_cast<float>(difference(p, row, order[j], codes[row * p.features + order[j]]));
     Eigen::RowVectorXf together(p.features), product(p.features);
-    for (std::int64_t sweep = 0; sweep < options.sweeps; ++sweep) {
+    Watch watch;
+    // Whether a sweep has changed anything.
+    const auto sweep_once = [&] {
         bool changed = false;
         for (std::int64_t row = 0; row < p.rows; ++row) {
+            watch.look();
             const float weight = weights(row, row);
             if (!(weight > 0.0f)) continue;  // an output that nothing depends on
             // With all other rows fixed, this row's error is a plain layer's, its difference shifted by theirs.
@@ -36,8 +39,11 @@ void descend_coupled(const Problem& p, const Descent& options, std::span<const d
                 changed = true;
             }
         }
-        if (!changed) break;
-    }
+        return changed;
+    };
+    all_or_nothing(codes, [&] {
+        for (std::int64_t sweep = 0; sweep < options.sweeps && sweep_once();) ++sweep;
+    });
 }
 
 }  // namespace leadline::rounding

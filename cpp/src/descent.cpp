@@ -21,13 +21,14 @@ struct Residuals {
 void descend(const Problem& p, const Descent& options, std::span<std::int32_t> codes, int threads) {
     require_fit(p, static_cast<std::int64_t>(codes.size()));
     const RowTiles tiles(p.rows, p.groups, tile_rows);
+    Watch watch;
     std::vector<MatrixF> grams(static_cast<std::size_t>(p.groups));
     std::vector<std::vector<std::int64_t>> orders(static_cast<std::size_t>(p.groups));
     parallel_for(p.groups, threads, [&](std::int64_t group, int) {
         orders[group] = by_diagonal(p, group);
         grams[group] = permuted(p, group, orders[group]);
     });
-    parallel_for(tiles.count(), threads, [&](std::int64_t task, int) {
+    const auto descend_tile = [&](std::int64_t task, int) {
         const auto tile = tiles.at(task);
         const MatrixF& gram = grams[tile.group];
         const auto& order = orders[tile.group];
@@ -44,6 +45,7 @@ void descend(const Problem& p, const Descent& options, std::span<std::int32_t> c
             if (sweep % refresh == 0) rows.product.noalias() = rows.difference * gram;
             std::vector<char> moved(static_cast<std::size_t>(tile.rows), 0);
             for (std::int64_t first = 0; first < p.features; first += panel_features) {
+                watch.look();
                 const std::int64_t count = std::min(panel_features, p.features - first);
                 rows.change.setZero(tile.rows, count);
                 bool any = false;
@@ -74,7 +76,8 @@ void descend(const Problem& p, const Descent& options, std::span<std::int32_t> c
             rows.moving = moved;
             if (std::none_of(moved.begin(), moved.end(), [](char m) { return m; })) break;
         }
-    });
+    };
+    all_or_nothing(codes, [&] { parallel_for(tiles.count(), threads, descend_tile, &watch); });
 }
 
 }  // namespace leadline::rounding

@@ -106,6 +106,41 @@ struct Patches {
 
 }  // namespace
 
+namespace {
+
+// Fewer multiplications than these are done before anybody could give them up.
+constexpr std::int64_t long_work = std::int64_t{1} << 30;
+
+// Calls add(watch). Where that takes long and may be given up, sums and upper triangles are copied before, and put back
+// if it throws.
+template <class Add>
+void all_or_nothing(std::int64_t multiplications, std::int64_t features, std::span<double> sum,
+                    std::span<double> second, Add&& add) {
+    Watch watch;
+    if (!watch.watches() || multiplications < long_work) return add(nullptr);
+    const auto each_row = [&](auto&& body) {
+        body(sum);
+        for (std::int64_t row = 0; row < static_cast<std::int64_t>(sum.size()); ++row) {
+            const std::int64_t first = row % features / square * square;
+            body(second.subspan(row * features + first, features - first));
+        }
+    };
+    std::vector<double> before;
+    each_row([&](std::span<double> row) { before.insert(before.end(), row.begin(), row.end()); });
+    try {
+        add(&watch);
+    } catch (...) {
+        auto from = before.begin();
+        each_row([&](std::span<double> row) {
+            std::copy_n(from, row.size(), row.begin());
+            from += static_cast<std::ptrdiff_t>(row.size());
+        });
+        throw;
+    }
+}
+
+}  // namespace
+
 bool update(std::span<const float> x, std::int64_t rows, std::int64_t features, std::span<double> sum,
             std::span<double> second, int threads) {
     const auto size = static_cast<std::int64_t>(x.size()), expected = static_cast<std::int64_t>(sum.size());
@@ -123,15 +158,19 @@ bool update(std::span<const float> x, std::int64_t rows, std::int64_t features, 
             for (std::int64_t f = first; f < last; ++f) total[f] += static_cast<double>(x[r * features + f]);
     });
     if (!all_finite(total)) return false;
-    for (std::size_t f = 0; f < sum.size(); ++f) sum[f] += total[f];
     const UpperSquares squares(features);
-    parallel_for(squares.count(), threads, [&](std::int64_t task, int) {
-        const auto [i, j] = squares.at(task);
-        for (std::int64_t row = 0; row < rows; row += slab_rows) {
-            const std::int64_t n = std::min(slab_rows, rows - row);
-            const Slab slab(&x[row * features], features, n, Eigen::OuterStride<>(features));
-            add_square(slab, i, j, features, second.data());
-        }
+    all_or_nothing(rows * features * features, features, sum, second, [&](Watch* watch) {
+        for (std::size_t f = 0; f < sum.size(); ++f) sum[f] += total[f];
+        const auto add_slabs = [&](std::int64_t task, int) {
+            const auto [i, j] = squares.at(task);
+            for (std::int64_t row = 0; row < rows; row += slab_rows) {
+                if (watch) watch->look();
+                const std::int64_t n = std::min(slab_rows, rows - row);
+                const Slab slab(&x[row * features], features, n, Eigen::OuterStride<>(features));
+                add_square(slab, i, j, features, second.data());
+            }
+        };
+        parallel_for(squares.count(), threads, add_slabs, watch);
     });
     return true;
 }
@@ -156,10 +195,12 @@ bool update_conv(std::span<const float> x, const Conv& conv, std::span<double> s
         for (std::int64_t b = 0; b < conv.batch; ++b)
             for (std::int64_t p = 0; p < pixels; p += slab_rows) body(b, p, std::min(p + slab_rows, pixels));
     };
-    if (conv.groups > 1) {  // a group is a task
-        parallel_for(conv.groups, threads, [&](std::int64_t g, int) {
+    const std::int64_t taps = conv.kernel_h * conv.kernel_w;
+    const auto add_groups = [&](Watch* watch) {  // a group is a task
+        const auto add_group = [&](std::int64_t g, int) {
             thread_local Patches patches;
             each_slab([&](std::int64_t b, std::int64_t begin, std::int64_t end) {
+                if (watch) watch->look();
                 patches.resize(conv, end - begin);
                 for (std::int64_t c = 0; c < conv.channels; ++c)
                     patches.fill(&x[b * image + g * conv.channels * plane], conv, begin, end, c);
@@ -169,21 +210,28 @@ bool update_conv(std::span<const float> x, const Conv& conv, std::span<double> s
                     add_square(patches.view(conv), i, j, features, &second[g * features * features]);
                 }
             });
+        };
+        parallel_for(conv.groups, threads, add_group, watch);
+    };
+    const auto add_squares = [&](Watch* watch) {  // a square of the only group's matrix is a task
+        Patches patches;
+        each_slab([&](std::int64_t b, std::int64_t begin, std::int64_t end) {
+            patches.resize(conv, end - begin);
+            const auto fill = [&](std::int64_t c, int) {
+                patches.fill(&x[b * image], conv, begin, end, c);
+                patches.add_sum(c * taps, (c + 1) * taps, sum.data());
+            };
+            const auto add = [&](std::int64_t t, int) {
+                const auto [i, j] = squares.at(t);
+                add_square(patches.view(conv), i, j, features, second.data());
+            };
+            parallel_for(conv.channels, threads, fill, watch);
+            parallel_for(squares.count(), threads, add, watch);
         });
-        return true;
-    }
-    Patches patches;
-    const std::int64_t taps = conv.kernel_h * conv.kernel_w;
-    each_slab([&](std::int64_t b, std::int64_t begin, std::int64_t end) {
-        patches.resize(conv, end - begin);
-        parallel_for(conv.channels, threads, [&](std::int64_t c, int) {
-            patches.fill(&x[b * image], conv, begin, end, c);
-            patches.add_sum(c * taps, (c + 1) * taps, sum.data());
-        });
-        parallel_for(squares.count(), threads, [&](std::int64_t t, int) {
-            const auto [i, j] = squares.at(t);
-            add_square(patches.view(conv), i, j, features, second.data());
-        });
+    };
+    const std::int64_t multiplications = conv.batch * conv.groups * pixels * features * features;
+    all_or_nothing(multiplications, features, sum, second, [&](Watch* watch) {
+        conv.groups > 1 ? add_groups(watch) : add_squares(watch);
     });
     return true;
 }

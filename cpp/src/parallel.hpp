@@ -5,8 +5,14 @@
 #endif
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <exception>
+#include <mutex>
+#include <thread>
+
+#include "watch.hpp"
 
 namespace leadline {
 
@@ -43,26 +49,39 @@ LEADLINE_SEEN void call_task(Body& body, std::int64_t task, int worker) {
 }
 
 // Calls body(task, worker) for every task. The first exception is kept and rethrown on the calling thread: an exception
-// that leaves a parallel region would end the process. The only OpenMP pragmas of the library are here.
+// that leaves a parallel region would end the process. The only OpenMP pragmas of the library are here. With a watch,
+// tasks are not begun once it has stopped; the calling thread goes on asking while others finish theirs.
 template <class Body>
-LEADLINE_UNSEEN void parallel_for(std::int64_t tasks, int threads, Body&& body) {
+LEADLINE_UNSEEN void parallel_for(std::int64_t tasks, int threads, Body&& body, Watch* watch = nullptr) {
     const int workers = worker_count(tasks, threads);
     if (workers == 1) {
-        for (std::int64_t task = 0; task < tasks; ++task) call_task(body, task, 0);
+        for (std::int64_t task = 0; task < tasks; ++task) {
+            if (watch) watch->look();
+            call_task(body, task, 0);
+        }
         return;
     }
     std::exception_ptr failure;
+    std::mutex failing;
+    std::atomic<std::int64_t> left = tasks;
     char begin, end;
     happens_before(&begin);
-#pragma omp parallel for schedule(dynamic) num_threads(workers)
-    for (std::int64_t task = 0; task < tasks; ++task) {
+#pragma omp parallel num_threads(workers)
+    {
         happens_after(&begin);
-        try {
-            call_task(body, task, omp_get_thread_num());
-        } catch (...) {
-#pragma omp critical(leadline_failure)
-            if (!failure) failure = std::current_exception();
+#pragma omp for schedule(dynamic) nowait
+        for (std::int64_t task = 0; task < tasks; ++task) {
+            try {
+                if (watch) watch->look();
+                call_task(body, task, omp_get_thread_num());
+            } catch (...) {
+                const std::lock_guard lock(failing);
+                if (!failure) failure = std::current_exception();
+            }
+            --left;
         }
+        if (omp_get_thread_num() == 0 && watch && watch->watches())
+            while (left > 0 && !watch->stopped()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
         happens_before(&end);
     }
     happens_after(&end);

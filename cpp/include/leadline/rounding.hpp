@@ -28,8 +28,8 @@ struct Descent {
     bool neighbours = false;    // only the two codes beside w / scale, as AdaRound's choice is
 };
 
-// Cyclic coordinate descent on the codes: each takes the value that is best with all others fixed. The error of a row
-// never rises; codes are changed in place.
+// Cyclic coordinate descent on the codes, in place: each takes the value that is best with all others fixed. The error
+// of a row never rises by more than the rounding of float products, which `error` judges.
 void descend(const Problem& problem, const Descent& options, std::span<std::int32_t> codes, int threads);
 
 // Descent where outputs matter jointly: the error is tr(F D G D^T) for the rows' differences D, with F = E[g g^T] over

@@ -17,8 +17,8 @@ struct Layer {
     std::int64_t features() const { return channels * taps; }
 };
 
-// For each of the candidates, rows of `scales` (candidates x channels), the error in `out`. A grid covers each run of
-// `block` features of a row (all of them: one grid for each row); block 0 is one grid for the whole weight.
+// For each of the candidates, rows of `scales` (candidates x channels), the error in `out`. A grid covers `block`
+// neighbouring features of a row (all of them: one grid for each row); block 0 is one grid for the whole weight.
 void weight_errors(const Layer& layer, std::span<const double> scales, const affine::Scheme& scheme, std::int64_t block,
                    std::span<double> out, int threads);
 
