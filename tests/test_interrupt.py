@@ -5,8 +5,8 @@ import signal
 import numpy as np
 import pytest
 
-from leadline import rounding
 from leadline.gram import ConvGram, Gram
+from leadline.rounding.problem import Problem
 from leadline.types import Grid, Scheme
 from natives import native  # noqa: F401
 
@@ -50,13 +50,19 @@ def test_moments_are_as_they_were(alarm, make, shape, threads):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_adaround_ends(alarm, threads):
-    """Left alone, it would take years."""
+def test_codes_are_as_they_were(alarm, threads):
+    """Left alone, AdaRound would take seconds, and change some."""
     random = np.random.default_rng(0)
-    weight = random.standard_normal((70, 64)).astype(np.float32)
+    weight = random.standard_normal((140, 64)).astype(np.float32)
     grid = Grid(
-        np.full(70, 0.2, np.float32), np.zeros(70, np.int32), Scheme(bits=4, signed=True, granularity="axis", axis=0)
+        np.full(140, 0.2, np.float32), np.zeros(140, np.int32), Scheme(bits=4, signed=True, granularity="axis", axis=0)
     )
+    problem = Problem(weight, np.eye(64) + 0.5, grid, False, "adaround")
+    start = problem.start(None, threads)
+    codes = start.copy()
     with pytest.raises(Stop):
         alarm()
-        rounding.adaround(weight, np.eye(64) + 0.1, grid, iterations=10**12, warm_start=1.0, threads=threads)
+        problem.native.adaround(codes, 30_000, 0.1, 0.0, 1.0, 20.0, 2.0, threads)
+    np.testing.assert_array_equal(codes, start)
+    problem.native.adaround(codes, 100, 0.1, 0.0, 1.0, 20.0, 2.0, threads)
+    assert (codes != start).any()
