@@ -16,7 +16,7 @@ from leadline.preparation import load_pair
 from leadline.progress import Progress, Quiet
 from leadline.scores import Dense, OutputScore, Run, TensorScore, origin
 from leadline.tail_scores import FinalScore, Tailed
-from leadline.targets import Target, target_for
+from leadline.targets import Target, target_for, target_of
 from leadline.targets.target import Facts
 from leadline.types import InputError
 
@@ -92,6 +92,7 @@ class Verification:
             "origin": self.origin,
             "moved": self.moved,
             "target": self.target,
+            "title": target_of(self.target).title,
             "judged_by": self.judged_by,
             "facts": self.facts and self.facts.to_dict() | {"lines": self.facts.lines()},
         }

@@ -30,7 +30,6 @@ from leadline.report.artefacts import (
 from leadline.report.depth import PROFILES, figures, footage_pictures
 from leadline.report.pictures import triptych
 from leadline.report.statistics import densities, ranges, rounding
-from leadline.targets import target_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,7 +75,7 @@ def document(
         "network": _network(model, quantized.graph),
         "recipe": {"name": recipe.name, "description": recipe.description, "toml": recipe.to_toml()},
         "data": _data(quantized.held_out, quantized.skipped) | {"calibration": quantized.calibrated},
-        "files": {name: (folder / name).stat().st_size for name in run_files() if (folder / name).is_file()},
+        "files": _files(Path(model), folder),
         "target": {"name": quantized.target.name, "options": quantized.target.chosen},
         "artefact": quantized.target.file,
         "limits": quantized.limits,
@@ -129,6 +128,12 @@ def verified(fp32: Path, graph: Graph, artefact: Path, samples: Samples, verific
         "coverage": _coverage_of(artefact),
         "verification": verification.to_dict(),
     }
+
+
+def _files(source: Path, folder: Path) -> dict[str, int]:
+    """Bytes of what a run wrote; of the float network as it came, where it has no other form."""
+    sizes = {name: (folder / name).stat().st_size for name in run_files() if (folder / name).is_file()}
+    return sizes if "model.fp32.onnx" in sizes else {source.name: source.stat().st_size} | sizes
 
 
 def _coverage_of(artefact: Path) -> dict[str, Any] | None:
@@ -227,7 +232,7 @@ def show(document: dict[str, Any], console: Console) -> None:
     from rich.table import Column, Table
 
     verification, coverage = document["verification"], document["coverage"]
-    target = target_of(verification["target"]).title
+    target = verification["title"]
     heads = ("SQNR dB", "about mean", "worst sample", f"{target} dB", f"{target} within 1 step", "largest steps")
     outputs = Table(Column("output", overflow="fold", min_width=14), *heads, box=None)
     for row in verification["outputs"]:

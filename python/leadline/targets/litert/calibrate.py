@@ -149,7 +149,8 @@ def quantize(
         preprocess = Preprocess.from_dict({"layout": "NHWC" if last else "NCHW"} | dict(recipe.data))
     chosen_samples = load(data, inputs, preprocess if _takes_pictures(data) else None, samples, seed, strict)
     calibration, held_out = chosen_samples.split()
-    return _Work(content, runner, recipe, calibration, held_out, threads, over).plan()
+    work = _Work(content, runner, recipe, calibration, held_out, threads, over)
+    return replace(work.plan(), calibrated=len(calibration))
 
 
 def _takes_pictures(data: Any) -> bool:

@@ -60,6 +60,8 @@ class Plan:
         One line for each thing that is not as the recipe says, or that was chosen.
     held_out : Samples or None
         What calibration did not see.
+    calibrated : int
+        How many samples it saw.
     """
 
     content: bytes
@@ -67,6 +69,7 @@ class Plan:
     parameters: Mapping[str, tuple[Grid, Codes]]
     notes: tuple[str, ...] = ()
     held_out: Samples | None = None
+    calibrated: int = 0
 
 
 def tool(name: str) -> Any:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from leadline.audit.network import Network
     from leadline.graph import Graph
     from leadline.original import Original
+    from leadline.steps import Record
     from leadline.targets.litert.kernels import Plan
     from leadline.targets.litert.run import Kernels
 
@@ -85,20 +86,22 @@ class LiteRT(Target):
         return path.suffix == ".tflite"
 
     def quantize(self, path: Path, recipe: Recipe, data: Any, **options: Any) -> dict[str, Any]:
-        from leadline.steps import Record
         from leadline.targets.litert.calibrate import quantize
         from leadline.targets.litert.device import FloatTflite
+        from leadline.targets.litert.read import read
 
         progress = options.pop("progress") or Quiet()
         plan = quantize(path, recipe, data, over=progress.over, **options)
         original = FloatTflite(path, options.get("threads"))
         known = {name: grid for name, (grid, _) in plan.parameters.items()}
-        assert plan.held_out is not None
+        constants = [tensor for tensor in read(plan.content).main.tensors if tensor.constant]
+        weights = {tensor.name: tensor.array for tensor in constants if tensor.dtype == "float32"}
         return {
-            "graph": original.graph,
+            "graph": replace(original.graph, weights=weights),
             "grids": dict(plan.activations) | known,
             "codes": {name: codes for name, (_, codes) in plan.parameters.items()},
-            "log": [Record.of("calibrate", note) for note in plan.notes],
+            "log": [_record(note, path.name) for note in plan.notes],
+            "calibrated": plan.calibrated,
             "held_out": plan.held_out,
             "original": original,
             "made": plan,
@@ -149,6 +152,15 @@ class LiteRT(Target):
         from leadline.targets.litert.audit import audit_tflite
 
         return audit_tflite(path) if self.opens(path) else None
+
+
+def _record(note: str, file: str) -> Record:
+    """A note of the plan in a run's log: of a step that was not done, or of what calibration chose."""
+    from leadline.recipe import STEPS
+    from leadline.steps import Record
+
+    step, _, rest = note.partition(": ")
+    return Record(step, file, rest, kept=False) if step in STEPS else Record.of("calibrate", note)
 
 
 TARGET = LiteRT
