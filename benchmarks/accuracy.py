@@ -44,7 +44,7 @@ from rich.table import Table
 
 import tasks
 from leadline import pipeline
-from leadline.data import Preprocess, Samples, load
+from leadline.data import Data, Preprocess, Samples, load_samples
 from leadline.export import qdq
 from leadline.files import replacing
 from leadline.graph import Graph, inspect_inputs
@@ -140,10 +140,10 @@ def pictures(name: str) -> tuple[Samples, Samples]:
         print("note: without Debian's opencv-doc there are fewer pictures; figures differ", file=sys.stderr)
     preprocess = Preprocess.from_dict(testbed.preprocess(name))
     inputs = inspect_inputs(testbed.network(name))
-    first = load(calibration[:CALIBRATION], inputs, preprocess, strict=True)
+    first = load_samples(Data(calibration[:CALIBRATION], preprocess=preprocess, strict=True), inputs)
     if name == "D":
-        return first, load(views(scored, preprocess), inputs)
-    return first, load(scored, inputs, preprocess, strict=True)
+        return first, load_samples(views(scored, preprocess), inputs)
+    return first, load_samples(Data(scored, preprocess=preprocess, strict=True), inputs)
 
 
 def views(paths: Sequence[Path], preprocess: Preprocess) -> list[NDArray[np.float32]]:

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from leadline import pipeline
-from leadline.data import Preprocess, choose, load
+from leadline.data import Data, Preprocess, choose, load_samples
 from leadline.data.choice import BY_FEATURES, METHODS
 from leadline.depth import networks, scenes
 from leadline.evaluation import Footage, judge, predict
@@ -60,7 +60,7 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="leadline-choice-") as folder:
         render(Path(folder), options.junk)
-        candidates = load(folder, inspect_inputs(networks.path()), preprocess)
+        candidates = load_samples(Data(folder, preprocess=preprocess), inspect_inputs(networks.path()))
         inside = network_features(graph, INSIDE, threads=1)
         for plan in plans:
             for count in options.counts:

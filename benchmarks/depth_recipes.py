@@ -29,7 +29,7 @@ from rich.table import Table
 import accuracy
 import smalldepth
 from leadline.comparison import compare
-from leadline.data import Preprocess, load
+from leadline.data import Preprocess, load_samples
 from leadline.depth import networks, scenes
 from leadline.evaluation import Footage, Judgement, feeds, judge, predict
 from leadline.files import replacing
@@ -81,7 +81,7 @@ def contest(name: str, recipes: list[str], folder: Path) -> dict[str, list[dict[
     ]
     done = compare(file, recipes, calibration, footage, folder, preprocess=preprocess, progress=Bars())
     found = {"float": done.floats}
-    samples = load(feeds(calibration, preprocess), inspect_inputs(file))
+    samples = load_samples(feeds(calibration, preprocess), inspect_inputs(file))
     fixed = accuracy.fix_shapes(file, next(iter(samples)), folder / "fixed.onnx")
     for method in RIVALS:
         artefact = folder / f"{method}.onnx"

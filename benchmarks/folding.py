@@ -24,7 +24,7 @@ from rich.table import Table
 
 import accuracy
 import smalldepth
-from leadline.data import Preprocess, Samples, load
+from leadline.data import Preprocess, Samples, load_samples
 from leadline.data.samples import HELD_OUT
 from leadline.depth import networks, scenes
 from leadline.evaluation import feeds
@@ -52,7 +52,7 @@ def network(name: str) -> tuple[Graph, Samples]:
     graph = Graph.from_model(smalldepth.assemble()) if name == "smalldepth" else Graph.load(networks.path(name))
     size = (224, 224) if name == "smalldepth" else scenes.SIZE
     frames = [scenes.views(seed, size=size)[0] for seed in range(200_000, 200_000 + SAMPLES)]
-    return graph, load(feeds(frames, Preprocess(**networks.PREPROCESS)), graph.inputs)
+    return graph, load_samples(feeds(frames, Preprocess(**networks.PREPROCESS)), graph.inputs)
 
 
 def rotated(graph: Graph, samples: Samples) -> None:

@@ -38,7 +38,7 @@ from rich.table import Table
 import accuracy
 import smalldepth
 from leadline import pipeline
-from leadline.data import Preprocess, Samples, load
+from leadline.data import Preprocess, Samples, load_samples
 from leadline.depth import networks, scenes, score
 from leadline.export import qdq
 from leadline.files import replacing
@@ -81,7 +81,7 @@ class Contest:
     def _samples(self, frames: list[Any]) -> Samples:
         from leadline.evaluation import feeds
 
-        return load(feeds(frames, Preprocess(**networks.PREPROCESS)), inspect_inputs(self.file))
+        return load_samples(feeds(frames, Preprocess(**networks.PREPROCESS)), inspect_inputs(self.file))
 
     def judge(self, outputs: list[accuracy.Outputs]) -> tuple[list[float], str, float]:
         """SQNR of each output, and the task in words and as a number."""

@@ -24,7 +24,7 @@ from rich.table import Table
 import accuracy
 import testbed
 from leadline import pipeline
-from leadline.data import Preprocess, Samples, load
+from leadline.data import Data, Preprocess, Samples, load_samples
 from leadline.export import qdq
 from leadline.files import replacing
 from leadline.graph import Graph, inspect_inputs
@@ -85,7 +85,10 @@ def calibrate(who: str, count: int, folder: Path) -> None:
 def pictures(network: Path, count: int) -> Samples:
     paths = testbed.pictures()
     repeated = (paths * -(-count // len(paths)))[:count]
-    return load(repeated, inspect_inputs(network), Preprocess.from_dict(testbed.preprocess(NETWORK)), strict=True)
+    return load_samples(
+        Data(repeated, preprocess=Preprocess.from_dict(testbed.preprocess(NETWORK)), strict=True),
+        inspect_inputs(network),
+    )
 
 
 def peak_mb() -> float:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from leadline import pipeline
-from leadline.data import Samples, load
+from leadline.data import Data, Samples, load_samples
 from leadline.files import replacing
 from leadline.graph import Graph
 from leadline.inspector import inspect
@@ -108,7 +108,7 @@ def measure(options: argparse.Namespace, out: Path) -> dict[str, Any]:
 
 def footage(system: System, graph: Graph, count: int) -> Samples:
     files = testbed.videos() if len(graph.inputs[0].shape) == 5 else testbed.pictures("calibration")
-    return load(files, graph.inputs, system.preprocess, limit=count)
+    return load_samples(Data(files, preprocess=system.preprocess, num_samples=count), graph.inputs)
 
 
 if __name__ == "__main__":

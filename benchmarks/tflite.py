@@ -32,7 +32,7 @@ import accuracy
 import harness
 import tasks
 from leadline import pipeline
-from leadline.data import Preprocess, Samples, load
+from leadline.data import Preprocess, Samples, load_samples
 from leadline.depth import networks, scenes
 from leadline.evaluation import Footage, feeds, judge
 from leadline.files import replacing
@@ -76,7 +76,9 @@ class Task:
             preprocess = Preprocess(**networks.PREPROCESS)
             first, second = ([scenes.views(seed)[0] for seed in seeds] for seeds in (CALIBRATION, STILLS))
             inputs = Graph.load(self.path).inputs
-            self.calibration, self.held = (load(feeds(frames, preprocess), inputs) for frames in (first, second))
+            self.calibration, self.held = (
+                load_samples(feeds(frames, preprocess), inputs) for frames in (first, second)
+            )
             self.footage = Footage(second)
         else:
             self.path = testbed.network(name)

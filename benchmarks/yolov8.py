@@ -23,7 +23,7 @@ import onnx
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import leadline
-from leadline.data import Samples, load
+from leadline.data import Data, Samples, load_samples
 from leadline.recipe import Recipe
 from leadline.systems import yolov8
 from leadline.systems.system import System
@@ -99,12 +99,14 @@ def main() -> None:
 def _data(given: Any, system: System) -> tuple[Samples, Samples]:
     inputs, size = system.network.inputs, system.network.inputs[0].shape[2]
     if given.data is not None:
-        samples = load(given.data, inputs, system.preprocess, given.calibration + given.unseen)
+        samples = load_samples(
+            Data(given.data, preprocess=system.preprocess, num_samples=given.calibration + given.unseen), inputs
+        )
         return samples.take(given.calibration), samples.part(
             range(min(given.calibration, len(samples) - 1), len(samples))
         )
     first = [drawn(i, size) for i in range(given.calibration)]
-    return load(first, inputs), load([drawn(1000 + i, size) for i in range(given.unseen)], inputs)
+    return load_samples(first, inputs), load_samples([drawn(1000 + i, size) for i in range(given.unseen)], inputs)
 
 
 if __name__ == "__main__":

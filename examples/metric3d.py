@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs="+", default=[616, 1064], help="height and width, multiples of 28")
     parser.add_argument("--iterations", type=int, help="of the recurrent decoder; default: the configuration's")
     parser.add_argument("--recipe", default="quartdepth-w4a8", help="a name (see `leadline recipe`) or a TOML file")
-    parser.add_argument("--samples", type=int, default=32, help="pictures to calibrate on and to check with")
+    parser.add_argument("--num-samples", type=int, default=32, help="pictures to calibrate on and to check with")
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
 
@@ -43,9 +43,7 @@ def main() -> None:
     quantized = leadline.quantize(
         system.to_graph(),
         options.recipe,
-        options.data,
-        preprocess=system.preprocess,
-        samples=options.samples,
+        leadline.Data(options.data, preprocess=system.preprocess, num_samples=options.num_samples),
         threads=options.threads,
         progress=Bars(),
     )

@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from leadline.data import load
+from leadline.data import Data, load_samples
 from leadline.progress import Bars
 from leadline.systems import uvq
 from leadline.systems.chain import to_tflite
@@ -28,7 +28,7 @@ def main() -> None:
     )
     parser.add_argument("--recipes", nargs="+", default=["dynamic-int8"],
                         help="dynamic-int8, weight-only-int8, fp16, int4-block128, w8a8")  # fmt: skip
-    parser.add_argument("--samples", type=int, default=4, help="frames to calibrate and compare on")
+    parser.add_argument("--num-samples", type=int, default=4, help="frames to calibrate and compare on")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the artefacts")
     parser.add_argument("--threads", type=int)
     given = parser.parse_args()
@@ -40,7 +40,12 @@ def main() -> None:
         frames = [{"frame": frame[None]} for frame in uvq.pictures(2, content.inputs["frame"].shape[2:])]
     else:
         shape = content.inputs["frame"].shape
-        frames = list(load(given.frames, [("frame", "float32", shape)], content.preprocess, given.samples))
+        frames = list(
+            load_samples(
+                Data(given.frames, preprocess=content.preprocess, num_samples=given.num_samples),
+                [("frame", "float32", shape)],
+            )
+        )
     made = to_tflite(
         chain.to_graphs(), chain.sources, frames, given.recipes, given.out,
         calls=chain.calls, threads=given.threads, progress=Bars(),

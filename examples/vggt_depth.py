@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="of BlendedMVS")
     parser.add_argument("--scenes", nargs="+", help="folders under it")
     parser.add_argument("--rendered", type=int, metavar="N", help="N rendered views in place of BlendedMVS")
-    parser.add_argument("--samples", type=int, default=16, help="pairs")
+    parser.add_argument("--num-samples", type=int, default=16, help="pairs")
     parser.add_argument("--recipe", default="w8a8", help="a name (see `leadline recipe`) or a TOML file")
     parser.add_argument("--preset", default="npu", help="cpu or npu")
     parser.add_argument("--audit", help="hexagon or litert: ask the target about each operator first")
@@ -58,7 +58,7 @@ def main() -> None:
         if options.rendered:
             root, scenes = Path(folder), ["rendered"]
             write_blendedmvs(root / "rendered", clip(7, options.rendered, (options.size, options.size)))
-        pairs = load_blendedmvs_pairs(scenes, root, options.samples, side=options.size)
+        pairs = load_blendedmvs_pairs(scenes, root, options.num_samples, side=options.size)
         run(options, pairs)
 
 

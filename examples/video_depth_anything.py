@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=266, help="pixels a side, a multiple of 14")
     parser.add_argument("--recipe", default="adaround-w8a8", help="a name (see `leadline recipe`) or a TOML file")
     parser.add_argument("--target", default="onnxruntime", help="onnxruntime or hexagon")
-    parser.add_argument("--samples", type=int, default=24, help="clips to calibrate on and to check with")
+    parser.add_argument("--num-samples", type=int, default=24, help="clips to calibrate on and to check with")
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
 
@@ -41,9 +41,7 @@ def main() -> None:
     quantized = leadline.quantize(
         system.to_graph(),
         options.recipe,
-        options.data,
-        preprocess=system.preprocess,
-        samples=options.samples,
+        leadline.Data(options.data, preprocess=system.preprocess, num_samples=options.num_samples),
         target=options.target,
         threads=options.threads,
         progress=Bars(),

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import leadline
-from leadline.data import load
+from leadline.data import Data, load_samples
 from leadline.files import filling
 from leadline.progress import Bars
 from leadline.systems import yolov8
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--target", choices=("onnxruntime", "hexagon"), default="onnxruntime")
     parser.add_argument("--observer", default="best", help="best, minmax, entropy, percentile, mse ...")
     parser.add_argument("--separate", action="store_true", help="an output each for boxes and scores")
-    parser.add_argument("--samples", type=int, help="calibrate on at most so many pictures")
+    parser.add_argument("--num-samples", type=int, help="calibrate on at most so many pictures")
     parser.add_argument("--score", type=float, default=0.25, help="the least score of a detection")
     parser.add_argument("--threads", type=int)
     given = parser.parse_args()
@@ -43,14 +43,16 @@ def main() -> None:
     done = leadline.quantize(
         system.network,
         yolov8.recipe(given.observer, separate=given.separate),
-        given.pictures,
-        preprocess=system.preprocess,
-        samples=given.samples,
+        leadline.Data(given.pictures, preprocess=system.preprocess, num_samples=given.num_samples),
         threads=given.threads,
         progress=Bars(),
         target=given.target,
     )
-    unseen = load(given.unseen, system.network.inputs, system.preprocess) if given.unseen else done.held_out
+    unseen = (
+        load_samples(Data(given.unseen, preprocess=system.preprocess), system.network.inputs)
+        if given.unseen
+        else done.held_out
+    )
     with filling(given.out) as folder:
         done.save(folder)
         found = yolov8.compare(

@@ -14,7 +14,7 @@ import pytest
 from data_samples import refused
 from leadline import pipeline
 from leadline.cache import Cache, digest, environment
-from leadline.data import load
+from leadline.data import load_samples
 from leadline.graph import Graph
 from leadline.options import Equalize, Fold
 from leadline.recipe import Recipe
@@ -42,9 +42,9 @@ def test_a_graph_and_samples_are_known_by_content():
     other.weights["w1"] = other.weights["w1"] * np.float32(1.0001)
     assert digest(one) != digest(other)
     data = samples(4)
-    assert load(data, one.inputs).digest() == load(data.copy(), one.inputs).digest()
-    assert load(data, one.inputs).digest() != load(data[::-1].copy(), one.inputs).digest()
-    assert load(data, one.inputs).take(2).digest() == load(data[:2], one.inputs).digest()
+    assert load_samples(data, one.inputs).digest() == load_samples(data.copy(), one.inputs).digest()
+    assert load_samples(data, one.inputs).digest() != load_samples(data[::-1].copy(), one.inputs).digest()
+    assert load_samples(data, one.inputs).take(2).digest() == load_samples(data[:2], one.inputs).digest()
 
 
 def test_the_environment_is_leadline_s_own_code_and_what_it_computes_with(tmp_path, monkeypatch):

@@ -224,7 +224,7 @@ def test_pictures_with_flags(quantize, tmp_path):
     for i in range(4):
         picture(tmp_path / "pictures" / f"{i}.png", i)
     flags = ["--resize", "14", "--crop", "12x12", "--mean", "0.5,0.5,0.5", "--std", "0.25", "--channels", "BGR"]
-    result = quantize(*flags, "--samples", "3", "--seed", "4", "--json", data=tmp_path / "pictures")
+    result = quantize(*flags, "--num-samples", "3", "--seed", "4", "--json", data=tmp_path / "pictures")
     assert result.code == 0, result.err
     assert result.json["data"]["calibration"] + len(result.json["data"]["held_out"]) == 3
     assert str(tmp_path) not in json.dumps(result.json)
@@ -447,7 +447,7 @@ def test_the_output_folder_must_be_writable(quantize, tmp_path):
         (["--crop", "big"], "'big'"),
         (["--mean", "a,b"], "'a,b'"),
         (["--layout", "HWC"], "'HWC'"),
-        (["--samples", "0"], "0"),
+        (["--num-samples", "0"], "0"),
         (["--encodings-version", "3.0"], "'3.0'"),
         (["--threads", "0"], "threads"),
         (["--threads", "-1"], "threads"),
@@ -469,7 +469,7 @@ def test_what_typer_refuses_is_a_user_s_mistake_too(leadline, net, data, out):
     for arguments in (
         ["quantize", net],
         ["quantize", net, "--data", data],
-        ["quantize", net, "--data", data, "--out", out, "--samples", "many"],
+        ["quantize", net, "--data", data, "--out", out, "--num-samples", "many"],
         ["quantize", net, "--data", data, "--out", out, "--colour", "red"],
         ["dance"],
         ["verify", net],

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_samples import OPEN, PICTURE, VECTOR, Settled, equal, peak_below, picture, refused
-from leadline.data import Preprocess, Samples, load
+from leadline.data import Data, Preprocess, Samples, load_samples
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def names(samples: Samples) -> list[str]:
 
 
 def test_folder_is_read_recursively_in_order_of_name(folder: Path) -> None:
-    samples = load(folder, PICTURE)
+    samples = load_samples(folder, PICTURE)
     assert names(samples) == ["a.JPG", "b.png", "c.webp", "d.bmp", "e.tif", "z.gif"]
     assert len(samples) == 6
     assert samples.skipped == []
@@ -52,45 +52,57 @@ def test_folder_is_read_recursively_in_order_of_name(folder: Path) -> None:
 
 
 def test_each_iteration_gives_the_same_feeds(folder: Path) -> None:
-    samples = load(folder, PICTURE)
+    samples = load_samples(folder, PICTURE)
     assert all(equal(a, b) for a, b in zip(samples, samples, strict=True))
 
 
 def test_file_list_and_text_paths(folder: Path) -> None:
-    assert names(load(str(folder / "b.png"), PICTURE)) == ["b.png"]
-    assert names(load([folder / "z.gif", str(folder / "b.png")], PICTURE)) == ["z.gif", "b.png"]
-    assert names(load((folder / "z.gif", folder / "sub"), PICTURE)) == ["z.gif", "c.webp", "d.bmp", "e.tif"]
+    assert names(load_samples(str(folder / "b.png"), PICTURE)) == ["b.png"]
+    assert names(load_samples([folder / "z.gif", str(folder / "b.png")], PICTURE)) == ["z.gif", "b.png"]
+    assert names(load_samples((folder / "z.gif", folder / "sub"), PICTURE)) == ["z.gif", "c.webp", "d.bmp", "e.tif"]
 
 
 def test_limit_is_seeded_and_keeps_the_order(folder: Path) -> None:
-    first, again = load(folder, PICTURE, limit=3, seed=5), load(folder, PICTURE, limit=3, seed=5)
+    first, again = (
+        load_samples(Data(folder, num_samples=3, seed=5), PICTURE),
+        load_samples(Data(folder, num_samples=3, seed=5), PICTURE),
+    )
     assert names(first) == names(again) == sorted(names(first))
-    chosen = {tuple(names(load(folder, PICTURE, limit=3, seed=seed))) for seed in range(8)}
+    chosen = {tuple(names(load_samples(Data(folder, num_samples=3, seed=seed), PICTURE))) for seed in range(8)}
     assert len(chosen) > 1
-    assert len(load(folder, PICTURE, limit=99)) == 6
+    assert len(load_samples(Data(folder, num_samples=99), PICTURE)) == 6
 
 
 def test_stated_size_wins_over_a_files_dims_but_not_over_a_settled_shape(folder: Path) -> None:
     placeholder = [("x", np.float32, (10, 3, 32, 32))]
-    samples = load(folder, placeholder, Preprocess(resize=(12, 14)))
+    samples = load_samples(Data(folder, preprocess=Preprocess(resize=(12, 14))), placeholder)
     assert next(iter(samples))["x"].shape == (1, 3, 12, 14)
-    with refused("[load] resize and crop must lead to the size of input 'x' (float32, 1x3x8x10). Received 12x14."):
-        load(folder, [Settled("x", np.float32, (1, 3, 8, 10))], Preprocess(resize=(12, 14)))
-    assert len(load(folder, [Settled("x", np.float32, (1, 3, 12, 14))], Preprocess(resize=(12, 14)))) == 6
+    with refused(
+        "[load_samples] resize and crop must lead to the size of input 'x' (float32, 1x3x8x10). Received 12x14."
+    ):
+        load_samples(Data(folder, preprocess=Preprocess(resize=(12, 14))), [Settled("x", np.float32, (1, 3, 8, 10))])
+    assert (
+        len(
+            load_samples(
+                Data(folder, preprocess=Preprocess(resize=(12, 14))), [Settled("x", np.float32, (1, 3, 12, 14))]
+            )
+        )
+        == 6
+    )
 
 
 def test_sizes_that_lead_nowhere_are_refused(folder: Path) -> None:
-    rule = "[load] input 'x' (float32, ?x3x?x?) leaves height and width open: state resize as [height, width], or crop"
-    with refused(f"{rule}. Received resize=8, crop=None."):
-        load(folder, OPEN, Preprocess(resize=8))
-    with refused("[load] resize must reach the longer side of input 'x' (float32, 1x3x8x10). Received 9."):
-        load(folder, PICTURE, Preprocess(resize=9))
+    rule = "input 'x' (float32, ?x3x?x?) leaves height and width open: state resize as [height, width], or crop"
+    with refused(f"[load_samples] {rule}. Received resize=8, crop=None."):
+        load_samples(Data(folder, preprocess=Preprocess(resize=8)), OPEN)
+    with refused("[load_samples] resize must reach the longer side of input 'x' (float32, 1x3x8x10). Received 9."):
+        load_samples(Data(folder, preprocess=Preprocess(resize=9)), PICTURE)
 
 
 def test_pictures_smaller_than_the_crop_are_skipped(tmp_path: Path) -> None:
     picture(tmp_path / "a.png", size=(30, 30))
     picture(tmp_path / "b.png", size=(30, 8))
-    samples = load(tmp_path, OPEN, Preprocess(crop=16))
+    samples = load_samples(Data(tmp_path, preprocess=Preprocess(crop=16)), OPEN)
     assert names(samples) == ["a.png"]
     assert samples.skipped == [(str(tmp_path / "b.png"), "8x30 pixels, smaller than the crop 16x16")]
 
@@ -113,12 +125,12 @@ def test_pictures_smaller_than_the_crop_are_skipped(tmp_path: Path) -> None:
             [("x", np.float32, (4, 3, 8, 8))],
             "pictures feed a network one at a time. Received input 'x' (float32, 4x3x8x8)",
         ),
-        ([], "[load] the network must have at least one input. Received none."),
+        ([], "[load_samples] the network must have at least one input. Received none."),
     ],
 )
 def test_inputs_that_pictures_cannot_feed(folder: Path, inputs: Any, message: str) -> None:
     with refused(message):
-        load(folder, inputs)
+        load_samples(folder, inputs)
 
 
 # ---- unreadable files ----------------------------------------------------------------------------------------------
@@ -148,7 +160,7 @@ def spoil(folder: Path) -> dict[str, str]:
 
 def test_unreadable_pictures_are_skipped_and_counted(tmp_path: Path) -> None:
     reasons = spoil(tmp_path)
-    samples = load(tmp_path, PICTURE)
+    samples = load_samples(tmp_path, PICTURE)
     assert names(samples) == ["whole.jpg", "whole.png"]
     assert [Path(path).name for path, _ in samples.skipped] == list(reasons)
     for (path, reason), expected in zip(samples.skipped, reasons.values(), strict=True):
@@ -161,14 +173,16 @@ def test_a_huge_picture_is_never_decoded(tmp_path: Path) -> None:
     spoil(tmp_path)
     (tmp_path / "c5.png").rename(tmp_path / "bomb.png")
     with peak_below(20e6), refused("bomb.png: more than"):
-        load(tmp_path / "bomb.png", PICTURE)
+        load_samples(tmp_path / "bomb.png", PICTURE)
 
 
 def test_strict_refuses_the_first_unreadable_picture(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"")
-    with refused(f"[load] every file must be readable when strict. Received {tmp_path / 'b.png'}: an empty file."):
-        load(tmp_path, PICTURE, strict=True)
+    with refused(
+        f"[load_samples] every file must be readable when strict. Received {tmp_path / 'b.png'}: an empty file."
+    ):
+        load_samples(Data(tmp_path, strict=True), PICTURE)
 
 
 def test_limit_counts_readable_pictures(tmp_path: Path) -> None:
@@ -176,18 +190,18 @@ def test_limit_counts_readable_pictures(tmp_path: Path) -> None:
         picture(tmp_path / f"{index}.png", index)
         (tmp_path / f"{index}x.png").write_bytes(b"")
     for seed in range(6):
-        assert len(load(tmp_path, PICTURE, limit=3, seed=seed)) == 3
+        assert len(load_samples(Data(tmp_path, num_samples=3, seed=seed), PICTURE)) == 3
 
 
 def test_nothing_readable(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_bytes(b"")
     (tmp_path / "a.png").write_bytes(b"")
     with refused(f"must be readable in {tmp_path}. Received 2 that are not: {tmp_path / 'a.png'}: an empty file."):
-        load(tmp_path, PICTURE)
+        load_samples(tmp_path, PICTURE)
 
 
 def test_a_picture_that_goes_away_is_named(folder: Path) -> None:
-    samples = load(folder, PICTURE)
+    samples = load_samples(folder, PICTURE)
     (folder / "b.png").unlink()
     with refused(
         f"[Samples] a picture must stay readable while it is in use. Received {folder / 'b.png'}: no such file."
@@ -197,33 +211,33 @@ def test_a_picture_that_goes_away_is_named(folder: Path) -> None:
 
 def test_empty_and_foreign_folders(tmp_path: Path) -> None:
     with refused(f"arrays (.npy .npz). Received {tmp_path}, with 0 files, none of them such."):
-        load(tmp_path, PICTURE)
+        load_samples(tmp_path, PICTURE)
     (tmp_path / "notes.txt").write_text("")
     with refused("with 1 files, none of them such."):
-        load(tmp_path, PICTURE)
-    with refused("[load] a data file must end in one of .avif"):
-        load(tmp_path / "notes.txt", PICTURE)
-    with refused(f"[load] data must be a file or folder that exists. Received {tmp_path / 'none'}."):
-        load(tmp_path / "none", PICTURE)
+        load_samples(tmp_path, PICTURE)
+    with refused("[load_samples] a data file must end in one of .avif"):
+        load_samples(tmp_path / "notes.txt", PICTURE)
+    with refused(f"[load_samples] data must be a file or folder that exists. Received {tmp_path / 'none'}."):
+        load_samples(tmp_path / "none", PICTURE)
 
 
 def test_kinds_are_not_mixed(folder: Path) -> None:
     np.save(folder / "x.npy", np.zeros((1, 3, 8, 10), np.float32))
     with refused(f"must be of one kind: pictures, videos or arrays. Received 6 pictures, 1 arrays in {folder}."):
-        load(folder, PICTURE)
+        load_samples(folder, PICTURE)
 
 
 def test_samples_pass_through(folder: Path) -> None:
-    samples = load(folder, PICTURE)
-    assert load(samples, PICTURE) is samples
-    assert len(load(samples, PICTURE, limit=2)) == 2
+    samples = load_samples(folder, PICTURE)
+    assert load_samples(samples, PICTURE) is samples
+    assert len(load_samples(Data(samples, num_samples=2), PICTURE)) == 2
 
 
 # ---- split and take ------------------------------------------------------------------------------------------------
 
 
 def numbered(n: int, seed: int = 0) -> Samples:
-    return load(np.arange(n * 4, dtype=np.float32).reshape(n, 4), VECTOR, seed=seed)
+    return load_samples(Data(np.arange(n * 4, dtype=np.float32).reshape(n, 4), seed=seed), VECTOR)
 
 
 @settings(deadline=None)
@@ -244,7 +258,7 @@ def test_split_is_a_partition(n: int, share: float, seed: int) -> None:
 def test_split_depends_on_the_seed_and_keeps_the_records(folder: Path) -> None:
     assert len({tuple(numbered(20, seed).split()[1].labels) for seed in range(5)}) > 1
     (folder / "broken.png").write_bytes(b"")
-    parts = load(folder, PICTURE).split(0.5)
+    parts = load_samples(folder, PICTURE).split(0.5)
     assert [len(part) for part in parts] == [3, 3]
     assert all(len(part.skipped) == 1 and part.ignored == 2 for part in parts)
 
@@ -287,31 +301,31 @@ def video(tmp_path: Path) -> Path:
 
 
 def test_frames_are_evenly_spread(video: Path) -> None:
-    samples = load(video, PICTURE, Preprocess(scale=1.0), limit=5)
+    samples = load_samples(Data(video, preprocess=Preprocess(scale=1.0), num_samples=5), PICTURE)
     gc.collect()
     assert samples.labels == [f"{video}[{i}]" for i in (0, 10, 20, 29, 39)]
     for feed, index in zip(samples, (0, 10, 20, 29, 39), strict=True):
         assert feed["x"].shape == (1, 3, 8, 10)
         assert abs(feed["x"].mean() - index * 6) < 6
     assert all(equal(a, b) for a, b in zip(samples, samples, strict=True))
-    assert len(load(video, PICTURE)) == 32
-    assert len(load(video, PICTURE, limit=99)) == 40
+    assert len(load_samples(video, PICTURE)) == 32
+    assert len(load_samples(Data(video, num_samples=99), PICTURE)) == 40
 
 
 CLIP = [("x", np.float32, (1, 4, 3, 8, 10))]
 
 
 def test_clips_are_consecutive_frames(video: Path) -> None:
-    samples = load(video, CLIP, Preprocess(scale=1.0), limit=3)
+    samples = load_samples(Data(video, preprocess=Preprocess(scale=1.0), num_samples=3), CLIP)
     assert samples.labels == [f"{video}[0:4]", f"{video}[18:22]", f"{video}[36:40]"]
     for feed, start in zip(samples, (0, 18, 36), strict=True):
         assert feed["x"].shape == (1, 4, 3, 8, 10)
         assert np.abs(feed["x"].mean((0, 2, 3, 4)) - np.arange(start, start + 4) * 6).max() < 6
-    assert len(load(video, CLIP, limit=99)) == 37, "clips may overlap"
+    assert len(load_samples(Data(video, num_samples=99), CLIP)) == 37, "clips may overlap"
     with refused("40 frames, fewer than the 41 of a clip"):
-        load(video, [("x", np.float32, (1, 41, 3, 8, 10))], strict=True)
+        load_samples(Data(video, strict=True), [("x", np.float32, (1, 41, 3, 8, 10))])
     with refused("must say how many frames make a clip"):
-        load(video, [("x", np.float32, (1, None, 3, 8, 10))])
+        load_samples(video, [("x", np.float32, (1, None, 3, 8, 10))])
 
 
 def test_clips_of_pictures_stay_within_a_folder(tmp_path: Path) -> None:
@@ -319,35 +333,38 @@ def test_clips_of_pictures_stay_within_a_folder(tmp_path: Path) -> None:
         (tmp_path / scene).mkdir()
         for index in range(count):
             Image.new("RGB", (10, 8), (index, 0, 0)).save(tmp_path / scene / f"{index}.png")
-    samples = load(tmp_path, CLIP, Preprocess(scale=1.0))
+    samples = load_samples(Data(tmp_path, preprocess=Preprocess(scale=1.0)), CLIP)
     assert samples.labels == [f"{tmp_path / scene / '0.png'} to 3.png" for scene in "ac"]
     assert [feed["x"][0, :, 0, 0, 0].tolist() for feed in samples] == [[0, 1, 2, 3]] * 2
     (tmp_path / "a" / "1.png").write_bytes(b"")
-    assert [feed["x"][0, :, 0, 0, 0].tolist() for feed in load(tmp_path, CLIP, Preprocess(scale=1.0))] == [
+    assert [
+        feed["x"][0, :, 0, 0, 0].tolist()
+        for feed in load_samples(Data(tmp_path, preprocess=Preprocess(scale=1.0)), CLIP)
+    ] == [
         [0, 2, 3, 4],
         [0, 1, 2, 3],
     ]
     with refused("a folder must hold the 4 pictures of a clip. Received 3"):
-        load(tmp_path / "b", CLIP)
+        load_samples(tmp_path / "b", CLIP)
 
 
 def test_several_videos_share_the_limit(video: Path) -> None:
     (video.parent / "second.mp4").write_bytes(video.read_bytes())
-    assert len(load(video.parent, PICTURE, limit=7)) == 7
-    assert len(load(video.parent, PICTURE)) == 64
+    assert len(load_samples(Data(video.parent, num_samples=7), PICTURE)) == 7
+    assert len(load_samples(video.parent, PICTURE)) == 64
 
 
 def test_broken_video(video: Path) -> None:
     (video.parent / "a.mp4").write_bytes(b"no film")
-    samples = load(video.parent, PICTURE, limit=4)
+    samples = load_samples(Data(video.parent, num_samples=4), PICTURE)
     assert len(samples) >= 2
     assert "not a video that PyAV can read" in samples.skipped[0][1]
     with refused("a.mp4: not a video"):
-        load(video.parent, PICTURE, strict=True)
+        load_samples(Data(video.parent, strict=True), PICTURE)
 
 
 def test_missing_video_extra_says_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     (tmp_path / "f.mp4").write_bytes(b"")
-    with refused(f"[load] a video needs PyAV: pip install 'leadline[video]'. Received {tmp_path / 'f.mp4'}."):
-        load(tmp_path / "f.mp4", PICTURE)
+    with refused(f"[load_samples] a video needs PyAV: pip install 'leadline[video]'. Received {tmp_path / 'f.mp4'}."):
+        load_samples(tmp_path / "f.mp4", PICTURE)

@@ -1,4 +1,4 @@
-"""leadline.data.choose: every method's promise, on samples whose best choice is known; and what it refuses."""
+"""leadline.data.choose: every choice's promise, on samples whose best choice is known; and what it refuses."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from numpy.typing import ArrayLike
 
 from data_samples import PAIR, PICTURE, VECTOR, equal, peak_below, picture, refused, vectors
 from leadline import pipeline
-from leadline.data import Samples, choose, load
-from leadline.data.choice import METHODS
+from leadline.data import Data, Samples, choose, load_samples
+from leadline.data.choice import CHOICES
 from leadline.graph import Graph, Session
 from leadline.graph.features import network_features
 from leadline.progress import Quiet
 from small_networks import conv_relu_conv, draw, gemm_relu_gemm, graph, quantized, samples
 
-READING = METHODS[2:]
+READING = CHOICES[2:]
 
 
 def points(values: ArrayLike) -> Samples:
     """Samples of a network with an input of 4 numbers; rows of fewer are filled up with zeros."""
     rows = np.asarray(values, np.float32).reshape(len(np.asarray(values)), -1)
-    return load(np.pad(rows, [(0, 0), (0, 4 - rows.shape[1])]), VECTOR)
+    return load_samples(np.pad(rows, [(0, 0), (0, 4 - rows.shape[1])]), VECTOR)
 
 
 def indices(chosen: Samples) -> list[int]:
@@ -55,10 +55,10 @@ def places(chosen: Samples) -> Counter[str]:
     return Counter(Path(label).parent.name for label in chosen.labels)
 
 
-# ---- all methods ---------------------------------------------------------------------------------------------------
+# ---- all choices ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CHOICES)
 @settings(deadline=None, max_examples=25)
 @given(data=st.data())
 def test_laws(method: str, data: st.DataObject) -> None:
@@ -67,9 +67,9 @@ def test_laws(method: str, data: st.DataObject) -> None:
     count, seed = data.draw(st.integers(1, n)), data.draw(st.integers(0, 2**40))
     scale = data.draw(st.sampled_from([0.0, 1e-30, 1.0, 1e30]))
     values = np.round(np.random.default_rng(seed).standard_cauchy((n, 4))) * scale
-    source = load([row[None] for row in values.astype(np.float32)], VECTOR)
+    source = load_samples([row[None] for row in values.astype(np.float32)], VECTOR)
     if method == "folder":
-        source = load([np.zeros((2, 4), np.float32) for _ in range(n)], VECTOR)
+        source = load_samples([np.zeros((2, 4), np.float32) for _ in range(n)], VECTOR)
     chosen = choose(source, count, method, seed=seed)
     positions = [source.labels.index(label) for label in chosen.labels]
     assert len(chosen) == count and positions == sorted(set(positions))
@@ -78,15 +78,15 @@ def test_laws(method: str, data: st.DataObject) -> None:
     assert choose(source, len(source), method, seed=seed).labels == source.labels
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CHOICES)
 def test_the_seed_decides(scenes: Path, method: str) -> None:
-    source = load(scenes, PICTURE)
+    source = load_samples(scenes, PICTURE)
     assert len({tuple(choose(source, 4, method, seed=seed).labels) for seed in range(6)}) > 1
 
 
 def test_what_was_skipped_and_the_seed_of_the_split_stay(scenes: Path) -> None:
     (scenes / "broken.png").write_bytes(b"")
-    source = load(scenes, PICTURE, seed=3)
+    source = load_samples(Data(scenes, seed=3), PICTURE)
     chosen = choose(source, 8, "diverse", seed=4)
     assert chosen.skipped == source.skipped and len(chosen.skipped) == 1
     assert len(chosen.split(0.5)[0]) == 4
@@ -96,12 +96,12 @@ def test_what_was_skipped_and_the_seed_of_the_split_stay(scenes: Path) -> None:
 def test_samples_are_read_one_at_a_time(method: str) -> None:
     size = 200_000
     entries = [np.full((1, size), i, np.float32) for i in range(40)]
-    source = load([*entries], [("v", np.float32, (None, size))])
+    source = load_samples([*entries], [("v", np.float32, (None, size))])
     with peak_below(12 * 8 * size):  # as float64, and what a mean and a sort need of it
         choose(source, 8, method)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CHOICES)
 def test_progress_counts_the_one_pass(scenes: Path, method: str) -> None:
     seen = []
 
@@ -111,7 +111,7 @@ def test_progress_counts_the_one_pass(scenes: Path, method: str) -> None:
                 seen.append((what, total))
                 yield sample
 
-    choose(load(scenes, PICTURE), 3, method, progress=Counting())
+    choose(load_samples(scenes, PICTURE), 3, method, progress=Counting())
     assert seen == ([("choose", 12)] * 12 if method in READING else [])
 
 
@@ -122,21 +122,21 @@ def test_progress_counts_the_one_pass(scenes: Path, method: str) -> None:
 @given(n=st.integers(1, 40), seed=st.integers(0, 2**40), data=st.data())
 def test_random_is_the_limit_of_load(n: int, seed: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(1, n))
-    source = load(vectors(n), VECTOR)
-    wanted = load(vectors(n), VECTOR, limit=count, seed=seed).labels
+    source = load_samples(vectors(n), VECTOR)
+    wanted = load_samples(Data(vectors(n), num_samples=count, seed=seed), VECTOR).labels
     assert choose(source, count, seed=seed).labels == wanted
-    assert load(source, VECTOR, limit=count, seed=seed).labels == wanted
-    assert load(source, VECTOR, limit=n + 1).labels == source.labels
+    assert load_samples(Data(source, num_samples=count, seed=seed), VECTOR).labels == wanted
+    assert load_samples(Data(source, num_samples=n + 1), VECTOR).labels == source.labels
 
 
 def test_random_gives_each_the_same_chance() -> None:
-    source = load(vectors(6), VECTOR)
+    source = load_samples(vectors(6), VECTOR)
     found = Counter(i for seed in range(600) for i in indices(choose(source, 2, seed=seed)))
     assert all(abs(found[i] - 200) < 60 for i in range(6))  # five standard deviations of a binomial
 
 
 def test_folders_give_alike_as_far_as_they_go(scenes: Path) -> None:
-    source = load(scenes, PICTURE)
+    source = load_samples(scenes, PICTURE)
     for seed in range(5):
         assert places(choose(source, 3, "folder", seed=seed)) == {"a": 1, "b": 1, "c": 1}
         assert places(choose(source, 5, "folder", seed=seed)) == {"a": 2, "b": 2, "c": 1}
@@ -147,16 +147,16 @@ def test_folders_give_alike_as_far_as_they_go(scenes: Path) -> None:
 def test_a_file_of_several_samples_is_a_scene(tmp_path: Path) -> None:
     np.save(tmp_path / "long.npy", vectors(10))
     np.save(tmp_path / "short.npy", vectors(2))
-    chosen = choose(load(tmp_path, VECTOR), 4, "folder")
+    chosen = choose(load_samples(tmp_path, VECTOR), 4, "folder")
     assert Counter(Path(label.split("[")[0]).name for label in chosen.labels) == {"long.npy": 2, "short.npy": 2}
 
 
 def test_one_folder_is_refused(scenes: Path) -> None:
     rule = "samples must come from at least two folders, or files of several samples, to be chosen by 'folder'"
     with refused(f"[choose] {rule}. Received 8 from {scenes / 'a'}."):
-        choose(load(scenes / "a", PICTURE), 2, "folder")
+        choose(load_samples(scenes / "a", PICTURE), 2, "folder")
     with refused(f"[choose] {rule}. Received 5 from ."):
-        choose(load(vectors(5), VECTOR), 2, "folder")
+        choose(load_samples(vectors(5), VECTOR), 2, "folder")
 
 
 @settings(deadline=None, max_examples=30)
@@ -254,7 +254,7 @@ def test_pictures_of_any_layout_tell_dark_from_bright_and_left_from_right(layout
     for i in range(36):
         plane = kinds[i % 4] + draw(i, 40, 30, spread=0.05)
         entries.append(np.broadcast_to(plane[..., None] if layout[-1] == 3 else plane, layout).copy())
-    source = load(entries, [("x", np.float32, layout)])
+    source = load_samples(entries, [("x", np.float32, layout)])
     for seed in range(4):
         for method in ("farthest", "diverse"):
             chosen = choose(source, 4, method, seed=seed).labels
@@ -264,7 +264,7 @@ def test_pictures_of_any_layout_tell_dark_from_bright_and_left_from_right(layout
 def test_the_largest_input_is_looked_at() -> None:
     values = np.repeat([[0.0], [1.0]], 5, 0).repeat(4, 1).astype(np.float32)
     data = {"v": values, "n": np.arange(10)[::-1].copy()}
-    chosen = indices(choose(load(data, PAIR), 2, "brightness"))
+    chosen = indices(choose(load_samples(data, PAIR), 2, "brightness"))
     assert sorted(i // 5 for i in chosen) == [0, 1]
 
 
@@ -288,7 +288,7 @@ def test_the_largest_input_is_looked_at() -> None:
 def test_bad_features_are_named(give: Any, received: str) -> None:
     for method in ("farthest", "diverse"):
         with refused(received):
-            choose(load(vectors(6), VECTOR), 2, method, features=give)
+            choose(load_samples(vectors(6), VECTOR), 2, method, features=give)
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------------
@@ -296,31 +296,31 @@ def test_bad_features_are_named(give: Any, received: str) -> None:
 
 @pytest.mark.parametrize("count", [0, -1, 7, 2.5, "3", None])
 def test_count_out_of_range(count: Any) -> None:
-    with refused(f"[choose] count must be 1 to 6, the samples that there are. Received {count!r}."):
-        choose(load(vectors(6), VECTOR), count)
+    with refused(f"[choose] num_samples must be 1 to 6, the samples that there are. Received {count!r}."):
+        choose(load_samples(vectors(6), VECTOR), count)
 
 
-def test_unknown_method_and_features_that_nothing_compares() -> None:
-    source = load(vectors(6), VECTOR)
-    with refused("[choose] method must be one of random, folder, brightness, farthest, diverse. Received 'best'."):
+def test_unknown_choice_and_features_that_nothing_compares() -> None:
+    source = load_samples(vectors(6), VECTOR)
+    with refused("[choose] choice must be one of random, folder, brightness, farthest, diverse. Received 'best'."):
         choose(source, 2, "best")
-    for method in METHODS[:3]:
-        with refused("[choose] features are for the methods farthest and diverse. Received method", f"'{method}'."):
+    for method in CHOICES[:3]:
+        with refused("[choose] features are for the choices farthest and diverse. Received choice", f"'{method}'."):
             choose(source, 2, method, features=itself)
 
 
 @pytest.mark.parametrize("seed", [-1, 0.5, None])
 def test_seeds_are_whole_numbers(seed: Any) -> None:
     for function, call in (
-        ("choose", lambda: choose(load(vectors(6), VECTOR), 2, seed=seed)),
-        ("load", lambda: load(vectors(6), VECTOR, seed=seed)),
+        ("choose", lambda: choose(load_samples(vectors(6), VECTOR), 2, seed=seed)),
+        ("Data", lambda: load_samples(Data(vectors(6), seed=seed), VECTOR)),
     ):
         with refused(f"[{function}] seed must be a whole number of at least 0. Received {seed!r}."):
             call()
 
 
 def test_samples_must_be_loaded() -> None:
-    with refused("[choose] samples must be leadline.data.Samples, which load gives. Received ndarray."):
+    with refused("[choose] samples must be Samples, which leadline.load_samples gives. Received ndarray."):
         choose(vectors(6), 2)  # type: ignore[arg-type]
 
 
@@ -337,30 +337,33 @@ def brightnesses() -> np.ndarray:
 def test_a_run_is_that_of_the_samples_chosen(method: str, features: Any) -> None:
     network = graph(conv_relu_conv())
     run = pipeline.quantize(
-        network, "minmax-w8a8", brightnesses(), samples=8, choice=method, features=features, seed=2, threads=1
+        network, "minmax-w8a8", Data(brightnesses(), num_samples=8, choice=method, features=features, seed=2), threads=1
     )
     hook = network_features(network, "first") if features == "first" else features
-    chosen = choose(load(brightnesses(), network.inputs, seed=2), 8, method, features=hook, seed=2)
+    chosen = choose(load_samples(Data(brightnesses(), seed=2), network.inputs), 8, method, features=hook, seed=2)
     assert run.calibrated + len(run.held_out) == 8
     again = pipeline.quantize(network, "minmax-w8a8", chosen, threads=1)
     assert run.grids == again.grids and run.held_out.labels == again.held_out.labels
 
 
 def test_a_run_by_brightness_sees_dark_and_bright() -> None:
-    run = quantized(conv_relu_conv(), "minmax-w8a8", brightnesses(), samples=4, choice="brightness")
+    run = quantized(conv_relu_conv(), "minmax-w8a8", Data(brightnesses(), num_samples=4, choice="brightness"))
     assert run.calibrated == 3 and run.grids["x"].hi > 19
-    assert quantized(conv_relu_conv(), "minmax-w8a8", brightnesses(), samples=99, choice="diverse").calibrated == 30
+    assert (
+        quantized(conv_relu_conv(), "minmax-w8a8", Data(brightnesses(), num_samples=99, choice="diverse")).calibrated
+        == 30
+    )
 
 
 def test_a_run_by_folder(scenes: Path) -> None:
     for seed in range(4):
-        run = quantized(conv_relu_conv(), "minmax-w8a8", scenes, samples=4, choice="folder", seed=seed)
+        run = quantized(conv_relu_conv(), "minmax-w8a8", Data(scenes, num_samples=4, choice="folder", seed=seed))
         assert run.calibrated + len(run.held_out) == 4 and len(places(run.held_out)) == 1
 
 
 def test_iterators_are_run_to_their_end() -> None:
     stream = ({"x": sample[None]} for sample in brightnesses())
-    run = quantized(conv_relu_conv(), "minmax-w8a8", stream, samples=4, choice="brightness")
+    run = quantized(conv_relu_conv(), "minmax-w8a8", Data(stream, num_samples=4, choice="brightness"))
     assert run.calibrated == 3 and run.grids["x"].hi > 19 and next(stream, None) is None
 
 
@@ -380,20 +383,20 @@ def test_network_features_are_mean_and_deviation_of_channels(build: Any, tensor:
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"choice": "best", "samples": 4}, "[quantize] method must be one of random, folder"),
-        ({"choice": "diverse"}, "[quantize] choice 'diverse' needs samples, at least 1. Received samples=None."),
-        ({"choice": "diverse", "samples": 0}, "needs samples, at least 1. Received samples=0."),
-        ({"features": "first", "samples": 4}, "[quantize] features are for the methods farthest and diverse."),
-        ({"choice": "folder", "samples": 4}, "[choose] samples must come from at least two folders"),
+        ({"choice": "best", "num_samples": 4}, "[Data] choice must be one of random, folder"),
+        ({"choice": "diverse"}, "[Data] choice 'diverse' needs num_samples, at least 1. Received num_samples=None."),
+        ({"choice": "diverse", "num_samples": 0}, "num_samples must be at least 1. Received 0."),
+        ({"features": "first", "num_samples": 4}, "[Data] features are for the choices farthest and diverse."),
+        ({"choice": "folder", "num_samples": 4}, "[choose] samples must come from at least two folders"),
         (
-            {"choice": "diverse", "samples": 4, "features": "nowhere"},
+            {"choice": "diverse", "num_samples": 4, "features": "nowhere"},
             "[network_features] tensor must be one that a node writes, such as relu, first, y. Received 'nowhere'.",
         ),
     ],
 )
 def test_bad_choices_of_a_run_are_named(options: dict[str, Any], message: str) -> None:
     with refused(message):
-        quantized(conv_relu_conv(), "minmax-w8a8", brightnesses(), **options)
+        quantized(conv_relu_conv(), "minmax-w8a8", Data(brightnesses(), **options))
 
 
 def command(tmp_path: Path, *extra: str) -> subprocess.CompletedProcess[str]:
@@ -407,7 +410,7 @@ def command(tmp_path: Path, *extra: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("extra", [["folder"], ["diverse", "--features", "first"]], ids=" ".join)
 def test_the_command_line_chooses(tmp_path: Path, extra: list[str]) -> None:
-    done = command(tmp_path, "--samples", "4", "--json", "--choose", *extra)
+    done = command(tmp_path, "--num-samples", "4", "--json", "--choice", *extra)
     assert done.returncode == 0, done.stderr
     data = json.loads(done.stdout)["data"]
     assert data["calibration"] == 3 and len(data["held_out"]) == 1
@@ -416,9 +419,12 @@ def test_the_command_line_chooses(tmp_path: Path, extra: list[str]) -> None:
 @pytest.mark.parametrize(
     "extra, message",
     [
-        (["--choose", "diverse"], "error: [quantize] choice 'diverse' needs samples"),
-        (["--samples", "4", "--choose", "farthest", "--features", "b9"], "'b9'"),
-        (["--samples", "4", "--seed", "-1"], "error: [load] seed must be a whole number of at least 0. Received -1."),
+        (["--choice", "diverse"], "error: [Data] choice 'diverse' needs num_samples"),
+        (["--num-samples", "4", "--choice", "farthest", "--features", "b9"], "'b9'"),
+        (
+            ["--num-samples", "4", "--seed", "-1"],
+            "error: [Data] seed must be a whole number of at least 0. Received -1.",
+        ),
     ],
 )
 def test_the_command_line_names_bad_choices(tmp_path: Path, extra: list[str], message: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data_samples import PICTURE, refused
-from leadline.data import Preprocess, load, load_blendedmvs_pairs, load_coco
+from leadline.data import Data, Preprocess, load_blendedmvs_pairs, load_coco, load_samples
 from leadline.data.blendedmvs import read_camera, read_pfm
 from leadline.depth import load_kitti, load_nyu, scenes
 from leadline.depth.metrics import score
@@ -69,15 +69,15 @@ def test_coco_tells_all_that_is_wrong_at_once(tmp_path: Path) -> None:
 
 def test_pictures_of_a_layout_are_taken_alone(tmp_path: Path) -> None:
     write_coco(tmp_path / "coco", 3)
-    assert len(load(tmp_path / "coco", PICTURE)) == 3
+    assert len(load_samples(tmp_path / "coco", PICTURE)) == 3
     for i in range(2):
         colour(tmp_path / f"nyu/kitchen/rgb/{i}.png", np.full((8, 10, 3), 90, np.uint8))
         depth_png(tmp_path / f"nyu/kitchen/depth/{i}.png", np.ones((8, 10)), 1000)
-    samples = load(tmp_path / "nyu", PICTURE, Preprocess(scale=1.0))
+    samples = load_samples(Data(tmp_path / "nyu", preprocess=Preprocess(scale=1.0)), PICTURE)
     assert [Path(label).parent.name for label in samples.labels] == ["rgb", "rgb"] and samples.ignored == 2
     assert all((feed["x"] == 90).all() for feed in samples)
     for i in range(2):  # depth alone is a folder of pictures like any other
-        assert len(load(tmp_path / "nyu/kitchen/depth", PICTURE)) == 2, i
+        assert len(load_samples(tmp_path / "nyu/kitchen/depth", PICTURE)) == 2, i
 
 
 # BlendedMVS
@@ -110,7 +110,7 @@ def test_pairs_are_consecutive_views(blended: tuple[Path, list[scenes.Frame]]) -
 
 def test_pairs_feed_a_network_one_at_a_time(blended: tuple[Path, list[scenes.Frame]]) -> None:
     pairs = load_blendedmvs_pairs(["first"], blended[0], side=32)
-    samples = load(pairs, [("views", np.float32, (1, 2, 3, 32, 32))])
+    samples = load_samples(pairs, [("views", np.float32, (1, 2, 3, 32, 32))])
     assert len(samples) == 3 and next(iter(samples))["views"].shape == (1, 2, 3, 32, 32)
 
 
@@ -175,7 +175,7 @@ def test_nyu_gives_frames_in_metres(frames: list[scenes.Frame], tmp_path: Path) 
     assert len(cropped) == 2
     kept = cropped[0].depth > 0
     assert not kept[: round(45 * height / 480)].any() and not kept[:, : round(41 * width / 640)].any() and kept.any()
-    assert len(load(found.pictures, [("x", np.float32, (1, 3, *SIZE))])) == 3
+    assert len(load_samples(found.pictures, [("x", np.float32, (1, 3, *SIZE))])) == 3
 
 
 def test_nyu_in_one_folder(frames: list[scenes.Frame], tmp_path: Path) -> None:

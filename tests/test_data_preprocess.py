@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_samples import OPEN, PICTURE, picture, refused
-from leadline.data import Preprocess, load
+from leadline.data import Data, Preprocess, load_samples
 from leadline.types import InputError
 
 
@@ -20,15 +20,19 @@ def test_a_feed_is_the_formula(tmp_path: Path) -> None:
     path = picture(tmp_path / "p.png", size=(10, 8))
     pixels = np.asarray(Image.open(path)).astype(np.float64)
     mean, std = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
-    (feed,) = load(path, PICTURE, Preprocess(mean=tuple(mean), std=tuple(std)))
+    (feed,) = load_samples(Data(path, preprocess=Preprocess(mean=tuple(mean), std=tuple(std))), PICTURE)
     np.testing.assert_allclose(feed["x"][0], ((pixels / 255 - mean) / std).transpose(2, 0, 1), rtol=1e-5, atol=1e-6)
-    (raw,) = load(path, PICTURE, Preprocess(scale=1.0, channels="BGR"))
+    (raw,) = load_samples(Data(path, preprocess=Preprocess(scale=1.0, channels="BGR")), PICTURE)
     np.testing.assert_array_equal(raw["x"][0], pixels.transpose(2, 0, 1)[::-1])
-    (last,) = load(path, [("x", np.float32, (1, 8, 10, 3))], Preprocess(scale=1.0, layout="NHWC"))
+    (last,) = load_samples(
+        Data(path, preprocess=Preprocess(scale=1.0, layout="NHWC")), [("x", np.float32, (1, 8, 10, 3))]
+    )
     np.testing.assert_array_equal(last["x"][0], pixels)
-    (grey,) = load(path, [("x", np.float32, (1, 1, 8, 10))], Preprocess(scale=1.0, channels="L"))
+    (grey,) = load_samples(
+        Data(path, preprocess=Preprocess(scale=1.0, channels="L")), [("x", np.float32, (1, 1, 8, 10))]
+    )
     np.testing.assert_array_equal(grey["x"][0, 0], np.asarray(Image.open(path).convert("L")))
-    (half,) = load(path, [("x", np.float16, (1, 3, 8, 10))])
+    (half,) = load_samples(path, [("x", np.float16, (1, 3, 8, 10))])
     assert half["x"].dtype == np.float16
 
 
@@ -52,7 +56,7 @@ def test_a_letterboxed_picture_keeps_its_proportions(
 
 def test_a_letterbox_takes_the_networks_size(tmp_path: Path) -> None:
     path = picture(tmp_path / "p.png", size=(20, 8))
-    (feed,) = load(path, PICTURE, Preprocess(letterbox=True, scale=1.0))
+    (feed,) = load_samples(Data(path, preprocess=Preprocess(letterbox=True, scale=1.0)), PICTURE)
     grey = (feed["x"][0] == 114).all(0)
     assert grey[:2].all() and grey[-2:].all() and not grey[3:5].all()
     with refused("[Preprocess.place] letterbox must be true, with resize stated. Received Preprocess(resize=None"):
@@ -61,11 +65,11 @@ def test_a_letterbox_takes_the_networks_size(tmp_path: Path) -> None:
 
 def test_uint8_inputs_take_raw_pixels(tmp_path: Path) -> None:
     path = picture(tmp_path / "p.png", size=(10, 8))
-    (feed,) = load(path, [("x", np.uint8, (1, 3, 8, 10))])
+    (feed,) = load_samples(path, [("x", np.uint8, (1, 3, 8, 10))])
     assert feed["x"].dtype == np.uint8
     np.testing.assert_array_equal(feed["x"][0].transpose(1, 2, 0), np.asarray(Image.open(path)))
     with refused("takes raw pixels: mean, std and scale do not apply. Received mean=0.5, std=1.0, scale=255.0."):
-        load(path, [("x", np.uint8, (1, 3, 8, 10))], Preprocess(mean=0.5))
+        load_samples(Data(path, preprocess=Preprocess(mean=0.5)), [("x", np.uint8, (1, 3, 8, 10))])
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "RGBA", "CMYK", "I;16"])
@@ -77,14 +81,14 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     else:
         picture(path, size=(10, 8), mode=mode)
         expected = np.asarray(Image.open(path).convert("RGB")).transpose(2, 0, 1)
-    (feed,) = load(path, PICTURE, Preprocess(scale=1.0))
+    (feed,) = load_samples(Data(path, preprocess=Preprocess(scale=1.0)), PICTURE)
     np.testing.assert_array_equal(feed["x"][0], expected)
 
 
 def test_palette_with_transparency_gives_no_warning(tmp_path: Path) -> None:
     path = tmp_path / "p.png"
     Image.fromarray(np.zeros((8, 10), np.uint8), mode=None).convert("P").save(path, transparency=b"\x00\x80")
-    (feed,) = load(path, PICTURE)
+    (feed,) = load_samples(path, PICTURE)
     assert feed["x"].shape == (1, 3, 8, 10)
 
 
@@ -94,7 +98,7 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: rotate by 270 degrees to see it upright
     upright.save(tmp_path / "turned.png", exif=exif)
-    (feed,) = load(tmp_path / "turned.png", PICTURE, Preprocess(scale=1.0))
+    (feed,) = load_samples(Data(tmp_path / "turned.png", preprocess=Preprocess(scale=1.0)), PICTURE)
     expected = np.rot90(np.asarray(upright), -1)
     np.testing.assert_array_equal(feed["x"][0].transpose(1, 2, 0), expected)
 
@@ -135,13 +139,13 @@ def test_resize_keeps_the_middle(tmp_path: Path) -> None:
     pixels = np.zeros((8, 30, 3), np.uint8)
     pixels[:, 10:20] = 255
     Image.fromarray(pixels).save(tmp_path / "p.png")
-    (feed,) = load(tmp_path, OPEN, Preprocess(crop=(8, 10)))
+    (feed,) = load_samples(Data(tmp_path, preprocess=Preprocess(crop=(8, 10))), OPEN)
     assert feed["x"].min() == 1.0
     # With the input's size known, the shorter side resized and no crop stated, the picture is cut to the input.
-    (feed,) = load(tmp_path, [("x", np.float32, (1, 3, 8, 8))], Preprocess(resize=8))
+    (feed,) = load_samples(Data(tmp_path, preprocess=Preprocess(resize=8)), [("x", np.float32, (1, 3, 8, 8))])
     assert feed["x"].shape == (1, 3, 8, 8)
     assert feed["x"].min() == 1.0
-    (squeezed,) = load(tmp_path, [("x", np.float32, (1, 3, 8, 10))])
+    (squeezed,) = load_samples(tmp_path, [("x", np.float32, (1, 3, 8, 10))])
     assert squeezed["x"].min() == 0.0
 
 

@@ -14,7 +14,7 @@ import pytest
 import tasks
 import testbed
 from efficientnet_onnx import _Unpickler
-from leadline.data import Preprocess, load
+from leadline.data import Data, Preprocess, load_samples
 from testbed import need
 
 
@@ -35,7 +35,7 @@ def run(name: str, pictures: list[Path]) -> list[dict[str, np.ndarray]]:
     assert [i.name for i in session.get_inputs()] == list(testbed.INPUTS[name])
     ((input_name, shape),) = testbed.INPUTS[name].items()
     preprocess = Preprocess.from_dict(testbed.preprocess(name))
-    samples = load(pictures, [(input_name, np.float32, shape)], preprocess)
+    samples = load_samples(Data(pictures, preprocess=preprocess), [(input_name, np.float32, shape)])
     names = [output.name for output in session.get_outputs()]
     return [dict(zip(names, session.run(names, feed), strict=True)) for feed in samples]
 

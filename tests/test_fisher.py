@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from graph_models import model, node
-from leadline.data import load
+from leadline.data import load_samples
 from leadline.fisher import output_factor
 from leadline.graph import Graph, Session
 from leadline.graph.segments import behind
@@ -41,7 +41,9 @@ def convolutions(act: str = "Identity"):
 
 def random_samples(graph: Graph, count: int, seed: int = 0):
     shape = graph.inputs[0].shape
-    return load(list(np.random.default_rng(seed).standard_normal((count, *shape)).astype(np.float32)), graph.inputs)
+    return load_samples(
+        list(np.random.default_rng(seed).standard_normal((count, *shape)).astype(np.float32)), graph.inputs
+    )
 
 
 def written_out(graph: Graph, tensor: str, feed) -> np.ndarray:

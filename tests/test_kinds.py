@@ -15,7 +15,7 @@ import pytest
 
 from kind_networks import KINDS, Net, network
 from leadline import pipeline
-from leadline.data import load
+from leadline.data import load_samples
 from leadline.graph import Graph
 from loadable import check
 
@@ -80,7 +80,7 @@ def floor(name: str) -> float:
 def test_networks_of_every_kind(name, recipe, tmp_path):
     net = network(name)
     graph = Graph.from_model(net.model())
-    held_out = load([net.feed(seed) for seed in range(50, 54)], graph.inputs)
+    held_out = load_samples([net.feed(seed) for seed in range(50, 54)], graph.inputs)
     q = pipeline.quantize(graph, recipe, [net.feed(seed) for seed in SEEN], held_out=held_out, threads=1)
     plain = floor(name)
     reached = worst(outputs(net.model(), net), outputs(q.to_qdq(), net))

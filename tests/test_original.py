@@ -13,7 +13,7 @@ import pytest
 
 from graph_models import model, node
 from leadline import pipeline
-from leadline.data import load
+from leadline.data import load_samples
 from leadline.graph import Graph, Layer, Session
 from leadline.original import Original, Proof
 from leadline.recipe import Equalize, Fold
@@ -90,7 +90,7 @@ def test_what_absorbs_a_bias_is_no_departure_and_a_wrong_bias_is_one(monkeypatch
     with Session(graph, outputs=[first.output], threads=1) as session:
         least = min(float(session.run({"x": one[None]})[first.output].min()) for one in samples(4))
     graph.weights[first.bias] = graph.weights[first.bias] + np.float32(1 - least)  # nothing for the Relu to do
-    proof = Proof(Original(graph), graph, load(samples(4), graph.inputs), threads=1)
+    proof = Proof(Original(graph), graph, load_samples(samples(4), graph.inputs), threads=1)
     proof.hold(graph, "loading")
     absorbed = graph.copy()
     shift = np.full_like(graph.weights[first.bias], 0.5)
@@ -132,7 +132,7 @@ def test_a_network_that_amplifies_noise_is_allowed_its_noise() -> None:
     nodes = [node("Sub", "x shift", "a"), node("Mul", "a gain", "b"), node("Conv", "b w", "y", pads=[1, 1, 1, 1])]
     shift, gain = np.float32(1e4), np.float32(1e4)
     amplifier = Graph.from_model(model(nodes, SHAPE, shift=shift, gain=gain, w=draw(1, 4, 3, 3, 3)))
-    data = load(samples(4) + np.float32(1e4), amplifier.inputs)
+    data = load_samples(samples(4) + np.float32(1e4), amplifier.inputs)
     proof = Proof(Original(amplifier), amplifier, data)
     folded = amplifier.copy()
     folded.fold()
@@ -151,7 +151,7 @@ def test_picks_among_equal_scores_fall_either_way(noise: float) -> None:
     pictures = samples(2, (1, 8, 10, 10))
     gaps = np.float32(1) - (weight * pictures).sum(1, keepdims=True)  # every place then scores 1, but for float noise
     gaps[0] = 0  # only of the second one
-    data = load(pictures + gaps * weight / np.square(weight).sum(), network.inputs)
+    data = load_samples(pictures + gaps * weight / np.square(weight).sum(), network.inputs)
     proof = Proof(Original(network), network, data)
     other = network.copy()
     (name,) = (name for name, array in other.weights.items() if array.ndim == 4)
@@ -207,6 +207,6 @@ def test_biases_are_absorbed_only_as_far_as_held_out_samples_allow(monkeypatch: 
     held_out[0, :, 0, 0] = -20 * np.sign(constants["w1"][0, :, 0, 0])  # far below what calibration sees
     calls = iter(range(1, 100))  # whatever is tried is better: only exactness can hold it back
     monkeypatch.setattr(import_module("leadline.steps.equalize"), "trial_error", lambda *_: 1.0 / next(calls))
-    data = load(held_out, network.inputs)
+    data = load_samples(held_out, network.inputs)
     quantised = pipeline.quantize(network, "w8a8", samples(), held_out=data, threads=1)
     assert any(record.note == "high bias absorbed" and record.kept for record in quantised.log)

@@ -13,11 +13,11 @@ import pytest
 from data_samples import Tensor, picture, refused
 from leadline import pipeline
 from leadline.affine import quantize as to_codes
-from leadline.data import Preprocess, load
+from leadline.data import Data, Preprocess, load_samples
 from leadline.export import encodings, qdq
 from leadline.graph import Graph
 from leadline.graph.operators import moved_from
-from leadline.recipe import Calibrate, Recipe, Round
+from leadline.recipe import Calibrate, Override, Recipe, Round
 from small_networks import (
     SHAPE,
     conv_relu_conv,
@@ -56,7 +56,7 @@ DATA = {
     "generator": lambda data: (sample[None] for sample in data),
     "DLPack": lambda data: Tensor(data),
     "list of DLPack": lambda data: [Tensor(sample) for sample in data],
-    "Samples": lambda data: load(data, graph(conv_relu_conv()).inputs),
+    "Samples": lambda data: load_samples(data, graph(conv_relu_conv()).inputs),
 }
 
 
@@ -98,7 +98,7 @@ def test_pictures_and_the_recipe_s_preprocessing(tmp_path):
         picture(tmp_path / f"{i}.png", i)
     plain = quantized(conv_relu_conv(), MINMAX, tmp_path)
     centred = quantized(conv_relu_conv(), MINMAX.changed(data={"mean": 0.5, "std": 0.25}), tmp_path)
-    mine = quantized(conv_relu_conv(), MINMAX, tmp_path, preprocess=Preprocess(mean=0.5, std=0.25))
+    mine = quantized(conv_relu_conv(), MINMAX, Data(tmp_path, preprocess=Preprocess(mean=0.5, std=0.25)))
     assert same(centred, mine) and not same(plain, mine)
     assert plain.grids["x"].lo >= 0 > mine.grids["x"].lo
 
@@ -106,7 +106,7 @@ def test_pictures_and_the_recipe_s_preprocessing(tmp_path):
 def test_a_quarter_is_held_out_unless_given():
     q = quantized(conv_relu_conv(), MINMAX)
     assert (q.calibrated, len(q.held_out)) == (9, 3)
-    mine = load(samples(2, seed=5), q.graph.inputs)
+    mine = load_samples(samples(2, seed=5), q.graph.inputs)
     q = quantized(conv_relu_conv(), MINMAX, held_out=mine)
     assert q.calibrated == 12 and q.held_out is mine
 
@@ -120,8 +120,48 @@ def test_one_sample_is_enough():
 
 @pytest.mark.parametrize(("given", "received"), [(object(), "a object"), ("net.pt2", "'net.pt2'")])
 def test_networks_that_are_no_graph_come_with_the_way_to_one(given, received):
-    with refused("graph must be", "leadline.torch.to_graph", received):
+    with refused("network must be a Graph, the path of an ONNX file, or a PyTorch module", received):
         pipeline.quantize(given, "w8a8", samples())
+
+
+def floats(q) -> tuple[set[str], set[str]]:
+    """Weights and activations without a grid."""
+    weights = {layer.weight for layer in q.graph.layers() if layer.weight not in q.grids}
+    return weights, {name for node in q.graph.nodes for name in node.outputs if name not in q.grids}
+
+
+def test_what_is_excluded_stays_float():
+    whole = quantized(residual(), MINMAX)
+    layers = whole.graph.layers()
+    for layer in layers:
+        made = quantized(residual(), MINMAX, exclude=layer.name)
+        assert floats(made)[0] == {layer.weight} and layer.output in floats(made)[1]
+        assert made.grids.keys() < whole.grids.keys() and Recipe.from_toml(made.recipe.to_toml()) == made.recipe
+    everything = quantized(residual(), MINMAX, exclude=[layers[0].name, layers[-1].output], overrides=[])
+    assert layers[0].weight not in everything.grids and layers[-1].output not in everything.grids
+    assert layers[-1].weight in everything.grids
+
+
+def test_names_with_brackets_are_names_before_they_are_patterns():
+    assert Override("blocks[0].conv").matches("blocks[0].conv") and not Override("blocks[0].conv").matches("blocks")
+
+
+@pytest.mark.parametrize("exclude", ["nowhere", ["relu", "no*"]], ids=str)
+def test_what_is_excluded_must_be_there(exclude):
+    with refused("[quantize] exclude must name a layer or an activation of"):
+        quantized(conv_relu_conv(), MINMAX, exclude=exclude)
+
+
+def test_overrides_of_a_call_go_before_the_recipe_s():
+    recipe = MINMAX.changed(overrides=(Override(weights={"bits": 6}),))
+    table = {"pattern": "*", "kinds": ["first"], "weights": {"bits": 4}}
+    for overrides in ([table], [Override(kinds=("first",), weights={"bits": 4})]):
+        made = quantized(residual(), recipe, overrides=overrides)
+        assert [made.grids[layer.weight].scheme.bits for layer in made.graph.layers()][:2] == [4, 6]
+    with refused("[Recipe] overrides[0] knows only the keys"):
+        quantized(residual(), MINMAX, overrides=[{"bits": 4}])
+    with refused("bits"):
+        quantized(residual(), MINMAX, target="hexagon", overrides=[{"activations": {"bits": 3}}])
 
 
 @pytest.mark.parametrize("recipe", ["w8a8", "int4-block128"])
@@ -134,7 +174,7 @@ def test_runs_repeat_themselves_on_any_number_of_threads(recipe):
 
 def test_the_seed_decides_which_samples_are_used():
     def used(seed):
-        q = quantized(conv_relu_conv(), MINMAX, samples(40), samples=8, seed=seed)
+        q = quantized(conv_relu_conv(), MINMAX, Data(samples(40), num_samples=8, seed=seed))
         assert q.calibrated + len(q.held_out) == 8
         return q.held_out.labels, float(q.grids["x"].scale)
 
@@ -309,7 +349,7 @@ def test_what_was_wrong_with_the_data_is_said(tmp_path):
         bad = samples(4)
         bad[2, 1, 0, 3] = value
         with refused("x", "sample 2"):
-            quantized(conv_relu_conv(), MINMAX, bad, held_out=load(samples(1), graph(conv_relu_conv()).inputs))
+            quantized(conv_relu_conv(), MINMAX, bad, held_out=load_samples(samples(1), graph(conv_relu_conv()).inputs))
     with refused("recipe must be one of"):
         quantized(conv_relu_conv(), "w9a9")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import testbed
-from leadline.data import Preprocess, load
+from leadline.data import Data, Preprocess, load_samples
 from leadline.export import qdq
 from leadline.graph import Graph, Session
 from leadline.pipeline import quantize
@@ -25,14 +25,16 @@ def run():
     testbed.need("D"), testbed.need("pictures")
     pictures = testbed.pictures("calibration", wheels_only=True)
     return quantize(
-        testbed.network("D"), "w8a8", pictures, preprocess=Preprocess.from_dict(testbed.PREPROCESS["D"]), samples=COUNT
+        testbed.network("D"),
+        "w8a8",
+        Data(pictures, preprocess=Preprocess.from_dict(testbed.PREPROCESS["D"]), num_samples=COUNT),
     )
 
 
 @pytest.fixture(scope="module")
 def evaluation(run):
     preprocess = Preprocess.from_dict(testbed.PREPROCESS["D"])
-    return load(testbed.pictures("evaluation", wheels_only=True), run.graph.inputs, preprocess)
+    return load_samples(Data(testbed.pictures("evaluation", wheels_only=True), preprocess=preprocess), run.graph.inputs)
 
 
 def test_equalising_and_folding_kept_the_float_function(run, evaluation):

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from graph_models import FLOAT_NOISE, model, node
-from leadline.data import load
+from leadline.data import load_samples
 from leadline.graph import Graph
 from leadline.pipeline import quantize
 from leadline.preparation import prepare
@@ -79,7 +79,7 @@ def test_every_tensor_has_a_fitting_grid(name):
     8-bit weights, some 40 dB below their largest."""
     proto = NETWORKS[name]()
     graph = Graph.from_model(proto)
-    samples = load(feeds(proto, 4), graph.inputs)
+    samples = load_samples(feeds(proto, 4), graph.inputs)
     recipe = Recipe("w8a16", (Fold(), Calibrate("minmax"), Round()), activations=Scheme(16, False, False))
     result = quantize(graph, recipe, samples, held_out=samples, threads=1)
     assert all(layer.weight in result.grids for layer in result.graph.layers())

@@ -11,7 +11,7 @@ import pytest
 
 import testbed
 from graph_models import model, node
-from leadline.data import load
+from leadline.data import load_samples
 from leadline.depth import networks
 from leadline.graph import Graph
 from leadline.graph.stream import find_streams, strip_norms
@@ -39,7 +39,7 @@ def error(before: Graph, after: Graph) -> float:
 
 
 def residual(network: Graph, seeds: int = 1):
-    return step.rotate_residual(network, load(data(network), network.inputs), seeds, 1)
+    return step.rotate_residual(network, load_samples(data(network), network.inputs), seeds, 1)
 
 
 WAYS = {"residual": residual, "heads": step.rotate_heads, "online": step.rotate_inputs}
@@ -466,7 +466,7 @@ def test_real_transformers_compute_the_same(name, way):
     before = real(name)
     after = before.copy()
     if way == "residual":
-        one = load(data(before, 1), before.inputs)
+        one = load_samples(data(before, 1), before.inputs)
         records = step.rotate_residual(after, one, 1, 1)
         assert len(records) == 1 and records[0].note.startswith(f"stream of {EXPECTED[name][0]} features")
     else:

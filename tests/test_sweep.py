@@ -44,7 +44,7 @@ def finished(tmp_path_factory):
     [
         ({"sampels": 3}, "small knows only the keys ... sampels"),
         ({"data": {"source": "seen.npy", "sample": 3}}, "small: data knows only the keys ... sample"),
-        ({"evaluation": [{"source": "judged.npy", "choose": "random"}]}, "evaluation[0] knows only ... choose"),
+        ({"evaluation": [{"source": "judged.npy", "choice": "random"}]}, "evaluation[0] knows only ... choice"),
         ({"search": {"method": "guess"}}, "search.method must be one of grid, random, bayesian ... guess"),
         ({"search": {"objectives": "sqnrr"}}, "a metric must be one of sqnr ... 'sqnrr'"),
         ({"metrics": ["psnr"]}, "a metric must be one of sqnr ... 'psnr'"),
@@ -77,8 +77,8 @@ def test_a_mistake_in_the_file_is_named(tmp_path, changes, message):
         ({"steps.round.method": ["magic"]}, "method must be one of nearest ... 'magic'"),
         ({"steps.calibrate": ["yes"]}, "steps.calibrate must be true or false ... 'yes'"),
         ({"data.sample": [4]}, "data knows only the keys ... 'data.sample'"),
-        ({"data.samples": ["four"]}, "data.samples must be of type int ... 'four'"),
-        ({"data.choose": ["best"]}, "data.choose must be one of random"),
+        ({"data.num_samples": ["four"]}, "data.num_samples must be of type int ... 'four'"),
+        ({"data.choice": ["best"]}, "data.choice must be one of random"),
         ({"wieghts.bits": [4]}, "knows only the keys ... 'wieghts'"),
         ({"weights.bits": {"low": 4, "high": 8}}, "a grid needs a step"),
     ],
@@ -108,9 +108,9 @@ def test_a_grid_is_the_product_of_what_varies(tmp_path):
 
 
 def test_several_tables_are_grids_of_their_own_and_show_what_the_others_vary(tmp_path):
-    vary = [{"weights": {"bits": [4]}}, {"data.samples": [4, 6]}, {"steps.calibrate": {"percentile": 99.0}}]
+    vary = [{"weights": {"bits": [4]}}, {"data.num_samples": [4, 6]}, {"steps.calibrate": {"percentile": 99.0}}]
     found = cells(small(tmp_path, vary=vary))
-    keys = ("weights.bits", "data.samples", "steps.calibrate.percentile")
+    keys = ("weights.bits", "data.num_samples", "steps.calibrate.percentile")
     shown = [tuple(cell.values[key] for key in keys) for cell in found]
     assert shown == [(4, 0, 99.999), (8, 4, 99.999), (8, 6, 99.999), (8, 0, 99.0)]
 
@@ -379,14 +379,14 @@ def test_a_search_ends_when_nothing_is_left(tmp_path):
 def test_pruning_tries_fewer_samples_first(tmp_path):
     vary = [{"weights.bits": {"low": 2, "high": 8}, "steps.calibrate.p": {"low": 1.0, "high": 4.0}}]
     search = {"method": "random", "objectives": ["sqnr"], "pruning": True}
-    data = {"source": "seen.npy", "samples": 8}
+    data = {"source": "seen.npy", "num_samples": 8}
     engine = Inline()
     sweep = small(tmp_path, vary=vary, search=search, data=data, budget={"cells": 16})
     results = run(sweep, tmp_path / "out", engine=engine)
     counts = results.count()
     assert counts["pruned"] > 0 and counts["complete"] >= 4 and counts["pruned"] + counts["complete"] == 16
-    assert {cell.data.samples for cell in engine.cells} == {2, 4, 8}
-    assert len([cell for cell in engine.cells if cell.data.samples == 8]) == counts["complete"]
+    assert {cell.data.num_samples for cell in engine.cells} == {2, 4, 8}
+    assert len([cell for cell in engine.cells if cell.data.num_samples == 8]) == counts["complete"]
 
 
 def test_inherited_tables_are_of_what_varies(tmp_path):

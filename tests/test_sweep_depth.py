@@ -122,11 +122,11 @@ def test_a_depth_network_on_two_kinds_of_places(tmp_path):
 
 
 def test_calibration_data_is_chosen_as_quantize_does(tmp_path):
-    sweep = small(tmp_path, data={"source": "seen.npy", "samples": 5, "choose": "brightness", "seed": 2}, vary=None)
+    sweep = small(tmp_path, data={"source": "seen.npy", "num_samples": 5, "choice": "brightness", "seed": 2}, vary=None)
     (cell,) = grid(Sweep.load(sweep))
     _, quantized = quantize_cell(cell, threads=1)
     assert quantized.calibrated + len(quantized.held_out) == 5
-    more = replace(cell, data=replace(cell.data, samples=0, choose="random"))
+    more = replace(cell, data=replace(cell.data, num_samples=0, choice="random"))
     assert quantize_cell(more, threads=1)[1].calibrated == 6
 
 

@@ -223,7 +223,7 @@ def test_scripts_run_from_the_clone_to_the_artefacts(
         pixels = np.random.default_rng(index).integers(0, 256, (60, 60, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "pictures" / f"{index}.png")
     where = ["--clone", clone, "--data", tmp_path / "pictures", "--out", tmp_path / "out"]
-    said = script(name, *where, "--size", 56, "--samples", 4, "--threads", 1, *options)
+    said = script(name, *where, "--size", 56, "--num-samples", 4, "--threads", 1, *options)
     assert "the weights are random" in said and "frames against float: correlation" in said
     assert (tmp_path / "out" / "model.encodings").exists()
 

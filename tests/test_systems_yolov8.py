@@ -15,7 +15,7 @@ import pytest
 from data_samples import refused
 from graph_models import model, node, random
 from leadline import Preprocess, quantize
-from leadline.data import Samples, load
+from leadline.data import Data, Samples, load_samples
 from leadline.graph import Session
 from leadline.recipe import Calibrate, CorrectBias, Equalize, Heads, Recipe
 from leadline.systems import yolov8
@@ -42,7 +42,7 @@ def system(folder: Path) -> System:
 
 @pytest.fixture(scope="module")
 def unseen(folder: Path, system: System) -> Samples:
-    return load(folder / "unseen", system.network.inputs, system.preprocess)
+    return load_samples(Data(folder / "unseen", preprocess=system.preprocess), system.network.inputs)
 
 
 def quick(recipe: Recipe) -> Recipe:
@@ -59,14 +59,14 @@ def test_the_system_says_what_it_found(system: System) -> None:
 @pytest.mark.parametrize("separate", [False, True])
 def test_int8_finds_what_float_finds(folder: Path, system: System, unseen: Samples, separate: bool) -> None:
     recipe = quick(yolov8.recipe("minmax", separate=separate))
-    done = quantize(system.network, recipe, folder / "coco", preprocess=system.preprocess, threads=1)
+    done = quantize(system.network, recipe, Data(folder / "coco", preprocess=system.preprocess), threads=1)
     found = yolov8.compare(system.network, done.to_qdq(), unseen, threads=1)
     assert found.expected > 10 and found.kept > 0.9 and found.added < 0.1
     assert found.iou > 0.85 and found.score_difference < 0.1 and found.top > 0.8
 
 
 def test_without_the_step_detections_are_lost(folder: Path, system: System, unseen: Samples) -> None:
-    done = quantize(system.network, "minmax-w8a8", folder / "coco", preprocess=system.preprocess, threads=1)
+    done = quantize(system.network, "minmax-w8a8", Data(folder / "coco", preprocess=system.preprocess), threads=1)
     assert yolov8.compare(system.network, done.to_qdq(), unseen, threads=1).kept < 0.7
 
 
@@ -76,7 +76,9 @@ def test_hexagon_takes_all_of_it_and_finds_the_same(
 ) -> None:
     pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed")
     recipe = quick(yolov8.recipe("minmax"))
-    done = quantize(system.network, recipe, folder / "coco", preprocess=system.preprocess, threads=1, target="hexagon")
+    done = quantize(
+        system.network, recipe, Data(folder / "coco", preprocess=system.preprocess), threads=1, target="hexagon"
+    )
     done.save(tmp_path)
     found = yolov8.compare(system.network, tmp_path / "model.qdq.onnx", unseen.take(4), target="hexagon", threads=1)
     assert found.pictures == 4 and found.kept > 0.85 and found.score_difference < 0.1

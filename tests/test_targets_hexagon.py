@@ -279,7 +279,7 @@ def test_command_line(npu, tmp_path):
     assert "on the NPU, none on the CPU" in done.stdout
     assert "on the NPU" in (tmp_path / "out" / "report.html").read_text()
     done = leadline(
-        "verify", "net.onnx", "out/model.qdq.onnx", *fixed, "--samples", 2, "--context", "chip.onnx", "--arch", 75
+        "verify", "net.onnx", "out/model.qdq.onnx", *fixed, "--num-samples", 2, "--context", "chip.onnx", "--arch", 75
     )
     assert done.returncode == 0, done.stderr
     assert "hexagon dB" in done.stdout and (tmp_path / "chip.onnx").exists()

@@ -10,7 +10,7 @@ import pytest
 
 from data_samples import refused
 from graph_models import model, node
-from leadline.data import load
+from leadline.data import load_samples
 from leadline.graph.trace import bounded
 from leadline.pipeline import quantize
 from leadline.recipe import Calibrate, Recipe, Round
@@ -120,7 +120,7 @@ def test_rotated_tensors_are_not_taken_for_errors():
     network, turned = transformer(), transformer()
     assert any(
         record.kept
-        for record in rotate_residual(turned, load(samples(2, network.inputs[0].shape), turned.inputs), 1, 1)
+        for record in rotate_residual(turned, load_samples(samples(2, network.inputs[0].shape), turned.inputs), 1, 1)
     )
     q = quantize(turned, "minmax-w8a8", samples(4, network.inputs[0].shape), threads=1)
     result = verify(network, q.to_qdq(), q.held_out, threads=1)
@@ -237,7 +237,7 @@ def test_paths_are_taken_and_missing_ones_refused(tmp_path):
     fp32, artefact = tmp_path / "model.fp32.onnx", tmp_path / "model.qdq.onnx"
     own = q.verify(threads=1).to_dict()
     for kind in (str, lambda path: path):
-        data = load(np.concatenate([feed["x"] for feed in q.held_out]), q.graph.inputs)
+        data = load_samples(np.concatenate([feed["x"] for feed in q.held_out]), q.graph.inputs)
         by_file = verify(kind(fp32), kind(artefact), data, threads=1)
         assert by_file.judged_by == "'model.fp32.onnx'" and by_file.to_dict() | {"judged_by": own["judged_by"]} == own
     with refused("missing.onnx"):

@@ -32,11 +32,12 @@ __all__ = [
 
 # Names that cost an import of onnx or more are looked up when they are first used.
 _LAZY = {
+    "Data": "leadline.data",
     "Graph": "leadline.graph",
     "Preprocess": "leadline.data",
     "Quantized": "leadline.pipeline",
     "Recipe": "leadline.recipe",
-    "load": "leadline.data",
+    "load_samples": "leadline.data",
     "quantize": "leadline.pipeline",
     "verify": "leadline.verification",
 }

@@ -122,7 +122,7 @@ def compare(
     """
     progress = progress or Quiet()
     plans, footage = load_recipes(recipes), list(footage)
-    graph, samples = load_pair(network, feeds(calibration, preprocess), None, None, 0, True)
+    graph, samples = load_pair(network, feeds(calibration, preprocess))
     floats = [judge(predict(graph, f.frames, preprocess, threads=threads), f) for f in footage]
     runs = []
     for plan in plans:

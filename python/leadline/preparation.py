@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from leadline.cache import Cache
-from leadline.data import Preprocess, Samples, choose, load
-from leadline.data.choice import check_method
-from leadline.data.samples import Feed
+from leadline.data import Data, Samples, load_samples
+from leadline.data.tensors import as_array
 from leadline.export import qdq
 from leadline.graph import Graph, Session, inspect_inputs
 from leadline.graph.features import network_features
@@ -25,17 +30,11 @@ from leadline.types import refuse
 
 
 def prepare(
-    graph: Graph | str | os.PathLike[str],
+    network: Graph | str | os.PathLike[str],
     recipe: Recipe | str | os.PathLike[str],
     data: Any,
     *,
     held_out: Samples | None = None,
-    preprocess: Preprocess | None = None,
-    samples: int | None = None,
-    choice: str = "random",
-    features: str | Callable[[Feed], Any] | None = None,
-    seed: int = 0,
-    strict: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
     cache: Cache | None = None,
@@ -44,33 +43,21 @@ def prepare(
     """The state that `quantize` applies a recipe's steps to, and the samples chosen from `data`. See there."""
     progress = progress or Quiet()
     target, recipe = target_of(target).settle(recipe)
-    if preprocess is None and recipe.data:
-        preprocess = Preprocess.from_dict(recipe.data)
-    check_method("quantize", choice, features)
-    if choice != "random" and (not isinstance(samples, int) or samples < 1):
-        raise refuse("quantize", f"choice {choice!r} needs samples, at least 1", f"samples={samples!r}")
-    network, given = load_pair(graph, data, preprocess, samples if choice == "random" else None, seed, strict)
-    target.check_network(network, "quantize")
-    if samples is not None and samples < len(given):
-        given = choose(
-            given,
-            samples,
-            choice,
-            features=network_features(network, features, threads) if isinstance(features, str) else features,
-            seed=seed,
-            progress=progress,
-        )
-    calibration, kept_out = (given, held_out) if held_out is not None else given.split()
-    if held_out is None and len(given) == 1:
+    data = Data.of(data).defaulting(recipe.data)
+    graph, pool = _opened(network, data)
+    target.check_network(graph, "quantize")
+    samples = _chosen(graph, pool, data, threads, progress)
+    calibration, kept_out = (samples, held_out) if held_out is not None else samples.split()
+    if held_out is None and len(samples) == 1:
         warnings.warn("one sample: the artefact is checked on what it was calibrated on", stacklevel=3)
     rules, is_given = target.rules, held_out is not None
     setup = Setup(recipe, calibration, kept_out, progress, simulate, threads, rules, cache, is_given)
-    state = State(setup, network.copy())
-    if network.tail is not None:
-        state.log.append(Record("load", ", ".join(network.tail.written), _kept_behind(network.tail, target.rules)))
-    state.log += [Record.of("load", note) for note in network.notes]
+    state = State(setup, graph.copy())
+    if graph.tail is not None:
+        state.log.append(Record("load", ", ".join(graph.tail.written), _kept_behind(graph.tail, target.rules)))
+    state.log += [Record.of("load", note) for note in graph.notes]
     adapt(state)
-    return state, given
+    return state, samples
 
 
 def _kept_behind(tail: Tail, profile: Profile) -> str:
@@ -81,24 +68,65 @@ def _kept_behind(tail: Tail, profile: Profile) -> str:
 
 
 def load_pair(
-    graph: Graph | str | os.PathLike[str],
-    data: Any,
-    preprocess: Preprocess | None,
-    samples: int | None,
-    seed: int,
-    strict: bool,
+    network: Graph | str | os.PathLike[str], data: Any, threads: int | None = None, progress: Progress | None = None
 ) -> tuple[Graph, Samples]:
     """A network and samples that fit each other: the samples fix the shapes that the file leaves open."""
-    if isinstance(graph, Graph):
-        return graph, load(data, graph.inputs, preprocess, samples, seed, strict)
-    if not isinstance(graph, str | os.PathLike):
-        rule = "graph must be a Graph, or the path of an ONNX file (of a PyTorch module: leadline.torch.to_graph)"
-        raise refuse("quantize", rule, f"a {type(graph).__name__}")
-    if Path(graph).suffix in (".pt", ".pt2", ".pth"):
-        rule = "graph must be an ONNX file (of a PyTorch module: leadline.torch.to_graph, then Graph.save)"
-        raise refuse("quantize", rule, f"'{graph}'")
-    chosen = load(data, inspect_inputs(Path(graph)), preprocess, samples, seed, strict)
-    return Graph.load(Path(graph), next(iter(chosen))), chosen
+    data = Data.of(data)
+    graph, pool = _opened(network, data)
+    return graph, _chosen(graph, pool, data, threads, progress)
+
+
+def _opened(network: Graph | str | os.PathLike[str], data: Data) -> tuple[Graph, Samples]:
+    """The network, and the samples to choose from."""
+    if isinstance(network, Graph):
+        return network, load_samples(data.pool, network)
+    rule = "network must be a Graph, the path of an ONNX file, or a PyTorch module"
+    if not isinstance(network, str | os.PathLike):
+        raise refuse("quantize", rule, f"a {type(network).__name__}")
+    if Path(network).suffix in (".pt", ".pt2", ".pth"):
+        raise refuse("quantize", f"{rule}: load the file in PyTorch first", f"'{network}'")
+    pool = load_samples(data.pool, inspect_inputs(Path(network)))
+    return Graph.load(Path(network), next(iter(pool))), pool
+
+
+def _chosen(graph: Graph, pool: Samples, data: Data, threads: int | None, progress: Progress | None) -> Samples:
+    if isinstance(data.features, str):
+        data = replace(data, features=network_features(graph, data.features, threads))
+    return data.chosen(pool, progress)
+
+
+def captured(network: Any, data: Any) -> tuple[Any, Any]:
+    """A torch module as the Graph that its first sample captures, and the data; anything else as it is."""
+    torch = sys.modules.get("torch")  # who has a module has imported torch
+    if torch is None or not isinstance(network, torch.nn.Module):
+        return network, data
+    from leadline.torch import to_graph
+
+    first, data = _first_call(network, Data.of(data))
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in first.items()}
+    return to_graph(network, tensors), data
+
+
+def _first_call(module: Any, data: Data) -> tuple[dict[str, Any], Data]:
+    """What a module is called with for one sample, by parameter; and the data, none of it lost."""
+    source, parameter = data.source, next(iter(signature(module.forward).parameters), "input")
+    paths = source if isinstance(source, list | tuple) else [source]
+    if paths and all(isinstance(path, str | os.PathLike) for path in paths):
+        source = load_samples(data.pool, [(parameter, np.float32, (1, None, None, None))])
+    if isinstance(source, Samples):
+        return dict(next(iter(source))), data
+    if isinstance(source, Iterator):
+        entry = next(source, None)
+        data = replace(data, source=itertools.chain([entry], source))
+    elif isinstance(source, Mapping) or hasattr(source, "__array__") or hasattr(source, "__dlpack__"):
+        entry = source
+    else:
+        entry = next(iter(source), None)
+    if entry is None:
+        raise refuse("quantize", "data must hold at least one sample", f"an empty {type(source).__name__}")
+    arrays = entry if isinstance(entry, Mapping) else {parameter: entry}
+    call = {name: as_array(value, f"the data, {name}")[:1] for name, value in arrays.items()}
+    return {name: array.astype(np.float32) if array.dtype.kind == "f" else array for name, array in call.items()}, data
 
 
 def simulate(state: State, outputs: Sequence[str]) -> Session:

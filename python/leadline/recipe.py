@@ -49,7 +49,7 @@ class Override:
 
     def matches(self, *names: str, kinds: Collection[str] = ()) -> bool:
         fits = not self.kinds or not set(self.kinds).isdisjoint(kinds)
-        return fits and any(fnmatchcase(name, self.pattern) for name in names)
+        return fits and any(name == self.pattern or fnmatchcase(name, self.pattern) for name in names)
 
 
 def _check_override(values: Mapping[str, Any], where: str) -> None:
@@ -204,6 +204,18 @@ class Recipe:
             if change is not None and override.matches(*names, kinds=kinds):
                 return _changed(override, key, base)
         return base
+
+    def overridden(self, overrides: Sequence[Override | Mapping[str, Any]], exclude: Sequence[str] = ()) -> Recipe:
+        """A copy with overrides before its own, as Override or as tables, and before them what stays float by pattern.
+
+        Raises InputError for what a recipe's [[overrides]] may not hold.
+        """
+        floats = [Override(pattern, weights="float", activations="float") for pattern in exclude]
+        read = [
+            one if isinstance(one, Override) else _read_override(one, f"overrides[{i}]")
+            for i, one in enumerate(overrides)
+        ]
+        return self.changed(overrides=(*floats, *read, *self.overrides))
 
     def changed(self, **changes: Any) -> Recipe:
         """A copy with some fields replaced."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leadline.data import Preprocess, Samples, load
+from leadline.data import Data, Samples
 from leadline.display import table
 from leadline.graph import Graph, Session
 from leadline.original import Original, OriginalSession
@@ -122,7 +122,7 @@ def verify(
         ``.tflite``, for executorch a torch module.
     artefact : path, onnx.ModelProto, or what `Quantized.artefact` is
         Its inputs and outputs are the reference's, by name in ONNX, by order elsewhere.
-    data : Samples or anything that ``leadline.data.load_samples`` takes
+    data : Data, or the source of one
         Of a torch module: an iterable of what it is called with. Hexagon's emulation takes seconds a sample, for a
         ViT-S half a minute: a few will do.
     original : Original, optional
@@ -141,9 +141,9 @@ def verify(
     progress, chosen = progress or Quiet(), target_for(artefact, target)
     chosen.check_installed("verify")
     if isinstance(reference, Graph):
-        graph, samples = reference, data if isinstance(data, Samples) else load(data, reference.inputs)
+        graph, samples = load_pair(reference, data, threads, progress)
     else:
-        graph, ends, samples = load_reference(chosen, reference, data)
+        graph, ends, samples = load_reference(chosen, reference, data, threads, progress)
         original = original or ends
     held = Path(artefact) if isinstance(artefact, (str, os.PathLike)) else artefact
     outputs = [value.name for value in graph.outputs]
@@ -185,19 +185,12 @@ def _judge(original: Original | None, graph: Graph, threads: int | None) -> tupl
 
 
 def load_reference(
-    target: Target,
-    network: Any,
-    data: Any,
-    preprocess: Preprocess | None = None,
-    samples: int | None = None,
-    seed: int = 0,
-    strict: bool = False,
+    target: Target, network: Any, data: Any, threads: int | None = None, progress: Progress | None = None
 ) -> tuple[Graph, Original, Samples]:
     """A float network, what runs it as it came, and the samples that fit it; see `verify`."""
-    known = target.reference(network, data, preprocess, samples, seed, strict)
+    data = Data.of(data)
+    known = target.reference(network, data)
     if known is not None:
         return known
-    if isinstance(data, Samples):
-        return Graph.load(network, next(iter(data), None)), Original(network), data
-    graph, chosen = load_pair(network, data, preprocess, samples, seed, strict)
-    return graph, Original(network), chosen
+    graph, samples = load_pair(network, data, threads, progress)
+    return graph, Original(network), samples

@@ -20,7 +20,7 @@ from graph_models import model, node
 from head_networks import KINDS as HEADS
 from head_networks import frames
 from leadline import Preprocess, quantize
-from leadline.data import Samples, load
+from leadline.data import Data, Samples, load_samples
 from leadline.depth import networks, scenes
 from leadline.graph import Graph, Session
 from leadline.pipeline import Quantized
@@ -204,8 +204,8 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Quan
         else:
             folder, path, preprocess = tmp_path_factory.mktemp(name), networks.path(), Preprocess(**networks.PREPROCESS)
             given, held = (_written(folder / part, seeds) for part, seeds in (("a", range(12)), ("b", range(30, 38))))
-        done = quantize(path, "w8a8", given, preprocess=preprocess, threads=1)
-        return done, tflite.plan(done, threads=1), load(held, done.graph.inputs, preprocess)
+        done = quantize(path, "w8a8", Data(given, preprocess=preprocess), threads=1)
+        return done, tflite.plan(done, threads=1), load_samples(Data(held, preprocess=preprocess), done.graph.inputs)
 
     return quantized
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import Field, asdict, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -16,21 +16,26 @@ from leadline.files import to_json
 from leadline.targets.target import TARGETS, every_target
 from leadline.types import refuse
 
-Data = Annotated[Path, typer.Option(help="Pictures, a video, .npy or .npz files: a file, or a folder of one kind.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output instead of tables.")]
-Samples = Annotated[int | None, typer.Option(help="Use at most so many samples, chosen by --seed.")]
-Choose = Annotated[str, typer.Option(help="How --samples are chosen: random, folder, brightness, farthest or diverse.")]
-Features = Annotated[str | None, typer.Option(help="Tensor of the network that farthest and diverse compare.")]
-Seed = Annotated[int, typer.Option(help="For the choice of samples and what is held out.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Refuse unreadable files instead of skipping them.")]
 TargetName = Annotated[str, typer.Option("--target", help=f"What the artefact is for: {', '.join(TARGETS)}.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of the cores and of onnxruntime. Default: all.")]
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """The flags that say what becomes of a picture before the network sees it."""
+class Given:
+    """The flags that say which data there are, which of them are used, and what becomes of a picture before the network
+    sees it."""
 
+    data: Annotated[Path, typer.Option(help="Pictures, a video, .npy or .npz files: a file, or a folder of one kind.")]
+    num_samples: Annotated[int | None, typer.Option(help="Use at most so many samples, chosen by --seed.")] = None
+    choice: Annotated[
+        str, typer.Option(help="How --num-samples are chosen: random, folder, brightness, farthest or diverse.")
+    ] = "random"
+    features: Annotated[
+        str | None, typer.Option(help="What farthest and diverse compare: a tensor of the network.")
+    ] = None
+    seed: Annotated[int, typer.Option(help="For the choice of samples and what is held out.")] = 0
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse unreadable files instead of skipping them.")] = False
     resize: Annotated[str | None, typer.Option(help="Pixels of the shorter side, or HEIGHTxWIDTH.")] = None
     crop: Annotated[str | None, typer.Option(help="Centre crop: SIDE or HEIGHTxWIDTH.")] = None
     mean: Annotated[
@@ -48,35 +53,43 @@ class Pictures:
     ] = False
 
     def over(self, base: Mapping[str, Any]) -> Any:
-        """The recipe's [data] table with the flags on top; None where neither says anything, as arrays want it."""
-        from leadline.data import Preprocess
+        """The Data; what is said of pictures goes on top of the recipe's [data] table."""
+        from leadline.data import Data, Preprocess
 
-        said = asdict(self) | {
+        pictures = {
             "resize": _size("resize", self.resize),
             "crop": _size("crop", self.crop),
             "mean": _numbers("mean", self.mean),
             "std": _numbers("std", self.std),
+            "scale": self.scale,
+            "layout": self.layout,
+            "channels": self.channels,
             "letterbox": self.letterbox or None,
         }
-        stated = dict(base) | {key: value for key, value in said.items() if value is not None}
-        return Preprocess.from_dict(stated) if stated else None
+        stated = {key: value for key, value in pictures.items() if value is not None}
+        options = {name: getattr(self, name) for name in ("num_samples", "choice", "features", "seed", "strict")}
+        return Data(self.data, preprocess=Preprocess.from_dict({**base, **stated}) if stated else None, **options)
 
 
-def with_pictures(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with its parameter `pictures` spelled out as flags, which Typer does not do."""
-    flags = fields(Pictures)
+def with_data(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with its parameter `data` spelled out as the flags of Given, which Typer does not do."""
+    flags = fields(Given)
 
     @functools.wraps(command)
-    def run(**given: Any) -> None:
-        pictures = Pictures(**{flag.name: given.pop(flag.name) for flag in flags})
-        command(pictures=pictures, **given)
+    def run(**values: Any) -> None:
+        command(data=Given(**{flag.name: values.pop(flag.name) for flag in flags}), **values)
 
-    hints = get_type_hints(Pictures, include_extras=True)
+    hints = get_type_hints(Given, include_extras=True)
     spelled = [
-        inspect.Parameter(flag.name, inspect.Parameter.KEYWORD_ONLY, default=flag.default, annotation=hints[flag.name])
+        inspect.Parameter(
+            flag.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if flag.default is MISSING else flag.default,
+            annotation=hints[flag.name],
+        )
         for flag in flags
     ]
-    return _respelled(run, command, "pictures", spelled)
+    return _respelled(run, command, "data", spelled)
 
 
 def with_target(command: Callable[..., None]) -> Callable[..., None]:

@@ -38,22 +38,16 @@ def demo(
 
 
 @flags.with_target
-@flags.with_pictures
+@flags.with_data
 def quantize(
     model: Annotated[Path, typer.Argument(help="A float ONNX network; for litert also a float .tflite.")],
-    data: flags.Data,
+    data: flags.Given,
     out: Annotated[Path, typer.Option(help="Folder for the artefacts and the report.")],
     recipe: Annotated[str, typer.Option(help="A recipe's name (see `leadline recipe`) or a TOML file.")] = "w8a8",
     target: flags.TargetName = "onnxruntime",
     *,
     options: dict[str, Any],
     encodings_version: Annotated[str, typer.Option(help="Of model.encodings: 0.6.1, 1.0.0 or 2.0.0.")] = "1.0.0",
-    samples: flags.Samples = None,
-    choose: flags.Choose = "random",
-    features: flags.Features = None,
-    seed: flags.Seed = 0,
-    pictures: flags.Pictures,
-    strict: flags.Strict = False,
     threads: flags.Threads = None,
     as_json: flags.Json = False,
 ) -> None:
@@ -72,23 +66,9 @@ def quantize(
         raise refuse("quantize", rule, repr(encodings_version))
     start = time.monotonic()
     chosen, settled = target_of(target).with_options(options).settle(recipe)
-    preprocess = pictures.over(settled.data)
-    progress = Bars()
+    given, progress = data.over(settled.data), Bars()
     with filling(out, (*quantized.files(), *REPORT)) as folder:
-        run = pipeline.quantize(
-            model,
-            settled,
-            data,
-            preprocess=preprocess,
-            samples=samples,
-            choice=choose,
-            features=features,
-            seed=seed,
-            strict=strict,
-            threads=threads,
-            progress=progress,
-            target=chosen,
-        )
+        run = pipeline.quantize(model, settled, given, target=chosen, threads=threads, progress=progress)
         with progress("write"):
             run.save(folder, encodings_version=encodings_version)
     # The artefact is in place: whatever becomes of what is said about it, the run is not lost.
@@ -106,23 +86,19 @@ def quantize(
 
 
 @flags.with_target
-@flags.with_pictures
+@flags.with_data
 def verify(
     fp32: Annotated[Path, typer.Argument(help="The float network: the original, or model.fp32.onnx.")],
     artefact: Annotated[
         Path, typer.Argument(help="ONNX with QuantizeLinear and DequantizeLinear, a .tflite or a .pte.")
     ],
-    data: flags.Data,
+    data: flags.Given,
     out: Annotated[Path | None, typer.Option(help="Folder for report.json and report.html.")] = None,
     target: Annotated[
         str | None, typer.Option(help="What runs it: hexagon's emulation, ... Default: what its suffix says.")
     ] = None,
     *,
     options: dict[str, Any],
-    samples: flags.Samples = None,
-    seed: flags.Seed = 0,
-    pictures: flags.Pictures,
-    strict: flags.Strict = False,
     threads: flags.Threads = None,
     as_json: flags.Json = False,
 ) -> None:
@@ -139,7 +115,7 @@ def verify(
     chosen = target_for(artefact, target).with_options(options)
     chosen.check_installed("verify")
     with filling(out, REPORT) if out is not None else nullcontext():
-        graph, original, feeds = load_reference(chosen, fp32, data, pictures.over({}), samples, seed, strict)
+        graph, original, feeds = load_reference(chosen, fp32, data.over({}), threads)
         verification = run(graph, artefact, feeds, original=original, target=chosen, threads=threads, progress=Bars())
         document = report.verified(fp32, graph, artefact, feeds, verification)
     if out is not None:

@@ -49,10 +49,10 @@ def run(
     from leadline.sweep import run as compute
     from leadline.sweep.watch import Display
 
-    plan = Sweep.load(sweep)
-    with Display(plan.columns) as display:
+    loaded = Sweep.load(sweep)
+    with Display(loaded.columns) as display:
         found = compute(
-            plan,
+            loaded,
             out,
             engine=engine,
             storage=storage,
@@ -117,10 +117,10 @@ def compare(
 
 
 @app.command()
-@flags.with_pictures
+@flags.with_data
 def mix(
     model: Annotated[Path, typer.Argument(help="A float ONNX network.")],
-    data: flags.Data,
+    data: flags.Given,
     out: Annotated[Path, typer.Option(help="Folder for sensitivity.csv and the recipe.")],
     recipe: Annotated[str, typer.Option(help="The recipe to begin from.")] = "w8a8",
     weights: Annotated[str, typer.Option(help="Widths to choose from, with commas.")] = "4,8",
@@ -130,10 +130,6 @@ def mix(
     ] = None,
     traffic: Annotated[float | None, typer.Option(help="Bytes of the activations, likewise.")] = None,
     sqnr: Annotated[float | None, typer.Option(help="dB to keep, in place of the others.")] = None,
-    samples: flags.Samples = None,
-    seed: flags.Seed = 0,
-    *,
-    pictures: flags.Pictures,
     threads: flags.Threads = None,
 ) -> None:
     """Measure what each tensor costs at each width, and write a recipe of mixed precision."""
@@ -142,18 +138,15 @@ def mix(
     from leadline.recipe import Recipe
     from leadline.sweep import mixed_precision, sensitivity
 
-    plan = Recipe.load(recipe)
+    base = Recipe.load(recipe)
     widths = {"weights": _widths("weights", weights), "activations": _widths("activations", activations)}
     if (sqnr is None) == (size is None and traffic is None):
         raise refuse("leadline", "there must be a budget: --size, --traffic, or both, or --sqnr", "none or all")
     found = sensitivity(
         model,
-        data,
+        data.over(base.data),
         {kind: bits for kind, bits in widths.items() if bits},  # type: ignore[misc]
-        recipe=plan,
-        preprocess=pictures.over(plan.data),
-        samples=samples,
-        seed=seed,
+        recipe=base,
         threads=threads,
         progress=Bars(),
         cache=Cache(out / "shared"),

@@ -3,8 +3,18 @@
 from leadline.data.blendedmvs import Pairs, load_blendedmvs_pairs
 from leadline.data.choice import choose
 from leadline.data.layouts import Labelled, load_coco
-from leadline.data.loading import load
+from leadline.data.loading import Data, load_samples
 from leadline.data.preprocess import Preprocess
 from leadline.data.samples import Samples
 
-__all__ = ["Labelled", "Pairs", "Preprocess", "Samples", "choose", "load", "load_blendedmvs_pairs", "load_coco"]
+__all__ = [
+    "Data",
+    "Labelled",
+    "Pairs",
+    "Preprocess",
+    "Samples",
+    "choose",
+    "load_blendedmvs_pairs",
+    "load_coco",
+    "load_samples",
+]

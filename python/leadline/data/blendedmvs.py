@@ -30,8 +30,8 @@ class View:
 class Pairs(Sequence[NDArray[np.float32]]):
     """Pairs of pictures, each read when asked for: ``pairs[i]`` is (1, 2, 3, side, side) float32 of 0 to 1, RGB.
 
-    What `leadline.quantize` and `leadline.data.load` take as data. Pictures are resized by their shorter side and cut
-    in the middle; depth and intrinsics follow.
+    The source of a `leadline.Data`. Pictures are resized by their shorter side and cut in the middle; depth and
+    intrinsics follow.
     """
 
     def __init__(self, pairs: Sequence[tuple[View, View]], side: int) -> None:

@@ -14,10 +14,10 @@ from leadline.data.samples import Feed, Samples, check_seed
 from leadline.progress import Progress, Quiet
 from leadline.types import refuse
 
-METHODS = ("random", "folder", "brightness", "farthest", "diverse")
+CHOICES = ("random", "folder", "brightness", "farthest", "diverse")
 """See `choose`."""
 
-BY_FEATURES = METHODS[3:]
+BY_FEATURES = CHOICES[3:]
 
 CLUSTERS = 8
 """As many as QuantVGGT's authors form."""
@@ -31,27 +31,27 @@ Features = Callable[[Feed], Any]
 
 def choose(
     samples: Samples,
-    count: int,
-    method: str = "random",
+    num_samples: int,
+    choice: str = "random",
     *,
     features: Features | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Samples:
-    """`count` of the samples, in their order. The same seed chooses alike.
+    """`num_samples` of the samples, in their order. The same seed chooses alike.
 
     All but "random" and "folder" read every sample once; features are kept, not samples.
 
     Parameters
     ----------
     samples : Samples
-    count : int
+    num_samples : int
         1 to ``len(samples)``.
-    method : str
-        - "random": each with the same chance; what ``load(..., limit=count)`` takes.
+    choice : str
+        - "random": each with the same chance; what ``Data(..., num_samples=...)`` takes.
         - "folder": the same number from each folder of pictures, or from each file that holds several samples (a
           video, an array), as far as they go: stratified by scene.
-        - "brightness": one from each of `count` equal parts of the samples in order of their mean value.
+        - "brightness": one from each of `num_samples` equal parts of the samples in order of their mean value.
         - "farthest": outliers are left out; then each one is the farthest from all before it (greedy k-centre: none
           lies more than twice as far from a chosen one as in the best choice), from a random first one.
         - "diverse": outliers are left out; the others form 8 clusters (k-means), from each of which the same number
@@ -69,51 +69,52 @@ def choose(
     Raises
     ------
     InputError
-        An unknown method; a count or seed out of range; features for a method that compares none; features that are
+        An unknown choice; a number or seed out of range; features for a choice that compares none; features that are
         not finite vectors of one length, with the sample named; "folder" where there is only one.
 
     Notes
     -----
     Outliers are samples whose distance to the median exceeds the upper quartile by 1.5 interquartile ranges; the
-    farthest go, and never so many that fewer than `count` remain. "diverse" is the noise-filtered diverse sampling of
-    QuantVGGT (Feng et al., arXiv 2509.21302), which takes its features from deep layers; "farthest" is Gonzalez,
-    Theor. Comput. Sci. 38 (1985); k-means is the best of 10, seeded as by Arthur and Vassilvitskii (SODA 2007).
+    farthest go, and never so many that fewer than `num_samples` remain. "diverse" is the noise-filtered diverse
+    sampling of QuantVGGT (Feng et al., arXiv 2509.21302), which takes its features from deep layers; "farthest" is
+    Gonzalez, Theor. Comput. Sci. 38 (1985); k-means is the best of 10, seeded as by Arthur and Vassilvitskii (SODA
+    2007).
     """
     if not isinstance(samples, Samples):
-        raise refuse("choose", "samples must be leadline.data.Samples, which load gives", type(samples).__name__)
+        raise refuse("choose", "samples must be Samples, which leadline.load_samples gives", type(samples).__name__)
     n = len(samples)
-    if not isinstance(count, int | np.integer) or not 1 <= count <= n:
-        raise refuse("choose", f"count must be 1 to {n}, the samples that there are", repr(count))
-    check_method("choose", method, features)
+    if not isinstance(num_samples, int | np.integer) or not 1 <= num_samples <= n:
+        raise refuse("choose", f"num_samples must be 1 to {n}, the samples that there are", repr(num_samples))
+    check_choice("choose", choice, features)
     check_seed("choose", seed)
 
     rng, progress = np.random.default_rng(seed), progress or Quiet()
-    if method == "random":
-        chosen = _evenly(np.zeros(n, np.intp), count, rng)
-    elif method == "folder":
-        chosen = _evenly(_folders(samples.labels), count, rng)
-    elif method == "brightness":
+    if choice == "random":
+        chosen = _evenly(np.zeros(n, np.intp), num_samples, rng)
+    elif choice == "folder":
+        chosen = _evenly(_folders(samples.labels), num_samples, rng)
+    elif choice == "brightness":
         order = np.argsort(_vectors(samples, _brightness, progress)[:, 0], kind="stable")
         rank = np.empty(n, np.intp)
         rank[order] = np.arange(n)
-        chosen = _evenly(rank * count // n, count, rng)
+        chosen = _evenly(rank * num_samples // n, num_samples, rng)
     else:
         vectors = _vectors(samples, features or _look, progress)
-        kept = _usual(_standard(vectors), count)
+        kept = _usual(_standard(vectors), num_samples)
         vectors = _standard(vectors[kept])  # anew: an outlier hides what tells the others apart
-        if method == "farthest":
-            chosen = kept[_farthest(vectors, count, rng)]
+        if choice == "farthest":
+            chosen = kept[_farthest(vectors, num_samples, rng)]
         else:
-            chosen = kept[_evenly(_clusters(vectors, min(CLUSTERS, count), rng), count, rng)]
+            chosen = kept[_evenly(_clusters(vectors, min(CLUSTERS, num_samples), rng), num_samples, rng)]
     return samples.part(sorted(chosen.tolist()))
 
 
-def check_method(function: str, method: str, features: object = None) -> None:
-    """Refuses a method that `choose` does not know, and features for one that compares none."""
-    if method not in METHODS:
-        raise refuse(function, f"method must be one of {', '.join(METHODS)}", repr(method))
-    if features is not None and method not in BY_FEATURES:
-        raise refuse(function, f"features are for the methods {' and '.join(BY_FEATURES)}", f"method {method!r}")
+def check_choice(function: str, choice: str, features: object = None) -> None:
+    """Refuses a choice that `choose` does not know, and features for one that compares none."""
+    if choice not in CHOICES:
+        raise refuse(function, f"choice must be one of {', '.join(CHOICES)}", repr(choice))
+    if features is not None and choice not in BY_FEATURES:
+        raise refuse(function, f"features are for the choices {' and '.join(BY_FEATURES)}", f"choice {choice!r}")
 
 
 def _evenly(groups: Indices, count: int, rng: np.random.Generator) -> Indices:

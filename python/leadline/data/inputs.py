@@ -55,7 +55,7 @@ def parse_inputs(inputs: Sequence[Declared | HasShape]) -> list[Input]:
         else:
             parsed.append(Input(item.name, np.dtype(item.dtype), tuple(item.shape), settled=True))
     if not parsed:
-        raise refuse("load", "the network must have at least one input", "none")
+        raise refuse("load_samples", "the network must have at least one input", "none")
     return parsed
 
 
@@ -63,7 +63,7 @@ def check_names(inputs: Sequence[Input], names: Collection[str], where: str) -> 
     wanted = [item.name for item in inputs]
     if set(names) != set(wanted):
         received = f"{', '.join(map(str, names)) or 'none'} in {where}"
-        raise refuse("load", f"keys must be the input names {', '.join(wanted)}", received)
+        raise refuse("load_samples", f"keys must be the input names {', '.join(wanted)}", received)
 
 
 def count_samples(item: Input, shape: tuple[int, ...], dtype: np.dtype[Any], where: str) -> int:
@@ -77,16 +77,16 @@ def count_samples(item: Input, shape: tuple[int, ...], dtype: np.dtype[Any], whe
     rule = f"input {item} takes arrays of that shape, samples along the first axis"
     received = f"shape {shape_text(shape)} in {where}"
     if extra not in (-1, 0, 1) or (extra == -1 and item.batch != 1):
-        raise refuse("load", rule, f"{received}, of rank {len(shape)}")
+        raise refuse("load_samples", rule, f"{received}, of rank {len(shape)}")
     inner = {-1: (shape, item.dims[1:]), 0: (shape[1:], item.dims[1:]), 1: (shape[1:], item.dims)}[extra]
     if any(want is not None and want != have for have, want in zip(*inner, strict=True)):
-        raise refuse("load", rule, received)
+        raise refuse("load_samples", rule, received)
     if 0 in shape:
-        raise refuse("load", rule, f"{received}: an empty array")
+        raise refuse("load_samples", rule, f"{received}: an empty array")
     if not shape or extra == -1:
         return 1
     if extra == 0 and shape[0] % item.batch:
-        raise refuse("load", f"input {item} takes {item.batch} rows at a time", received)
+        raise refuse("load_samples", f"input {item} takes {item.batch} rows at a time", received)
     return shape[0] // item.batch if extra == 0 else shape[0]
 
 
@@ -102,10 +102,10 @@ def cut_sample(item: Input, array: NDArray[Any], index: int, where: str) -> NDAr
     with np.errstate(over="ignore"):
         sample: NDArray[Any] = np.array(part, dtype=item.dtype, order="C")
     if item.dtype.kind in "iu" and part.dtype != item.dtype and not np.array_equal(sample, part):
-        raise refuse("load", f"input {item} takes values within {item.dtype}", f"values outside it in {where}")
+        raise refuse("load_samples", f"input {item} takes values within {item.dtype}", f"values outside it in {where}")
     if is_float(item.dtype) and not (sample < np.inf).all():  # -inf may be a mask
         kind = "NaN" if np.isnan(sample).any() else "infinity"
-        raise refuse("load", f"input {item.name!r} takes finite numbers", f"{kind} in {where}")
+        raise refuse("load_samples", f"input {item.name!r} takes finite numbers", f"{kind} in {where}")
     return sample
 
 
@@ -117,8 +117,8 @@ def _check_dtype(item: Input, dtype: np.dtype[Any], where: str) -> None:
     if dtype == item.dtype:
         return
     if not ((is_float(dtype) and is_float(item.dtype)) or (dtype.kind in "iu" and item.dtype.kind in "iu")):
-        raise refuse("load", f"input {item} takes {item.dtype}", f"{dtype} in {where}")
-    warnings.warn(f"[load] input {item.name!r} takes {item.dtype}: {dtype} is converted", stacklevel=2)
+        raise refuse("load_samples", f"input {item} takes {item.dtype}", f"{dtype} in {where}")
+    warnings.warn(f"[load_samples] input {item.name!r} takes {item.dtype}: {dtype} is converted", stacklevel=2)
 
 
 def shape_text(dims: Sequence[int | None]) -> str:

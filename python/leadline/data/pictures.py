@@ -33,38 +33,38 @@ def fit(preprocess: Preprocess, inputs: Sequence[Input]) -> tuple[Input, Preproc
         or len(inputs[0].dims) not in (4, 5)
         or not (is_float(inputs[0].dtype) or inputs[0].dtype == np.uint8)
     ):
-        raise refuse("load", rule, f"inputs {', '.join(map(str, inputs))}")
+        raise refuse("load_samples", rule, f"inputs {', '.join(map(str, inputs))}")
     (item,) = inputs
     clip = None
     if len(item.dims) == 5:
         clip = item.dims[1]
         if clip is None:
-            raise refuse("load", f"input {item} must say how many frames make a clip", "an open second axis")
+            raise refuse("load_samples", f"input {item} must say how many frames make a clip", "an open second axis")
         item = replace(item, dims=(item.dims[0], *item.dims[2:]))
     default = Preprocess()
     if item.dtype == np.uint8 and any(getattr(preprocess, k) != getattr(default, k) for k in ("mean", "std", "scale")):
         stated = f"mean={preprocess.mean}, std={preprocess.std}, scale={preprocess.scale}"
-        raise refuse("load", f"input {item} takes raw pixels: mean, std and scale do not apply", stated)
+        raise refuse("load_samples", f"input {item} takes raw pixels: mean, std and scale do not apply", stated)
 
     batch, first, second, third = item.dims
     depth, height, width = (first, second, third) if preprocess.layout == "NCHW" else (third, first, second)
     if depth not in (None, preprocess.depth):
         received = f"channels={preprocess.channels!r} ({preprocess.depth}) and layout={preprocess.layout!r}"
-        raise refuse("load", f"input {item} must have as many channels as the pictures give", received)
+        raise refuse("load_samples", f"input {item} must have as many channels as the pictures give", received)
 
     stated_size = preprocess.size
     if stated_size is None:
         if height is None or width is None:
             rule = f"input {item} leaves height and width open: state resize as [height, width], or crop"
-            raise refuse("load", rule, f"resize={preprocess.resize}, crop={preprocess.crop}")
+            raise refuse("load_samples", rule, f"resize={preprocess.resize}, crop={preprocess.crop}")
         size = (height, width)
         if isinstance(preprocess.resize, int) and preprocess.resize < max(size):
-            raise refuse("load", f"resize must reach the longer side of input {item}", preprocess.resize)
+            raise refuse("load_samples", f"resize must reach the longer side of input {item}", preprocess.resize)
         preprocess = replace(preprocess, resize=size) if preprocess.resize is None else replace(preprocess, crop=size)
     elif item.settled and any(d not in (None, s) for d, s in zip((height, width), stated_size, strict=True)):
-        raise refuse("load", f"resize and crop must lead to the size of input {item}", shape_text(stated_size))
+        raise refuse("load_samples", f"resize and crop must lead to the size of input {item}", shape_text(stated_size))
     if batch not in (None, 1) and (item.settled or stated_size is None):
-        raise refuse("load", "pictures feed a network one at a time", f"input {item}, of batch {batch}")
+        raise refuse("load_samples", "pictures feed a network one at a time", f"input {item}, of batch {batch}")
     return item, preprocess, clip
 
 

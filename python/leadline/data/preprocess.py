@@ -23,7 +23,7 @@ GREY = 114
 
 
 class Unreadable(Exception):
-    """One sample that cannot be used; the message says why. `load` skips and counts it, or refuses it when strict."""
+    """One sample that cannot be used; the message says why. `load_samples` skips it, or refuses it when strict."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ class Item:
 class Samples:
     """A re-iterable of feeds: dicts from input name to array with exactly the input's rank, batch axis first.
 
-    Every iteration reads the same feeds in the same order (the source's); only the current one is held. Made by `load`.
+    Every iteration reads the same feeds in the same order (the source's); only the current one is held. Made by
+    `load_samples`.
 
     Attributes
     ----------
@@ -84,8 +85,8 @@ class Samples:
         """Two disjoint parts, (calibration, held out), each in the source's order.
 
         `held_out` is the share of the second part, above 0 and below 1; from two samples on, each part has at least
-        one. A single sample is in both parts. The samples are shuffled by the seed that `load` was given and the held
-        out ones taken at even distances, so the same seed always splits alike.
+        one. A single sample is in both parts. The samples are shuffled by the seed of their `Data` and the held out
+        ones taken at even distances, so the same seed always splits alike.
         """
         if not 0 < held_out < 1:
             raise refuse("Samples.split", "held_out must be above 0 and below 1", repr(held_out))

@@ -73,11 +73,11 @@ def as_array(value: Any, where: str) -> NDArray[Any]:
             value = np.from_dlpack(value) if hasattr(value, "__dlpack__") else np.asarray(value)
         except Exception as error:  # each framework refuses in its own way: wrong device, unknown dtype, ragged lists
             rule = "each item must be an array or CPU tensor of numbers, or a dict of them by input name"
-            raise refuse("load", rule, f"{type(value).__name__} in {where} ({error})") from error
+            raise refuse("load_samples", rule, f"{type(value).__name__} in {where} ({error})") from error
     array: NDArray[Any] = value
     if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
         rule = "each item must be an array or CPU tensor of numbers, or a dict of them by input name"
-        raise refuse("load", rule, f"an array of {array.dtype} in {where}")
+        raise refuse("load_samples", rule, f"an array of {array.dtype} in {where}")
     return array
 
 
@@ -87,7 +87,7 @@ def _as_feed(entry: Any, inputs: Sequence[Input], where: str) -> Feed:
         return {item.name: as_array(entry[item.name], f"{where}, {item.name}") for item in inputs}
     if isinstance(entry, list | tuple) and any(hasattr(part, "__array__") for part in entry):
         rule = "each item must be an array or a dict by input name (from a loader of pairs: (x for x, _ in loader))"
-        raise refuse("load", rule, f"a {type(entry).__name__} of {len(entry)} in {where}")
+        raise refuse("load_samples", rule, f"a {type(entry).__name__} of {len(entry)} in {where}")
     return {_only_input(inputs, where).name: as_array(entry, where)}
 
 
@@ -95,7 +95,7 @@ def _only_input(inputs: Sequence[Input], where: str) -> Input:
     if len(inputs) != 1:
         names = ", ".join(item.name for item in inputs)
         rule = f"a network with the inputs {names} takes a .npz or dicts by input name"
-        raise refuse("load", rule, f"one array in {where}")
+        raise refuse("load_samples", rule, f"one array in {where}")
     return inputs[0]
 
 
@@ -103,7 +103,7 @@ def _count(inputs: Sequence[Input], arrays: Mapping[str, NDArray[Any]], where: s
     counts = {i.name: count_samples(i, arrays[i.name].shape, arrays[i.name].dtype, where) for i in inputs}
     if len(set(counts.values())) > 1:
         received = ", ".join(f"{count} of {name}" for name, count in counts.items())
-        raise refuse("load", "every input must have the same number of samples", f"{received} in {where}")
+        raise refuse("load_samples", "every input must have the same number of samples", f"{received} in {where}")
     return counts[inputs[0].name]
 
 

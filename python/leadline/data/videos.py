@@ -28,7 +28,7 @@ def samples(
         import av
         from PIL import Image
     except ImportError as error:
-        message = f"[load] a video needs PyAV: pip install 'leadline[video]'. Received {path}."
+        message = f"[load_samples] a video needs PyAV: pip install 'leadline[video]'. Received {path}."
         raise InputError(message) from error
 
     length = clip or 1

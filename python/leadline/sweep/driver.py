@@ -343,7 +343,7 @@ class _Driver:
 
     def _rungs(self, cell: Cell) -> list[Cell]:
         data = cell.data
-        most = data.samples or (data.count * data.views if data.scenes else 0)
+        most = data.num_samples or (data.count * data.views if data.scenes else 0)
         if not self.sweep.search.pruning or most < 8:
             return [cell]
-        return [replace(cell, data=replace(data, samples=most // part)) for part in (4, 2)] + [cell]
+        return [replace(cell, data=replace(data, num_samples=most // part)) for part in (4, 2)] + [cell]

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from leadline import data as feeds
 from leadline import pipeline
 from leadline.cache import Cache, digest
-from leadline.data import Preprocess, Samples, load
+from leadline.data import Preprocess, Samples, load_samples
 from leadline.data.samples import Item
 from leadline.depth import Frame, networks, scenes
 from leadline.evaluation import Footage, Judgement, judge, predict
@@ -47,7 +48,7 @@ def measure(
         prefix = f"{data.name}." if len(cell.evaluation) > 1 else ""
         if data.source:
             preprocess = preprocessing(cell, data)
-            samples = load(data.source, graph.inputs, preprocess, data.samples or None, data.seed)
+            samples = load_samples(_given(data, data.source, preprocess), graph)
             judged = _judged(graph, artefact, samples, threads)
             figures |= {prefix + name: value for name, value in judged.items()}
             continue
@@ -75,26 +76,27 @@ def quantize_cell(
     data, inputs = cell.data, inspect_inputs(cell.file)
     preprocess = preprocessing(cell, data)
     if data.source:
-        limit = data.samples if data.choose == "random" else 0
-        given = load(data.source, inputs, preprocess, limit or None, data.seed)
+        pool = load_samples(_given(data, data.source, preprocess).pool, inputs)
     else:
-        given = _samples(data, inputs, preprocess or Preprocess(), cache)
-    first = next(iter(given))
+        pool = _samples(data, inputs, preprocess or Preprocess(), cache)
+    first = next(iter(pool))
     asked = digest("network", content(cell.file), {name: array.shape for name, array in first.items()})
     graph = _shared(cache, asked, lambda: Graph.load(cell.file, first))
     quantized = pipeline.quantize(
         graph,
         cell.recipe,
-        given,
-        samples=data.samples or (len(given) if data.choose != "random" else None),
-        choice=data.choose,
-        features=data.features or None,
-        seed=data.seed,
+        _given(data, pool),
         threads=threads,
         progress=progress,
         cache=cache,
     )
     return graph, quantized
+
+
+def _given(data: Data, source: Any, preprocess: Preprocess | None = None) -> feeds.Data:
+    """What a table says of samples, of this source."""
+    few: dict[str, Any] = {"num_samples": data.num_samples, "choice": data.choice, "features": data.features or None}
+    return feeds.Data(source, preprocess=preprocess, seed=data.seed, **(few if data.num_samples else {}))
 
 
 def preprocessing(cell: Cell, data: Data) -> Preprocess | None:

@@ -10,18 +10,24 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from leadline.affine import quantize as to_codes
-from leadline.cache import digest
+from leadline.cache import Cache, digest
+from leadline.data import Data, Samples
 from leadline.display import table
 from leadline.files import replacing
 from leadline.graph import Graph
-from leadline.preparation import prepare
+from leadline.preparation import captured, prepare
+from leadline.progress import Progress
 from leadline.recipe import ACTIVATIONS, WEIGHTS, Calibrate, Override, Recipe
 from leadline.steps import State, apply
 from leadline.steps.gate import output_error
+from leadline.targets import Target
 from leadline.types import Scheme, refuse
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Kind = Literal["weights", "activations"]
 
@@ -82,12 +88,16 @@ class Sensitivity:
 
 
 def sensitivity(
-    graph: Graph | str | os.PathLike[str],
+    network: Graph | str | os.PathLike[str] | nn.Module,
     data: Any,
     candidates: Mapping[Kind, Sequence[int]] = CANDIDATES,
     *,
     recipe: Recipe | str | os.PathLike[str] = "w8a8",
-    **options: Any,
+    target: str | Target = "onnxruntime",
+    held_out: Samples | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    cache: Cache | None = None,
 ) -> Sensitivity:
     """The error that each weight and each activation causes at each width, alone quantised.
 
@@ -96,7 +106,7 @@ def sensitivity(
 
     Parameters
     ----------
-    graph, data, **options
+    network, data, target, held_out, threads, progress, cache
         As in ``leadline.quantize``. With a `cache`, an interrupted analysis goes on where it was.
     candidates : dict of "weights" and "activations" to bits
         Leave one out to leave these as the recipe has them.
@@ -108,17 +118,20 @@ def sensitivity(
     InputError
         Unknown kinds, widths out of range, a recipe that does not calibrate; and whatever ``leadline.quantize`` finds.
     """
-    plan = _plain(Recipe.load(recipe))
+    plain = _plain(Recipe.load(recipe))
     for kind, widths in candidates.items():
         if kind not in ("weights", "activations"):
             raise refuse("sensitivity", "candidates must be for weights and activations", repr(kind))
         if not widths or not all(isinstance(bits, int) and 2 <= bits <= 16 for bits in widths):
             raise refuse("sensitivity", f"{kind} must have widths from 2 to 16 bits", widths)
-    state, _ = prepare(graph, plan, data, **options)
-    calibration = next((step for step in plan.steps if isinstance(step, Calibrate)), None)
+    network, data = captured(network, Data.of(data).defaulting(plain.data))
+    state, _ = prepare(
+        network, plain, data, target=target, held_out=held_out, threads=threads, progress=progress, cache=cache
+    )
+    calibration = next((step for step in plain.steps if isinstance(step, Calibrate)), None)
     if calibration is None:
-        raise refuse("sensitivity", "the recipe must calibrate", plan.name)
-    for step in plan.steps[: plan.steps.index(calibration)]:
+        raise refuse("sensitivity", "the recipe must calibrate", plain.name)
+    for step in plain.steps[: plain.steps.index(calibration)]:
         apply(step, state)
     observer = "mse" if calibration.activations == "best" else calibration.activations
     calibration = replace(calibration, activations=observer, widen=0.0)
@@ -126,7 +139,7 @@ def sensitivity(
     for kind, widths in candidates.items():
         for bits in sorted(set(widths)):
             costs += _costs(state, calibration, kind, bits)
-    return Sensitivity(plan, tuple(costs))
+    return Sensitivity(plain, tuple(costs))
 
 
 def _plain(recipe: Recipe) -> Recipe:

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from leadline.data.choice import METHODS
+from leadline.data.choice import CHOICES
 from leadline.depth import networks as depth_networks
 from leadline.types import refuse
 
@@ -43,9 +43,9 @@ class Data:
     """Pictures to calibrate on or to judge by: a `source` as ``--data`` takes it, or rendered `scenes`.
 
     `scenes` are "rooms", "streets" or "both": `views` pictures each of `count` places from seed `first` on, or as a
-    `video` a clip of `count` frames; `noise`, `darkness` and `blur` as ``depth.scenes.disturbed`` has them. `samples`
-    (0: all) are chosen by `choose`, `features` and `seed` as in ``leadline.quantize``. `preprocess` is a table as a
-    recipe's [data]. `name` tells evaluations apart.
+    `video` a clip of `count` frames; `noise`, `darkness` and `blur` as ``depth.scenes.disturbed`` has them.
+    `num_samples` (0: all) are chosen by `choice`, `features` and `seed` as in ``leadline.Data``. `preprocess` is a
+    table as a recipe's [data]. `name` tells evaluations apart.
     """
 
     name: str = ""
@@ -58,14 +58,14 @@ class Data:
     noise: float = 0.0
     darkness: float = 0.0
     blur: float = 0.0
-    samples: int = 0
+    num_samples: int = 0
     seed: int = 0
-    choose: str = "random"
+    choice: str = "random"
     features: str = ""
     preprocess: Mapping[str, Any] = field(default_factory=dict)
 
 
-CALIBRATION_ONLY, EVALUATION_ONLY = ("choose", "features"), ("name", "video")
+CALIBRATION_ONLY, EVALUATION_ONLY = ("choice", "features"), ("name", "video")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Pivot:
 @dataclass(frozen=True)
 class Sweep:
     """A sweep. `vary` is one table or several, each a grid of its own: a dotted key of a recipe ("weights.bits",
-    "steps.round.method", or "steps.polish" with false to leave the step out) or of the data ("data.samples"),
+    "steps.round.method", or "steps.polish" with false to leave the step out) or of the data ("data.num_samples"),
     "network" or "recipe", with the values it takes."""
 
     name: str
@@ -312,9 +312,9 @@ def check_data(data: Data, where: str) -> None:
     """Refuses values that `Data` does not know, with their key."""
     if data.scenes not in get_args(Scenes):
         raise refuse("Sweep.load", f"{where}.scenes must be rooms, streets or both", repr(data.scenes))
-    if data.choose not in METHODS:
-        raise refuse("Sweep.load", f"{where}.choose must be one of {', '.join(METHODS)}", repr(data.choose))
-    for key, least in (("count", 1), ("views", 1), ("samples", 0), ("seed", 0), ("first", 0)):
+    if data.choice not in CHOICES:
+        raise refuse("Sweep.load", f"{where}.choice must be one of {', '.join(CHOICES)}", repr(data.choice))
+    for key, least in (("count", 1), ("views", 1), ("num_samples", 0), ("seed", 0), ("first", 0)):
         if getattr(data, key) < least:
             raise refuse("Sweep.load", f"{where}.{key} must be at least {least}", getattr(data, key))
     if data.source and not Path(data.source).exists():

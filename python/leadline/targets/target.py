@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
     from leadline.audit import Audit
     from leadline.audit.network import Network
-    from leadline.data import Samples
+    from leadline.data import Data, Samples
     from leadline.graph import Graph
     from leadline.original import Original
+    from leadline.progress import Progress
     from leadline.scores import OutputScore
 
 TARGETS = ("onnxruntime", "hexagon", "litert", "executorch")
@@ -169,13 +170,15 @@ class Target:
         """Whether a float network is in a format that this target alone reads."""
         return False
 
-    def quantize(self, path: Path, recipe: Recipe, data: Any, **options: Any) -> dict[str, Any]:
+    def quantize(
+        self, path: Path, recipe: Recipe, data: Data, *, threads: int | None = None, progress: Progress | None = None
+    ) -> dict[str, Any]:
         """Such a network, quantised: the fields of a Quantized."""
         raise NotImplementedError
 
-    def reference(self, network: Any, data: Any, *how: Any) -> tuple[Graph, Original, Samples] | None:
+    def reference(self, network: Any, data: Data) -> tuple[Graph, Original, Samples] | None:
         """A float network that only this target reads, as a Graph of its ends, what runs it, and the samples; None for
-        any other. `how` samples are loaded: see `leadline.data.load`."""
+        any other."""
         return None
 
     def make(self, run: Run, threads: int | None = None) -> Any:

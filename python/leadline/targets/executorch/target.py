@@ -12,6 +12,7 @@ from leadline.targets.target import Device, Run, Target
 from leadline.types import refuse
 
 if TYPE_CHECKING:
+    from leadline.data import Data
     from leadline.graph import Graph
     from leadline.original import Original
     from leadline.targets.executorch.device import Pte
@@ -47,14 +48,14 @@ class ExecuTorch(Target):
 
         to_module(graph)  # refuses here what torch has no function for
 
-    def reference(self, network: Any, data: Any, *how: Any) -> tuple[Graph, Any, Any] | None:
+    def reference(self, network: Any, data: Data) -> tuple[Graph, Any, Any] | None:
         from leadline.graph import Graph
 
         if isinstance(network, (Graph, str, os.PathLike)):
             return None
         from leadline.targets.executorch.module import FloatModule
 
-        original = FloatModule(network, data)
+        original = FloatModule(network, data.source)
         return original.graph, original, original.samples
 
     def make(self, run: Run, threads: int | None = None) -> Pte:

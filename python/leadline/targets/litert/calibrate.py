@@ -31,10 +31,11 @@ from numpy.typing import NDArray
 from leadline import decide
 from leadline.affine import dequantize
 from leadline.affine import quantize as to_codes
-from leadline.data import Preprocess, Samples, load
+from leadline.data import Data, Samples, load_samples
 from leadline.gram import ConvGram, Gram
 from leadline.observers import OBSERVERS, Histogram, MinMax
 from leadline.options import options_of
+from leadline.progress import Progress, Quiet
 from leadline.recipe import Calibrate, CorrectBias, Fold, Heads, Recipe, Round
 from leadline.rounding import METHODS
 from leadline.sqnr import Sqnr
@@ -104,12 +105,8 @@ def quantize(
     recipe: Recipe | str | os.PathLike[str],
     data: Any,
     *,
-    preprocess: Preprocess | None = None,
-    samples: int | None = None,
-    seed: int = 0,
-    strict: bool = False,
     threads: int | None = None,
-    over: Over | None = None,
+    progress: Progress | None = None,
 ) -> Plan:
     """Choose grids and codes for a float ``.tflite``; `leadline.targets.litert.convert.save` writes them.
 
@@ -121,15 +118,12 @@ def quantize(
         Weights and activations as its schemes and overrides say, by the name of each operator's output and its kind.
         "best" ranges are chosen for all tensors around the layers together. Rounding works from the moments of each
         layer's float inputs.
-    data : anything that ``leadline.data.load`` takes
-        Inputs are called as in the file's signature.
-    preprocess : Preprocess, optional
-        For pictures. Default: the recipe's [data] table, or pixels divided by 255 in the layout that the input has.
-    samples, seed, strict
-        As for ``leadline.quantize``; a quarter of the samples decides and is not calibrated on.
+    data : Data, or the source of one
+        Inputs are called as in the file's signature. Preprocessing of pictures, where none is stated: the recipe's
+        [data] table, or pixels divided by 255 in the layout that the input has. A quarter of the samples decides and is
+        not calibrated on.
     threads : int, optional
-    over : callable, optional
-        ``Progress.over``.
+    progress : Progress, optional
 
     Raises
     ------
@@ -143,13 +137,13 @@ def quantize(
     runner = Interpreter(content, "plain", threads, inner=True)
     _check_float(runner.model)
     inputs = list(runner.inputs.values())
-    if preprocess is None:
+    data = Data.of(data)
+    if data.preprocess is None and _takes_pictures(data.source):
         shape = inputs[0].shape
         last = len(shape) == 4 and shape[3] <= 4 < shape[1]
-        preprocess = Preprocess.from_dict({"layout": "NHWC" if last else "NCHW"} | dict(recipe.data))
-    chosen_samples = load(data, inputs, preprocess if _takes_pictures(data) else None, samples, seed, strict)
-    calibration, held_out = chosen_samples.split()
-    work = _Work(content, runner, recipe, calibration, held_out, threads, over)
+        data = data.defaulting({"layout": "NHWC" if last else "NCHW"} | dict(recipe.data))
+    calibration, held_out = load_samples(data, inputs, progress=progress).split()
+    work = _Work(content, runner, recipe, calibration, held_out, threads, progress or Quiet())
     return replace(work.plan(), calibrated=len(calibration))
 
 
@@ -197,12 +191,12 @@ class _Work:
         calibration: Samples,
         held_out: Samples,
         threads: int | None,
-        over: Over | None,
+        progress: Progress,
     ) -> None:
         self.content, self.runner, self.recipe, self.threads = content, runner, recipe, threads
         self.calibration, self.held_out = calibration, held_out
         self.graph: Subgraph = runner.model.main
-        self.over: Over = over or (lambda items, label, count: items)
+        self.over: Over = progress.over
         self.sites = sites(runner.model)
         self.static = recipe.activations is not None
         self.notes: list[str] = []

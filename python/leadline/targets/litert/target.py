@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from leadline.progress import Quiet
 from leadline.recipe import Recipe
 from leadline.targets.litert.rules import LITERT
 from leadline.targets.target import Device, Run, Target, option
@@ -15,8 +14,10 @@ from leadline.targets.target import Device, Run, Target, option
 if TYPE_CHECKING:
     from leadline.audit import Audit
     from leadline.audit.network import Network
+    from leadline.data import Data
     from leadline.graph import Graph
     from leadline.original import Original
+    from leadline.progress import Progress
     from leadline.steps import Record
     from leadline.targets.litert.kernels import Plan
     from leadline.targets.litert.run import Kernels
@@ -85,14 +86,15 @@ class LiteRT(Target):
     def opens(self, path: Path) -> bool:
         return path.suffix == ".tflite"
 
-    def quantize(self, path: Path, recipe: Recipe, data: Any, **options: Any) -> dict[str, Any]:
+    def quantize(
+        self, path: Path, recipe: Recipe, data: Data, *, threads: int | None = None, progress: Progress | None = None
+    ) -> dict[str, Any]:
         from leadline.targets.litert.calibrate import quantize
         from leadline.targets.litert.device import FloatTflite
         from leadline.targets.litert.read import read
 
-        progress = options.pop("progress") or Quiet()
-        plan = quantize(path, recipe, data, over=progress.over, **options)
-        original = FloatTflite(path, options.get("threads"))
+        plan = quantize(path, recipe, data, threads=threads, progress=progress)
+        original = FloatTflite(path, threads)
         known = {name: grid for name, (grid, _) in plan.parameters.items()}
         constants = [tensor for tensor in read(plan.content).main.tensors if tensor.constant]
         weights = {tensor.name: tensor.array for tensor in constants if tensor.dtype == "float32"}
@@ -107,15 +109,14 @@ class LiteRT(Target):
             "made": plan,
         }
 
-    def reference(self, network: Any, data: Any, *how: Any) -> tuple[Graph, Any, Any] | None:
-        from leadline.data import load
+    def reference(self, network: Any, data: Data) -> tuple[Graph, Any, Any] | None:
+        from leadline.data import load_samples
         from leadline.targets.litert.device import FloatTflite
 
         if not (isinstance(network, bytes) or (isinstance(network, (str, os.PathLike)) and self.opens(Path(network)))):
             return None
         original = FloatTflite(network)
-        samples = data if hasattr(data, "labels") else load(data, original.graph.inputs, *how)
-        return original.graph, original, samples
+        return original.graph, original, load_samples(data, original.graph)
 
     def make(self, run: Run, threads: int | None = None) -> Tflite:
         from leadline.targets.litert.convert import plan
