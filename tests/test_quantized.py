@@ -11,7 +11,7 @@ import pytest
 
 import small_networks as small
 import small_tflite
-from leadline import Graph, InputError, Quantized, quantize, verify
+from leadline import Data, Graph, InputError, Quantized, quantize, verify
 from leadline.quantized import files
 from leadline.targets import TARGETS, target_for, target_of
 from leadline.targets.hexagon.target import Hexagon
@@ -113,8 +113,10 @@ def test_a_run_of_a_tflite_has_no_other_form(tmp_path: Path) -> None:
     assert alone.target == "litert" and alone.facts.size.bytes == (tmp_path / "run/model.tflite").stat().st_size
     with pytest.raises(InputError, match=r"must hold model\.fp32\.onnx, which a network that came as \.tflite has not"):
         Quantized.load(tmp_path / "run")
-    with pytest.raises(InputError, match=r"features needs the network as ONNX"):
-        quantize(source, "w8a8", data, target="litert", features="depth", samples=2, choice="farthest")
+    with pytest.raises(InputError, match=r"features must be a function where no Graph is at hand"):
+        quantize(source, "w8a8", Data(data, features="depth", num_samples=2, choice="farthest"), target="litert")
+    with pytest.raises(InputError, match=r"exclude needs the network as ONNX"):
+        quantize(source, "w8a8", data, target="litert", exclude="depth")
 
 
 def test_every_target_keeps_the_contract() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from leadline.data import load
+from leadline.data import load_samples
 from leadline.graph import Graph, Session
 from leadline.pipeline import quantize
 from leadline.sqnr import Sqnr
@@ -17,7 +17,7 @@ NETWORKS = {"plain": conv_relu_conv, "clamped": conv_relu6_depthwise, "residual"
 def loud(count: int) -> np.ndarray:
     """Of `count` samples those that are held out are louder than the others."""
     data = samples(count)
-    given = load(data, Graph.from_model(conv_relu_conv()).inputs)
+    given = load_samples(data, Graph.from_model(conv_relu_conv()).inputs)
     kept = set(given.split()[1].labels)
     for place, label in enumerate(given.labels):
         data[place] *= 2 if label in kept and count > 1 else 1
@@ -48,7 +48,7 @@ def test_where_samples_are_few_ranges_come_from_all(count: int) -> None:
 def test_samples_that_were_named_as_held_out_set_no_range() -> None:
     data = samples(8)
     graph = Graph.from_model(conv_relu_conv())
-    apart = load(data[6:] * np.float32(3), graph.inputs)
+    apart = load_samples(data[6:] * np.float32(3), graph.inputs)
     made = quantize(graph, "w8a8", data[:6], held_out=apart, threads=1)
     assert not notes(made)
     assert float(made.grids["x"].hi) <= float(data[:6].max()) * 1.01

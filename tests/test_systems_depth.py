@@ -17,7 +17,7 @@ from PIL import Image
 
 from leadline import quantize
 from leadline.data import Preprocess
-from leadline.data import load as load_data
+from leadline.data import load_samples
 from leadline.depth import networks, scenes
 from leadline.evaluation import feeds
 from leadline.graph import Graph, Session
@@ -187,7 +187,7 @@ def test_a_checkpoint_of_transformers_that_lacks_tensors(torch, tmp_path: Path) 
 
 def test_agreement_of_single_frames() -> None:
     graph = Graph.load(networks.path("tinydepth-conv"))
-    samples = load_data(feeds(scenes.clip(41, frames=6), Preprocess(**networks.PREPROCESS)), graph.inputs)
+    samples = load_samples(feeds(scenes.clip(41, frames=6), Preprocess(**networks.PREPROCESS)), graph.inputs)
     quantized = quantize(graph, "minmax-w8a8", samples, threads=1)
     still, moving = agreement(quantized, samples, threads=1), agreement(quantized, samples, video=True, threads=1)
     assert still.flicker is None and moving.flicker is not None and moving.flicker > 0
