@@ -16,8 +16,7 @@ import pytest
 from PIL import Image
 
 from leadline import quantize
-from leadline.data import Preprocess
-from leadline.data import load_samples
+from leadline.data import Preprocess, load_samples
 from leadline.depth import networks, scenes
 from leadline.evaluation import feeds
 from leadline.graph import Graph, Session
