@@ -50,7 +50,7 @@ from leadline.files import replacing
 from leadline.graph import Graph, inspect_inputs
 from leadline.recipe import Recipe
 from leadline.sqnr import Sqnr
-from leadline.targets.onnxruntime.kernels import kernels_saturate
+from leadline.targets.processor import kernels_saturate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import testbed

@@ -29,15 +29,17 @@ from leadline.targets.executorch.rules import EXECUTORCH
 from leadline.targets.hexagon.rules import HEXAGON
 from leadline.targets.litert import calibrate as tflite
 from leadline.targets.litert.rules import LITERT
+from leadline.targets.openvino.rules import OPENVINO
 from leadline.types import InputError, Scheme
 from small_tflite import verified
 
-TARGETS = (ONNXRUNTIME, HEXAGON, LITERT, EXECUTORCH)
+TARGETS = (ONNXRUNTIME, HEXAGON, LITERT, EXECUTORCH, OPENVINO)
 BLOCK = Scheme(4, True, True, "block", block_size=32)
 TAKEN = {
     "onnxruntime": set(Recipe.names()),
     "hexagon": {"adaround-w8a8", "minmax-w8a8", "w4a8", "w8a16", "w8a8"},
     "LiteRT": {"adaround-w8a8", "int4-block128", "minmax-w8a8", "w4a8", "w8a8", "weight-only-int8"},
+    "OpenVINO": {"adaround-w8a8", "int4-block128", "minmax-w8a8", "w4a4", "w4a8", "w8a8", "weight-only-int8"},
     "ExecuTorch": {"adaround-w8a8", "int4-block128", "minmax-w8a8", "w4a4", "w4a8", "w8a8"},
 }
 

@@ -219,7 +219,7 @@ class Quantized:
     def save(self, folder: str | os.PathLike[str], *, encodings_version: str = "1.0.0") -> None:
         """Write the run: ``model.fp32.onnx``, ``model.qdq.onnx``, the target's file, and ``run.json`` for `load`.
 
-        For onnxruntime and hexagon also ``model.encodings`` and its network ``model.encodings.onnx``; but where there
+        Where that is QDQ, too, also ``model.encodings`` and its network ``model.encodings.onnx``; but where there
         are `limits`, no encodings: they could not say what was simulated, and the vendor's tool would fill in its own.
         All or nothing; what an earlier run wrote and this one does not goes. Raises InputError where the folder cannot
         be written.
@@ -227,10 +227,10 @@ class Quantized:
         with filling(folder, files()) as out:
             if self.graph.nodes:  # a float .tflite has no other form
                 self.graph.save(out / "model.fp32.onnx")
-                qdq.save(self.to_qdq(), out / "model.qdq.onnx")
-            if self.target.file != "model.qdq.onnx":
-                self.target.write(self.artefact, out / self.target.file)
-            elif not self.limits:
+                if self.target.file != "model.qdq.onnx":
+                    qdq.save(self.to_qdq(), out / "model.qdq.onnx")
+            self.target.write(self.artefact, out / self.target.file)
+            if self.target.file == "model.qdq.onnx" and not self.limits:
                 encoded = self.encoded_graph()
                 encoded.save(out / "model.encodings.onnx")
                 whole = encodings.Encodings.from_grids(encoded, self.grids)

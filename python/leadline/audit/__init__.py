@@ -28,6 +28,7 @@ def audit(
     shapes, constant settings) becomes a quantised model of its own, which Qualcomm's emulation builds or refuses, in a
     process of its own. "litert": ai-edge-quantizer is asked about each operator of a ``.tflite``, and the interpreter
     whether it can be run; for an ONNX network what litert-torch writes for each operator comes from a list.
+    "openvino": as for hexagon, compiled and run on this CPU; "float" is what no integer kernel computes.
 
     Where torch exported the network, findings name the module and the line of the user's code.
 
@@ -37,18 +38,18 @@ def audit(
         A float ONNX network; for "litert" also a ``.tflite``. A torch module, or the ``.pt2`` file of one that
         torch.export captured, goes through torch's ONNX exporter; what it cannot take is a finding, too.
     target : name or Target
-        "hexagon" or "litert".
+        "hexagon", "litert" or another that answers for single operators.
     sample : dict of input name to array or shape, optional
         Fixes free axes, as in `Graph.load`. Of a torch module: what it is called with (a tensor, a tuple or list of
         arguments, or a dict of keywords).
     recipe : str or Recipe
-        Whose widths and granularities the operators are asked with ("hexagon").
+        Whose widths and granularities the operators are asked with (not "litert").
 
     Raises
     ------
     InputError
         An unknown target, a file that cannot be read, free axes without a sample, or a missing extra
-        (``leadline[hexagon]``, ``leadline[tflite]``).
+        (``leadline[hexagon]``, ``leadline[tflite]``, ...).
     ModuleNotFoundError : a torch module or a ``.pt2`` without the extra ``leadline[torch]``.
     """
     chosen, settled = target_of(target, "audit"), Recipe.load(recipe)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from leadline.cli import flags
+from leadline.targets.target import auditors
 from leadline.types import refuse
 
 
@@ -15,11 +16,11 @@ def audit(
     model: Annotated[
         Path, typer.Argument(help="A float ONNX network, a .pt2 of torch.export, or a .tflite for litert.")
     ],
-    target: Annotated[str, typer.Option(help="hexagon or litert.")],
+    target: Annotated[str, typer.Option(help=f"{' or '.join(auditors())}.")],
     shape: Annotated[
         list[str] | None, typer.Option(help="NAME=1x3x224x224: fixes an input's free axes; may be repeated.")
     ] = None,
-    recipe: Annotated[str, typer.Option(help="Whose bits and granularities hexagon is asked with.")] = "w8a8",
+    recipe: Annotated[str, typer.Option(help="Whose bits and granularities operators are asked with.")] = "w8a8",
     html: Annotated[Path | None, typer.Option(help="Write a page of one file here.")] = None,
     as_json: flags.Json = False,
 ) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from leadline.progress import Progress
     from leadline.scores import OutputScore
 
-TARGETS = ("onnxruntime", "hexagon", "litert", "executorch")
+TARGETS = ("onnxruntime", "hexagon", "litert", "executorch", "openvino")
 """Each has its class in ``leadline.targets.<name>.target``. A new one is a folder, and its name here."""
 
 Arrays = dict[str, NDArray[Any]]
@@ -229,6 +229,11 @@ def target_of(target: str | Target, function: str = "quantize") -> Target:
 def every_target() -> Iterator[type[Target]]:
     """The classes of all targets."""
     return map(_class_of, TARGETS)
+
+
+def auditors() -> list[str]:
+    """The targets that answer for single operators."""
+    return [kind.name for kind in every_target() if kind.audit is not Target.audit]
 
 
 def target_for(artefact: Any, target: str | Target | None, function: str = "verify") -> Target:

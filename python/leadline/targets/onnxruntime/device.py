@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from leadline.export.qdq import Qdq
 from leadline.graph import Session
 from leadline.scores import OutputScore
-from leadline.targets.onnxruntime.kernels import kernels_saturate
+from leadline.targets.processor import kernels_saturate
 from leadline.targets.simulation import Simulated
 from leadline.targets.target import Arrays
 

@@ -1,4 +1,4 @@
-"""What onnxruntime's fused integer kernels do on this machine."""
+"""What the integer kernels of this machine's processor do, whoever calls them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 def kernels_saturate() -> bool:
     """Whether this processor's u8 x s8 kernels saturate at 16 bits, as x86 without VNNI does.
 
-    onnxruntime then strays from the artefact wherever two products overflow together; phones, and x86 with VNNI,
-    do not. ``session.x64quantprecision=1`` avoids it at some cost in speed.
+    onnxruntime and OpenVINO (measured with VNNI hidden from it) then stray from the artefact wherever two products
+    overflow together; phones, and x86 with VNNI, do not. onnxruntime's ``session.x64quantprecision=1`` avoids it at
+    some cost in speed.
     """
     try:
         text = Path("/proc/cpuinfo").read_text()
