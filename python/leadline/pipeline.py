@@ -55,7 +55,7 @@ def quantize(
         Pictures, videos, arrays, or any iterable of arrays or torch tensors; with options as
         ``leadline.Data("pictures/", num_samples=100)``.
     target : name or Target
-        What the artefact is for: "onnxruntime", "hexagon", "litert" or "executorch"; with options as
+        What the artefact is for: one of `leadline.targets.TARGETS`; with options as
         ``leadline.targets.litert.target.LiteRT(preset="npu")``. For "litert" `network` may be a float ``.tflite``.
     overrides : sequence of Override, or of tables as a recipe's [[overrides]]
         For this call; they go before the recipe's own.
