@@ -28,7 +28,7 @@ from rich.table import Table
 
 import accuracy
 import smalldepth
-from leadline.comparison import compare
+from leadline.comparison import compare_recipes
 from leadline.data import Preprocess, load_samples
 from leadline.depth import networks, scenes
 from leadline.evaluation import Footage, Judgement, feeds, judge, predict
@@ -79,7 +79,7 @@ def contest(name: str, recipes: list[str], folder: Path) -> dict[str, list[dict[
         Footage(scenes.clip(VIDEO, 24, size), video=True),
         Footage([testbed.stereo_frame(size)], alignment="scale-shift"),
     ]
-    done = compare(file, recipes, calibration, footage, folder, preprocess=preprocess, progress=Bars())
+    done = compare_recipes(file, recipes, calibration, footage, folder, preprocess=preprocess, progress=Bars())
     found = {"float": done.floats}
     samples = load_samples(feeds(calibration, preprocess), inspect_inputs(file))
     fixed = accuracy.fix_shapes(file, next(iter(samples)), folder / "fixed.onnx")

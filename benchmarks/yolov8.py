@@ -84,7 +84,9 @@ def main() -> None:
             for where, samples in runs:
                 target = "hexagon" if where == "hexagon" else "onnxruntime"
                 artefact = Path(folder) / "out" / "model.qdq.onnx"
-                found = yolov8.compare(system.network, artefact, samples, target=target, threads=given.threads)
+                found = yolov8.compare_detections(
+                    system.network, artefact, samples, target=target, threads=given.threads
+                )
                 rows.append({"recipe": name, "on": where, "seconds": took, **found.to_dict()})
                 print(
                     f"| {name} | {where} | {found.kept:.1%} of {found.expected} | {found.added:.1%} | "

@@ -26,7 +26,7 @@ from leadline.audit import audit
 from leadline.data import Pairs, load_blendedmvs_pairs
 from leadline.depth.scenes import clip, write_blendedmvs
 from leadline.systems import vggt
-from leadline.systems.depth_pictures import compare
+from leadline.systems.depth_pictures import compare_depth
 from leadline.targets.litert import calibrate as tflite
 from leadline.targets.litert.convert import convert
 
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace, pairs: Pairs) -> None:
     plan = tflite.quantize(reference, options.recipe, list(pairs), threads=options.threads)
     tflite.save(plan, options.out / "model.int8.tflite", preset=options.preset, io="int8-float")
     clock("INT8 .tflite")
-    print(compare(reference, options.out / "model.int8.tflite", held_out, options.out / "comparison"))
+    print(compare_depth(reference, options.out / "model.int8.tflite", held_out, options.out / "comparison"))
     clock("comparison")
     if options.w4a4 or options.int4:
         four_bits(options, system.network, pairs, clock)

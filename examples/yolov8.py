@@ -55,7 +55,7 @@ def main() -> None:
     )
     with filling(given.out) as folder:
         done.save(folder)
-        found = yolov8.compare(
+        found = yolov8.compare_detections(
             system.network,
             folder / "model.qdq.onnx",
             unseen,

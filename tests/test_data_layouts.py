@@ -171,7 +171,7 @@ def test_nyu_gives_frames_in_metres(frames: list[scenes.Frame], tmp_path: Path) 
     assert found[1].depth == pytest.approx(known(frames[1]), abs=6e-4)
     height, width = frames[0].depth.shape
     assert found[0].camera.intrinsics[0, 0] == pytest.approx(518.86 * width / 640, rel=1e-4)
-    cropped = load_nyu(tmp_path, limit=2, seed=1)
+    cropped = load_nyu(tmp_path, num_samples=2, seed=1)
     assert len(cropped) == 2
     kept = cropped[0].depth > 0
     assert not kept[: round(45 * height / 480)].any() and not kept[:, : round(41 * width / 640)].any() and kept.any()
@@ -251,7 +251,7 @@ def test_sizes_that_do_not_fit_are_refused(frames: list[scenes.Frame], tmp_path:
         _ = load_nyu(tmp_path)[0]
     for wrong, message in (
         ({"size": (0, 3)}, "size must be (height, width)"),
-        ({"limit": 0}, "limit must be at least"),
+        ({"num_samples": 0}, "num_samples must be at least"),
     ):
         with refused(f"[load_nyu] {message}"):
             load_nyu(tmp_path, **wrong)

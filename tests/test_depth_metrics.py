@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_samples import refused
-from leadline.depth import align, boundary_f1, compare, metrics, score
+from leadline.depth import align, boundary_f1, metrics, score, similarity
 
 SHAPE = (6, 7)
 
@@ -87,7 +87,7 @@ def test_correlations_and_ssim_of_scipy_and_scikit_image():
     """scipy.stats 1.16 pearsonr and spearmanr; skimage.metrics.structural_similarity with gaussian_weights, sigma 1.5,
     use_sample_covariance=False: means over three frames."""
     prediction, truth = published()
-    agreement = compare(np.round(prediction * 4) / 4, truth)
+    agreement = similarity(np.round(prediction * 4) / 4, truth)
     assert agreement.pearson == pytest.approx(0.741853667184898, rel=1e-9)
     assert agreement.spearman == pytest.approx(0.520549859244909, rel=1e-9)
     assert agreement.mse == pytest.approx(1.1464718194027324, rel=1e-12)
@@ -189,21 +189,21 @@ def test_a_constant_prediction_is_aligned_to_the_mean():
 
 def test_ranks_survive_what_keeps_order():
     x = np.random.default_rng(0).uniform(1, 5, (12, 13))
-    agreement = compare(x**3, x)
+    agreement = similarity(x**3, x)
     assert agreement.spearman == pytest.approx(1) and agreement.pearson < 0.999
-    same = compare(x, x)
+    same = similarity(x, x)
     assert (same.pearson, same.ssim, same.mse) == (pytest.approx(1), pytest.approx(1), 0)
 
 
 def test_constant_frames_have_no_correlation():
     x = np.random.default_rng(0).uniform(1, 5, (12, 13))
-    assert compare(np.full_like(x, 2), x).pearson == 0
-    assert compare(np.full_like(x, 2), np.full_like(x, 2)).pearson == 1
+    assert similarity(np.full_like(x, 2), x).pearson == 0
+    assert similarity(np.full_like(x, 2), np.full_like(x, 2)).pearson == 1
 
 
 def test_scores_and_agreement_show_in_notebooks():
     x = np.random.default_rng(0).uniform(1, 5, (12, 13))
-    assert "abs_rel" in score(x, x)._repr_html_() and "ssim" in compare(x, x)._repr_html_()
+    assert "abs_rel" in score(x, x)._repr_html_() and "ssim" in similarity(x, x)._repr_html_()
 
 
 ONES = np.ones((3, 4))
@@ -220,7 +220,7 @@ LATE = np.stack([ONES, np.full((3, 4), np.inf)])
         (lambda: score(ONES, 0 * ONES), "truth must have pixels between 0.001 and 80.0 m. Received none."),
         (lambda: score(ONES, ONES, "best"), "alignment must be one of none, median, scale-shift. Received 'best'."),
         (lambda: score(ONES, ONES, mask=np.ones((4, 4))), "mask must have truth's shape"),
-        (lambda: compare(np.ones((10, 40)), np.ones((10, 40))), "frames must have at least 11 pixels a side"),
+        (lambda: similarity(np.ones((10, 40)), np.ones((10, 40))), "frames must have at least 11 pixels a side"),
         (lambda: boundary_f1(np.ones(3), np.ones(3)), "must have one shape, of 2 or 3 axes"),
     ],
 )

@@ -11,7 +11,7 @@ import leadline
 import testbed
 from data_samples import refused
 from graph_models import model, node
-from leadline.comparison import compare
+from leadline.comparison import compare_recipes
 from leadline.data import Preprocess
 from leadline.depth import collapsed, networks, scenes, score
 from leadline.evaluation import Footage, feeds, judge, predict
@@ -117,7 +117,7 @@ def test_networks_must_fit(stills):
 def test_recipes_are_compared(tmp_path, stills):
     frames = [scenes.views(seed)[0] for seed in range(600_000, 600_006)]
     recipes = ["minmax-w8a8", "weight-only-int8"]
-    done = compare(networks.path("tinydepth-conv"), recipes, frames, [stills], tmp_path, preprocess=PLAIN)
+    done = compare_recipes(networks.path("tinydepth-conv"), recipes, frames, [stills], tmp_path, preprocess=PLAIN)
     assert [run.name for run in done.runs] == recipes and done.calibration == 6
     for run in done.runs:
         assert run.judgements[0].agreement.pearson > 0.9 and run.collapse == []
@@ -131,14 +131,14 @@ def test_recipes_are_compared(tmp_path, stills):
 
 @pytest.mark.parametrize("recipes", [[], ["w8a8", "w8a8"]])
 def test_recipes_need_names_of_their_own(recipes, tmp_path, stills):
-    with refused("[compare] recipes must be at least one, of different names."):
-        compare(networks.path(), recipes, stills.frames, [stills], tmp_path, preprocess=PLAIN)
+    with refused("[compare_recipes] recipes must be at least one, of different names."):
+        compare_recipes(networks.path(), recipes, stills.frames, [stills], tmp_path, preprocess=PLAIN)
 
 
 def test_a_recipe_s_name_must_be_a_folder_s(tmp_path, stills):
     away = Recipe.load("minmax-w8a8").changed(name="../elsewhere")
     with refused("a recipe's name must be fit for a folder. Received '../elsewhere'."):
-        compare(networks.path(), [away], stills.frames, [stills], tmp_path, preprocess=PLAIN)
+        compare_recipes(networks.path(), [away], stills.frames, [stills], tmp_path, preprocess=PLAIN)
 
 
 def test_the_motorcycle_is_judged_like_any_frame(tiny):

@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from leadline import report
-from leadline.comparison import compare
+from leadline.comparison import compare_recipes
 from leadline.data import Preprocess
 from leadline.depth import networks, scenes
 from leadline.evaluation import Footage
@@ -44,7 +44,7 @@ def made(tmp_path_factory):
     frames = [scenes.views(seed)[0] for seed in range(600_000, 600_008)]
     footage = [Footage(frames[:3]), Footage(scenes.clip(600_001, 4), video=True)]
     preprocess = Preprocess(**networks.PREPROCESS)
-    done = compare(
+    done = compare_recipes(
         networks.path("tinydepth-conv"), [*RECIPES[:2], CHOSEN], frames[3:], footage, folder, preprocess=preprocess
     )
     document = report.compared(done)

@@ -525,8 +525,8 @@ def test_the_command_line(tmp_path):
     assert (tmp_path / "again" / "cells.csv").read_text() == (out / "cells.csv").read_text()
 
 
-def test_called_as_a_function(tmp_path):
-    results = leadline.sweep(small(tmp_path, budget={"cells": 1}), tmp_path / "out", engine=Inline())
+def test_called_from_the_package(tmp_path):
+    results = leadline.sweep.run(small(tmp_path, budget={"cells": 1}), tmp_path / "out", engine=Inline())
     assert len(results.complete) == 1 and "<table>" in results._repr_html_()
 
 

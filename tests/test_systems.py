@@ -12,7 +12,7 @@ import pytest
 from leadline.data import Preprocess
 from leadline.graph import Graph
 from leadline.systems import System
-from leadline.systems.system import clone, load_weights, need, read_checkpoint
+from leadline.systems.system import clone, load_state, need, read_checkpoint
 from leadline.types import InputError
 from small_networks import conv_relu6_depthwise
 
@@ -83,14 +83,14 @@ class TestCheckpoints:
         read = read_checkpoint("small.load", tmp_path / "net.pth", ("state_dict", "model"))
         assert list(read) == ["weight", "bias"]
         other = torch.nn.Linear(3, 2)
-        load_weights("small.load", other, read, "net.pth")
+        load_state("small.load", other, read, "net.pth")
         assert torch.equal(other.weight, layer.weight)
 
     def test_wrong_checkpoints_are_refused_with_counts_and_names(self, tmp_path: Path):
         torch = pytest.importorskip("torch", reason="torch is not installed")
         layers = torch.nn.Sequential(*[torch.nn.Linear(3, 2, bias=False) for _ in range(7)])
         with pytest.raises(InputError) as refusal:
-            load_weights("small.load", layers, {"0.weight": torch.zeros(2, 4), "head.bias": torch.zeros(2)}, "net.pth")
+            load_state("small.load", layers, {"0.weight": torch.zeros(2, 4), "head.bias": torch.zeros(2)}, "net.pth")
         assert str(refusal.value) == (
             "[small.load] checkpoint must hold the network's 7 tensors. Received 'net.pth': 6 missing (1.weight, "
             "2.weight, 3.weight, 4.weight, 5.weight and 1 more); 1 unknown (head.bias); 1 of another shape "

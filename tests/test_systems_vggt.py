@@ -91,12 +91,12 @@ def depth_network(shift: float = 0.0) -> bytes:
 
 def test_comparison(tmp_path: Path) -> None:
     pytest.importorskip("ai_edge_litert", reason="LiteRT is not installed")
-    from leadline.systems.depth_pictures import compare
+    from leadline.systems.depth_pictures import compare_depth
 
     random = np.random.default_rng(0)
     ramp = np.linspace(0, 1, 16, dtype=np.float32)
     samples = [ramp * random.uniform(0.5, 1) + 0.02 * random.random((1, 3, 24, 16), np.float32) for _ in range(4)]
-    found = compare(depth_network(), depth_network(0.15), samples, tmp_path / "out", threads=1)
+    found = compare_depth(depth_network(), depth_network(0.15), samples, tmp_path / "out", threads=1)
     assert (found.samples, found.views) == (4, 4) and found.correlation > 0.9999
     truth = np.concatenate([1 + sample.mean(1) for sample in samples])
     assert found.relative == pytest.approx(np.mean(0.15 / truth), rel=1e-3)
@@ -109,8 +109,8 @@ def test_comparison(tmp_path: Path) -> None:
     left, right = pixels[18:42, 22:38], pixels[18:42, 44:60]  # near is bright: farther in the second
     assert left.mean() > right.mean() + 5
     assert "correlation 1.0000" in str(found)
-    with pytest.raises(InputError, match=r"^\[compare\] samples must hold at least one"):
-        compare(depth_network(), depth_network(), [], tmp_path / "none")
+    with pytest.raises(InputError, match=r"^\[compare_depth\] samples must hold at least one"):
+        compare_depth(depth_network(), depth_network(), [], tmp_path / "none")
 
 
 def test_the_script_says_what_to_give_it() -> None:

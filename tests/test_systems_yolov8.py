@@ -60,14 +60,14 @@ def test_the_system_says_what_it_found(system: System) -> None:
 def test_int8_finds_what_float_finds(folder: Path, system: System, unseen: Samples, separate: bool) -> None:
     recipe = quick(yolov8.recipe("minmax", separate=separate))
     done = quantize(system.network, recipe, Data(folder / "coco", preprocess=system.preprocess), threads=1)
-    found = yolov8.compare(system.network, done.to_qdq(), unseen, threads=1)
+    found = yolov8.compare_detections(system.network, done.to_qdq(), unseen, threads=1)
     assert found.expected > 10 and found.kept > 0.9 and found.added < 0.1
     assert found.iou > 0.85 and found.score_difference < 0.1 and found.top > 0.8
 
 
 def test_without_the_step_detections_are_lost(folder: Path, system: System, unseen: Samples) -> None:
     done = quantize(system.network, "minmax-w8a8", Data(folder / "coco", preprocess=system.preprocess), threads=1)
-    assert yolov8.compare(system.network, done.to_qdq(), unseen, threads=1).kept < 0.7
+    assert yolov8.compare_detections(system.network, done.to_qdq(), unseen, threads=1).kept < 0.7
 
 
 @pytest.mark.slow
@@ -80,7 +80,9 @@ def test_hexagon_takes_all_of_it_and_finds_the_same(
         system.network, recipe, Data(folder / "coco", preprocess=system.preprocess), threads=1, target="hexagon"
     )
     done.save(tmp_path)
-    found = yolov8.compare(system.network, tmp_path / "model.qdq.onnx", unseen.take(4), target="hexagon", threads=1)
+    found = yolov8.compare_detections(
+        system.network, tmp_path / "model.qdq.onnx", unseen.take(4), target="hexagon", threads=1
+    )
     assert found.pictures == 4 and found.kept > 0.85 and found.score_difference < 0.1
 
 

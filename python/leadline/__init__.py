@@ -54,4 +54,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY, "sweep"})
+    return sorted({*__all__, *_LAZY, "sweep", "__version__"})

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Agreement:
+class DeviceAgreement:
     """Distance of a target from the simulation, in steps of the output's grid.
 
     `exact` and `within_one` are shares of all elements so far, `mean` and `largest` are in steps. An output without
@@ -23,7 +23,7 @@ class Agreement:
     mean: float = 0.0
     largest: float = 0.0
 
-    def updated(self, simulated: NDArray[Any], given: NDArray[Any], step: float) -> Agreement:
+    def updated(self, simulated: NDArray[Any], given: NDArray[Any], step: float) -> DeviceAgreement:
         """With one more sample."""
         x, y = np.asarray(simulated, np.float64), np.asarray(given, np.float64)
         with np.errstate(invalid="ignore"):
@@ -37,7 +37,7 @@ class Agreement:
         def share(old: float, new: float) -> float:
             return (old * self.count + new) / count
 
-        return Agreement(
+        return DeviceAgreement(
             count,
             share(self.exact, float((distance < 0.5).sum())),
             share(self.within_one, float((distance < 1.5).sum())),

@@ -78,17 +78,17 @@ class Comparison:
 
 def load_recipes(recipes: Sequence[str | Recipe]) -> list[Recipe]:
     """Recipes by name or path. Raises InputError for none of them, two of one name, or a name that is no folder's."""
-    plans = [Recipe.load(recipe) for recipe in recipes]
-    names = [plan.name for plan in plans]
+    loaded = [Recipe.load(recipe) for recipe in recipes]
+    names = [recipe.name for recipe in loaded]
     for name in names:
         if Path(name).name != name or name in (".", ".."):
-            raise refuse("compare", "a recipe's name must be fit for a folder", repr(name))
+            raise refuse("compare_recipes", "a recipe's name must be fit for a folder", repr(name))
     if len(set(names)) < len(names) or not names:
-        raise refuse("compare", "recipes must be at least one, of different names", ", ".join(names) or "none")
-    return plans
+        raise refuse("compare_recipes", "recipes must be at least one, of different names", ", ".join(names) or "none")
+    return loaded
 
 
-def compare(
+def compare_recipes(
     network: str | os.PathLike[str],
     recipes: Sequence[str | Recipe],
     calibration: Sequence[Frame],
@@ -121,14 +121,14 @@ def compare(
         Two recipes have one name, or whatever is wrong with the network, a recipe or the frames.
     """
     progress = progress or Quiet()
-    plans, footage = load_recipes(recipes), list(footage)
+    loaded, footage = load_recipes(recipes), list(footage)
     graph, samples = load_pair(network, feeds(calibration, preprocess))
     floats = [judge(predict(graph, f.frames, preprocess, threads=threads), f) for f in footage]
     runs = []
-    for plan in plans:
+    for recipe in loaded:
         start = time.monotonic()
-        quantized = pipeline.quantize(graph, plan, samples, threads=threads, progress=progress)
-        folder = Path(out) / plan.name
+        quantized = pipeline.quantize(graph, recipe, samples, threads=threads, progress=progress)
+        folder = Path(out) / recipe.name
         discard(out, REPORT)  # of artefacts that are no more
         quantized.save(folder)
         seconds = time.monotonic() - start

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from leadline.comparison import Comparison, compare, load_recipes
+from leadline.comparison import Comparison, compare_recipes, load_recipes
 from leadline.data import Preprocess
 from leadline.depth import networks, scenes
 from leadline.evaluation import Footage
@@ -34,13 +34,13 @@ def demo(
     Calibration sees one view each of 24 places; their depth is not used. Artefacts go to a folder for each recipe.
     """
     progress = progress or Quiet()
-    file, plans = networks.path(network), load_recipes(recipes)
+    file, loaded = networks.path(network), load_recipes(recipes)
     calibration = [scenes.views(seed)[0] for seed in progress.over(CALIBRATION, "render", len(CALIBRATION))]
     stills = [scenes.views(seed)[0] for seed in progress.over(STILLS, "render", len(STILLS))]
     with progress("render video"):
         video = scenes.clip(VIDEO, FRAMES)
     footage = [Footage(stills), Footage(video, video=True)]
     preprocess = Preprocess(**networks.PREPROCESS)
-    return compare(
-        file, plans, calibration, footage, Path(out), preprocess=preprocess, threads=threads, progress=progress
+    return compare_recipes(
+        file, loaded, calibration, footage, Path(out), preprocess=preprocess, threads=threads, progress=progress
     )

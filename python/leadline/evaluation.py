@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadline.data import Preprocess
-from leadline.depth import Agreement, DepthScores, Frame, align, boundary_f1, collapsed, compare, score
+from leadline.depth import DepthScores, DepthSimilarity, Frame, align, boundary_f1, collapsed, score, similarity
 from leadline.depth.metrics import FAR, Alignment, valid
 from leadline.depth.scenes import flow
 from leadline.depth.temporal import alignment_error, flicker, warped_change
@@ -64,7 +64,7 @@ class Judgement:
         Against the truth.
     sharpness : float
         Boundary F1 against the truth.
-    agreement : Agreement or None
+    agreement : DepthSimilarity or None
         With the float network's output; None for itself.
     temporal : dict of name to (frames - 1,) array
         For video, in percent: "alignment_error", "warped_change" and "flicker" (the latter beside a float network).
@@ -78,7 +78,7 @@ class Judgement:
 
     scores: DepthScores
     sharpness: float
-    agreement: Agreement | None = None
+    agreement: DepthSimilarity | None = None
     temporal: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     collapse: list[str] = field(default_factory=list)
     output: FloatArray = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32), repr=False)
@@ -145,7 +145,7 @@ def judge(output: NDArray[Any], footage: Footage, reference: Judgement | None = 
     return Judgement(
         scores,
         boundary_f1(depth, np.where(truth > 0, truth, np.inf)),
-        None if reference is None else compare(output, reference.output),
+        None if reference is None else similarity(output, reference.output),
         temporal,
         [] if reference is None else collapsed(given, reference.output, scores, reference.scores),
         np.asarray(output, np.float32),

@@ -40,8 +40,11 @@ __all__ = [
 
 if TYPE_CHECKING:  # the registries alone know the names
     Observer: TypeAlias = str
+    """How the range of an activation is chosen: a name of ``leadline.observers.OBSERVERS``, or "best"."""
     WeightObserver: TypeAlias = str
+    """How the range of a weight is chosen: a name of ``leadline.observers.METHODS``."""
     Rounding: TypeAlias = str
+    """How codes are chosen: a name of ``leadline.rounding.METHODS``."""
 else:
     Observer = Literal[*observers.OBSERVERS, "best"]
     WeightObserver = Literal[observers.METHODS]

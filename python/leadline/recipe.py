@@ -23,6 +23,8 @@ __all__ = ["ACTIVATIONS", "WEIGHTS", "Kind", "Override", "Recipe", "Scope"]
 __all__ += options.__all__
 
 Scope = Literal["all", "layers"]
+"""Which activations get a grid: all that a device holds as integers, or those that layers read."""
+
 Kind = Literal["linear", "conv", "depthwise", "transpose", "recurrent", "embedding", "first", "last", "unread"]
 """What a layer is; "recurrent" are the matrices of LSTM, GRU and RNN, "embedding" tables that Gather reads; and "first"
 where no other layer comes before it (or an activation is the network's input), "last" where none comes behind. "unread"
@@ -102,7 +104,10 @@ def check_order(steps: Sequence[Step], where: str) -> None:
 
 
 WEIGHTS = Scheme(bits=8, signed=True, symmetric=True, granularity="axis", narrow=True)
+"""The Scheme of weights where a recipe names none."""
+
 ACTIVATIONS = Scheme(bits=8, signed=False, symmetric=False, granularity="tensor")
+"""The Scheme of activations where a recipe names none."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline.agreement import Agreement
+from leadline.agreement import DeviceAgreement
 from leadline.collapse import FLAT, LOST, Comparison, Likeness
 from leadline.graph import Graph
 from leadline.graph.masks import Masks
@@ -60,7 +60,7 @@ class OutputScore:
         The largest absolute error.
     absolute, relative : float
         Mean absolute error of the target, or of the simulation where there is none; and that over the mean magnitude.
-    agreement : Agreement
+    agreement : DeviceAgreement
         Of the target with the simulation.
     correlation : float or None
         Pearson's, of maps, each about its own mean.
@@ -81,7 +81,7 @@ class OutputScore:
     worst: float
     largest: float
     device: float | None
-    agreement: Agreement
+    agreement: DeviceAgreement
     absolute: float = 0.0
     relative: float = 0.0
     correlation: float | None = None
@@ -169,7 +169,7 @@ class Run:
         self._simulated = {name: Comparison(self.axes[name]) for name in outputs}
         self._device = {name: Comparison(self.axes[name], whole=not judged) for name in outputs}
         self._worst = dict.fromkeys(outputs, np.inf)
-        self._agreement = {name: Agreement() for name in outputs}
+        self._agreement = {name: DeviceAgreement() for name in outputs}
         self._sums = {name: np.zeros(3) for name in outputs}  # difference, magnitude, elements
         self.pictures: list[Dense] = []
         self._seen = 0

@@ -2,20 +2,20 @@
 
 from leadline.depth.collapse import collapsed
 from leadline.depth.folders import DepthFolder, load_kitti, load_nyu
-from leadline.depth.metrics import Agreement, DepthScores, align, boundary_f1, compare, score
+from leadline.depth.metrics import DepthScores, DepthSimilarity, align, boundary_f1, score, similarity
 from leadline.depth.scenes import Camera, Frame
 
 __all__ = [
-    "Agreement",
     "Camera",
     "DepthFolder",
     "DepthScores",
+    "DepthSimilarity",
     "Frame",
     "align",
     "boundary_f1",
     "collapsed",
-    "compare",
     "load_kitti",
     "load_nyu",
     "score",
+    "similarity",
 ]

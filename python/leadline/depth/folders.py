@@ -113,7 +113,7 @@ def load_nyu(
     *,
     size: Size | None = None,
     crop: Literal["eigen"] | None = "eigen",
-    limit: int | None = None,
+    num_samples: int | None = None,
     seed: int = 0,
 ) -> DepthFolder:
     """NYU Depth v2 from pictures: folders ``rgb/`` and ``depth/`` with files of the same names, anywhere below `root`,
@@ -127,7 +127,7 @@ def load_nyu(
         Of the frames: what the network takes. Pictures are resized with antialiasing, depth takes the nearest value.
     crop : "eigen" or None
         Depth outside rows 45 to 471 and columns 41 to 601 (of 480x640) is 0, not evaluated, as in the literature.
-    limit, seed : int
+    num_samples, seed : int
         At most so many frames, at random.
 
     Raises
@@ -160,7 +160,7 @@ def load_nyu(
         raise refuse("load_nyu", "crop must be 'eigen' or None", repr(crop))
     files = _paired("load_nyu", depths, candidates, top)
     reader = _Reader(1000.0, _size("load_nyu", size), None if crop is None else cut, intrinsics)
-    return DepthFolder(_some("load_nyu", files, limit, seed), reader, NYU_FAR)
+    return DepthFolder(_some("load_nyu", files, num_samples, seed), reader, NYU_FAR)
 
 
 def load_kitti(
@@ -169,7 +169,7 @@ def load_kitti(
     *,
     size: Size | None = None,
     crop: Crop | None = "garg",
-    limit: int | None = None,
+    num_samples: int | None = None,
     seed: int = 0,
 ) -> DepthFolder:
     """KITTI's depth from its raw pictures and annotated depth maps, or its selected validation set.
@@ -188,7 +188,7 @@ def load_kitti(
         takes the nearest value.
     crop : {"garg", "eigen"} or None
         Depth outside is 0, not evaluated: rows 0.408 to 0.992, or 0.332 to 0.914, and columns 0.036 to 0.964.
-    limit, seed : int
+    num_samples, seed : int
         At most so many frames, at random.
 
     Returns
@@ -233,7 +233,7 @@ def load_kitti(
 
     files = _paired(function, raw + chosen, candidates, top)
     reader = _Reader(256.0, _size(function, size), None if crop is None else cut, _kitti_intrinsics)
-    return DepthFolder(_some(function, files, limit, seed), reader, 80.0)
+    return DepthFolder(_some(function, files, num_samples, seed), reader, 80.0)
 
 
 def _kitti_intrinsics(picture: Path, height: int, width: int) -> NDArray[np.float64]:
@@ -283,9 +283,9 @@ def _size(function: str, size: Size | None) -> Size | None:
     return (size[0], size[1])
 
 
-def _some(function: str, files: list[tuple[Path, Path]], limit: int | None, seed: int) -> list[tuple[Path, Path]]:
-    if limit is not None and (not isinstance(limit, int) or limit < 1):
-        raise refuse(function, "limit must be at least 1", repr(limit))
-    if limit is None or limit >= len(files):
+def _some(function: str, files: list[tuple[Path, Path]], num_samples: int | None, seed: int) -> list[tuple[Path, Path]]:
+    if num_samples is not None and (not isinstance(num_samples, int) or num_samples < 1):
+        raise refuse(function, "num_samples must be at least 1", repr(num_samples))
+    if num_samples is None or num_samples >= len(files):
         return files
-    return [files[i] for i in sorted(np.random.default_rng(seed).permutation(len(files))[:limit].tolist())]
+    return [files[i] for i in sorted(np.random.default_rng(seed).permutation(len(files))[:num_samples].tolist())]

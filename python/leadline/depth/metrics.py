@@ -79,7 +79,7 @@ class DepthScores(_Figures):
 
 
 @dataclass(frozen=True)
-class Agreement(_Figures):
+class DepthSimilarity(_Figures):
     """An output against the float network's, over all pixels of each frame.
 
     Attributes
@@ -208,7 +208,7 @@ def _one(y: Array, t: Array) -> list[float]:
     ]
 
 
-def compare(output: ArrayLike, reference: ArrayLike) -> Agreement:
+def similarity(output: ArrayLike, reference: ArrayLike) -> DepthSimilarity:
     """How close an output is to the float network's, as it stands: no alignment, averaged over frames.
 
     A constant frame has no correlation: it counts as 0, and as 1 where both are constant and equal.
@@ -221,7 +221,7 @@ def compare(output: ArrayLike, reference: ArrayLike) -> Agreement:
         (_correlation(a, b), _correlation(_ranks(a), _ranks(b)), float(np.mean((a - b) ** 2)), _ssim(a, b))
         for a, b in zip(y, r, strict=True)
     ]
-    return Agreement(*map(float, np.mean(rows, 0)))
+    return DepthSimilarity(*map(float, np.mean(rows, 0)))
 
 
 def boundary_f1(prediction: ArrayLike, truth: ArrayLike) -> float:

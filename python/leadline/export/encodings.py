@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["Encodings", "Version", "convert", "read"]
 
 Version = Literal["0.6.1", "1.0.0", "2.0.0"]
+"""Of the encodings that are written."""
 Complaint = Callable[[str, str, object], InputError]  # tensor, rule, received
 _READABLE = (*get_args(Version), "2.1.0")  # 2.1.0 differs from 2.0.0 only in LPBQ, which is no affine grid
 

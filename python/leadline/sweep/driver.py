@@ -68,7 +68,7 @@ def run(
     patience: float = PATIENCE,
     watcher: Watcher | None = None,
 ) -> Results:
-    """Compute the cells of a sweep. Also called as ``leadline.sweep(...)``.
+    """Compute the cells of a sweep.
 
     Parameters
     ----------

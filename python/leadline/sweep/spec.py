@@ -111,7 +111,9 @@ class Pivot:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep. `vary` is one table or several, each a grid of its own: a dotted key of a recipe ("weights.bits",
+    """What is computed, on what, and what is judged.
+
+    `vary` is one table or several, each a grid of its own: a dotted key of a recipe ("weights.bits",
     "steps.round.method", or "steps.polish" with false to leave the step out) or of the data ("data.num_samples"),
     "network" or "recipe", with the values it takes."""
 

@@ -33,7 +33,7 @@ class DepthAgreement:
     abs_rel : float
         mean |y - r| / |r| where |r| is above a hundredth of the frame's highest.
     ssim : float
-        See `leadline.depth.metrics.Agreement`.
+        See `leadline.depth.metrics.DepthSimilarity`.
     flicker : float or None
         Percent, see `leadline.depth.temporal.flicker`; None where no two frames follow each other.
     frames : int
@@ -93,7 +93,7 @@ def agreement(
             clips.append([session.run(feed)[name].reshape(-1, *shape[-2:]) for session in (simulation, reference)])
     if len(clips[0][0]) == 1 and video:
         clips = [[np.concatenate(part) for part in zip(*clips, strict=True)]]
-    found = [metrics.compare(y, r) for y, r in clips]
+    found = [metrics.similarity(y, r) for y, r in clips]
     weights = [len(y) for y, _ in clips]
 
     def mean(values: list[float]) -> float:

@@ -29,14 +29,14 @@ GAP = 6
 
 
 @dataclass(frozen=True)
-class Comparison:
+class DepthComparison:
     """INT8 against FP32, over all views of all samples.
 
     Attributes
     ----------
     samples, views : int
     correlation, rank_correlation, mse, ssim : float
-        See `leadline.depth.metrics.Agreement`.
+        See `leadline.depth.metrics.DepthSimilarity`.
     relative : float
         Mean of |y - r| / r.
     worst : float
@@ -69,14 +69,14 @@ class Comparison:
         )
 
 
-def compare(
+def compare_depth(
     reference: Source,
     artefact: Source,
     samples: Iterable[NDArray[np.float32]],
     folder: str | os.PathLike[str],
     *,
     threads: int | None = None,
-) -> Comparison:
+) -> DepthComparison:
     """Run a float ``.tflite`` and a quantised one on the same pictures, and write results.json and comparison.png.
 
     Parameters
@@ -101,17 +101,17 @@ def compare(
         count += 1
         float_depth, depth = (_depth(runner, sample) for runner in runners)
         for r, y in zip(float_depth, depth, strict=True):
-            agreements.append(metrics.compare(y[None], r[None]))
+            agreements.append(metrics.similarity(y[None], r[None]))
             relative.append(float(np.mean(np.abs(y - r) / np.maximum(np.abs(r), 1e-6))))
         if count <= SHOWN:
             rows += [
                 _row(*views) for views in zip(sample.reshape(-1, *sample.shape[-3:]), float_depth, depth, strict=True)
             ]
     if not agreements:
-        raise refuse("compare", "samples must hold at least one", "none")
+        raise refuse("compare_depth", "samples must hold at least one", "none")
     size = size_of(runners[1].model, runners[0].model)
     pearson, spearman, mse, ssim = np.mean([astuple(agreement) for agreement in agreements], 0).tolist()
-    result = Comparison(
+    result = DepthComparison(
         count,
         len(agreements),
         pearson,
@@ -138,7 +138,7 @@ def _depth(runner: Interpreter, sample: NDArray[np.float32]) -> NDArray[np.float
     first = next(iter(runner.run_real({name: sample}).values()))
     height, width = sample.shape[-2:]
     if first.size % (height * width):
-        raise refuse("compare", f"outputs must be depth maps of {height}x{width}", first.shape)
+        raise refuse("compare_depth", f"outputs must be depth maps of {height}x{width}", first.shape)
     return first.reshape(-1, height, width)
 
 

@@ -36,7 +36,7 @@ class Detections:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class DetectionAgreement:
     """One network's detections against another's, matched one to one by class and overlap.
 
     Attributes
@@ -147,7 +147,7 @@ def match(first: Detections, second: Detections, least: float = 0.5) -> list[tup
     return pairs
 
 
-def agree(pairs: Iterable[tuple[Detections, Detections]], least: float = 0.5) -> Agreement:
+def agree(pairs: Iterable[tuple[Detections, Detections]], least: float = 0.5) -> DetectionAgreement:
     """How well the detections of two networks agree over pictures; `least` overlap makes a match."""
     pictures = expected = added = 0
     rows: list[tuple[float, float, float]] = []
@@ -167,4 +167,4 @@ def agree(pairs: Iterable[tuple[Detections, Detections]], least: float = 0.5) ->
         shared, bias, moved = (float(column.mean()) for column in values.T)
         difference = float(abs(values[:, 1]).mean())
     kept, more = len(rows) / expected if expected else 1.0, added / expected if expected else float(added)
-    return Agreement(pictures, expected, kept, more, shared, difference, bias, moved, top)
+    return DetectionAgreement(pictures, expected, kept, more, shared, difference, bias, moved, top)

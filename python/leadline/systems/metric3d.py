@@ -91,7 +91,7 @@ def load(
     notes: tuple[str, ...] = (system.RANDOM,)
     if checkpoint is not None:
         tensors = system.read_checkpoint(function, checkpoint, ("model_state_dict",))
-        foreign = system.load_weights(function, network, tensors, checkpoint, strict=False)
+        foreign = system.load_state(function, network, tensors, checkpoint, strict=False)
         notes = (f"{len(foreign)} tensors of the checkpoint are not the network's",) if foreign else ()
     _prepare(network.depth_model.decoder)
     example = np.random.default_rng(seed).standard_normal((1, 3, height, width), np.float32)

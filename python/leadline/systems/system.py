@@ -156,7 +156,7 @@ def read_checkpoint(function: str, path: str | os.PathLike[str], inner: Sequence
     return {name.removeprefix("module."): value for name, value in tensors.items()}
 
 
-def load_weights(
+def load_state(
     function: str, module: Any, tensors: Mapping[str, Any], source: object, *, strict: bool = True
 ) -> list[str]:
     """Put a checkpoint's tensors into a module; refuse, with counts and names, unless they are exactly its own.

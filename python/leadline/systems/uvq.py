@@ -149,7 +149,7 @@ def _weights(function: str, name: str, core: Any, folder: Path) -> tuple[str, ..
 
     file = folder / CHECKPOINTS[name]
     if file.is_file():
-        system.load_weights(function, core, system.read_checkpoint(function, file), file)
+        system.load_state(function, core, system.read_checkpoint(function, file), file)
         return ()
     norms = [module for module in core.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     if norms:

@@ -90,7 +90,7 @@ def load(
     else:
         tensors = system.read_checkpoint(function, checkpoint, ("model", "state_dict"))
         own = {name: value for name, value in tensors.items() if name.split(".")[0] in ("aggregator", "depth_head")}
-        system.load_weights(function, network, own, checkpoint)
+        system.load_state(function, network, own, checkpoint)
     example = np.random.default_rng(seed).random((1, views, 3, height, width), np.float32)
     preprocess = Preprocess(resize=(height, width))
     made = System(f"VGGT {encoder}", network, {"images": example}, ("depth",), preprocess, "w8a8", tuple(notes))

@@ -78,7 +78,7 @@ def load(
             system.awaken(network)
             notes = [system.RANDOM]
         else:
-            system.load_weights(function, network, system.read_checkpoint(function, checkpoint), checkpoint)
+            system.load_state(function, network, system.read_checkpoint(function, checkpoint), checkpoint)
             notes = []
         # The head works on four frames at a time, which an export would unroll.
         network.head.forward = partial(network.head.forward, micro_batch_size=frames)

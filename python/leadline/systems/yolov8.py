@@ -17,7 +17,7 @@ from leadline.data import Preprocess, Samples
 from leadline.graph import Graph, Session, heads, inspect_inputs
 from leadline.progress import Progress, Quiet
 from leadline.recipe import Calibrate, Heads, Observer, Recipe
-from leadline.systems.detection import Agreement, agree, detect
+from leadline.systems.detection import DetectionAgreement, agree, detect
 from leadline.systems.system import System
 from leadline.targets import target_of
 from leadline.targets.hexagon.emulator import Emulator
@@ -87,7 +87,7 @@ def recipe(observer: Observer = "best", *, separate: bool = False, bits: int = 1
     return base.changed(steps=tuple(replace(step, **changes.get(type(step), {})) for step in base.steps))
 
 
-def compare(
+def compare_detections(
     reference: Graph | str | os.PathLike[str],
     artefact: onnx.ModelProto | str | os.PathLike[str],
     samples: Samples,
@@ -98,7 +98,7 @@ def compare(
     least: float = 0.5,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> Agreement:
+) -> DetectionAgreement:
     """Detections of the float network and of its artefact on the same pictures.
 
     Parameters
@@ -122,7 +122,7 @@ def compare(
     """
     progress = progress or Quiet()
     graph = reference if isinstance(reference, Graph) else Graph.load(reference, next(iter(samples)))
-    emulated = target_of(target, "yolov8.compare").name == "hexagon"
+    emulated = target_of(target, "yolov8.compare_detections").name == "hexagon"
     with Session(graph, threads=threads) as exact, _runner(artefact, emulated, threads) as rough:
         pairs = []
         for feed in progress.over(samples, "detect", len(samples)):
@@ -138,7 +138,7 @@ def _runner(artefact: onnx.ModelProto | str | os.PathLike[str], emulated: bool, 
     try:
         build = emulator.build(model)
         if not build.accepted:
-            raise refuse("yolov8.compare", "the target must take the whole artefact", str(build))
+            raise refuse("yolov8.compare_detections", "the target must take the whole artefact", str(build))
     except BaseException:
         emulator.close()
         raise

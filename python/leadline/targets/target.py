@@ -217,7 +217,7 @@ class Target:
 
 
 def target_of(target: str | Target, function: str = "quantize") -> Target:
-    """By name. Raises InputError, from the function that was given it, for an unknown one."""
+    """The target of this name. Raises InputError, from the function that was given it, for an unknown one."""
     if isinstance(target, Target):
         return target
     if target not in TARGETS:

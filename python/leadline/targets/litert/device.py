@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.filesize import decimal
 
-from leadline.agreement import Agreement
+from leadline.agreement import DeviceAgreement
 from leadline.data.samples import Feed
 from leadline.graph import Graph
 from leadline.original import Original
@@ -35,7 +35,7 @@ class Measured:
     simulation."""
 
     sqnr: float
-    agreement: Agreement
+    agreement: DeviceAgreement
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class InInterpreter(Device):
         self.grids = _grids(self._first, self._names)
         self._least: dict[str, float] = {kind: np.inf for kind in kernels}
         self._sqnr = {str(kind): {name: Sqnr() for name in self._names} for kind in kernels[1:]}
-        self._agreement = {str(kind): dict.fromkeys(self._names, Agreement()) for kind in kernels[1:]}
+        self._agreement = {str(kind): dict.fromkeys(self._names, DeviceAgreement()) for kind in kernels[1:]}
         self._latest: tuple[Arrays, Arrays] = {}, {}
         self._seen: dict[str, Arrays] = {}
 
