@@ -81,8 +81,8 @@ class Encodings:
         tokens = [name for name, grid in grids.items() if grid.scheme.granularity == "token"]
         if tokens:
             raise _wrong(tokens[0], "no file holds scales that are computed at run time", "granularity 'token'")
-        found = cls({name: plain(grid) for name, grid in grids.items()})
-        return found._placed(graph, _wrong)
+        encodings = cls({name: plain(grid) for name, grid in grids.items()})
+        return encodings._placed(graph, _wrong)
 
     def write(self, path: str | os.PathLike[str], version: str = "1.0.0") -> None:
         """Write a file; nothing half-written is left at `path` if it fails. See the module's table for what is kept.
@@ -178,24 +178,26 @@ def read_with_version(path: str | os.PathLike[str], graph: Graph | None = None) 
     """`read`, and the version that the file is in."""
     file = Path(path)
     document = _json(file)
-    found = document.get("version") if isinstance(document, dict) else None
-    if not isinstance(found, str) or found not in _READABLE:
-        raise refuse("encodings.read", f"'{file}': version must be one of {', '.join(_READABLE)}", repr(found))
+    version = document.get("version") if isinstance(document, dict) else None
+    if not isinstance(version, str) or version not in _READABLE:
+        raise refuse("encodings.read", f"'{file}': version must be one of {', '.join(_READABLE)}", repr(version))
     reader = Reader(f"'{file}'")
-    legacy = found in ("0.6.1", "1.0.0")
+    legacy = version in ("0.6.1", "1.0.0")
     sections = ("activation_encodings", "param_encodings") if legacy else ("encodings",)
     for section in ("activation_encodings", "param_encodings", "encodings"):
         if (section in document) != (section in sections):
-            rule = f"'{file}': a file of version {found} must have the sections {' and '.join(sections)}, and no other"
+            rule = (
+                f"'{file}': a file of version {version} must have the sections {' and '.join(sections)}, and no other"
+            )
             raise refuse("encodings.read", rule, f"keys {', '.join(sorted(document))}")
     grids: dict[str, Grid] = {}
     floats: set[str] = set()
     params: set[str] = set()
     for section in sections:
-        for name, entry in _entries(file, section, document[section], found):
+        for name, entry in _entries(file, section, document[section], version):
             if name in grids or name in floats:
                 raise reader.wrong(name, "a tensor must have one encoding", f"a second one in {section}")
-            grid = {"0.6.1": reader.read_0_6_1, "1.0.0": reader.read_1_0_0}.get(found, reader.read_2_0_0)(name, entry)
+            grid = {"0.6.1": reader.read_0_6_1, "1.0.0": reader.read_1_0_0}.get(version, reader.read_2_0_0)(name, entry)
             if grid is None:
                 floats.add(name)
             else:
@@ -206,7 +208,7 @@ def read_with_version(path: str | os.PathLike[str], graph: Graph | None = None) 
     if not isinstance(excluded, list) or not all(isinstance(name, str) for name in excluded):
         raise refuse("encodings.read", f"'{file}': excluded_layers must be a list of names", repr(excluded)[:80])
     encodings = Encodings(grids, frozenset(params) if legacy else None, frozenset(floats), tuple(excluded))
-    return (encodings if graph is None else encodings._placed(graph, reader.wrong)), found
+    return (encodings if graph is None else encodings._placed(graph, reader.wrong)), version
 
 
 def convert(

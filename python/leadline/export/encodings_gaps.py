@@ -207,13 +207,13 @@ class _Search:
                 group = names.union(*(groups.get(name, ()) for name in names))
                 groups |= dict.fromkeys(group, group)
         position = {name: i for i, name in enumerate(order)}
-        found: dict[str, str] = {}
+        replacement: dict[str, str] = {}
         for name, group in groups.items():
             if name in self._grids:
                 last = max(group & self._grids.keys(), key=lambda other: position.get(other, -1))
                 if self._grids[name] != self._grids[last]:
-                    found[name] = last
-        return found
+                    replacement[name] = last
+        return replacement
 
 
 def _linear_pairs(graph: Graph) -> Iterator[tuple[Node, Node, str]]:

@@ -22,7 +22,7 @@ def limits(graph: Graph, grids: Mapping[str, Grid], profile: Profile = ONNXRUNTI
     lines = []
     activations = {name: grid.scheme.granularity for name, grid in grids.items() if name in graph.values}
     for granularity, what in (("axis", "channel"), ("token", "token")):
-        names = [name for name, found in activations.items() if found == granularity]
+        names = [name for name, actual in activations.items() if actual == granularity]
         if names:
             lines.append(f"{len(names)} activations with a scale per {what}, such as {names[0]}")
     for op_type, text in _OPERATORS.items():
@@ -36,7 +36,7 @@ def limits(graph: Graph, grids: Mapping[str, Grid], profile: Profile = ONNXRUNTI
 
 def _not_integers(graph: Graph, grids: Mapping[str, Grid], profile: Profile) -> list[str]:
     layers = {layer.weight: layer for layer in graph.layers()}
-    found = {
+    refused = {
         "weights in blocks": [name for name in layers if name in grids and grids[name].scheme.granularity == "block"],
         "weights with zero points": [name for name in layers if name in grids and grids[name].zero_point.any()],
         "layers with float weights": [layer.name for name, layer in layers.items() if name not in grids],
@@ -44,6 +44,6 @@ def _not_integers(graph: Graph, grids: Mapping[str, Grid], profile: Profile) -> 
     }
     return [
         f"{len(names)} {what}, which {profile.name} does not take, such as {names[0]}"
-        for what, names in found.items()
+        for what, names in refused.items()
         if names
     ]

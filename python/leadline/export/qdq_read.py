@@ -92,18 +92,18 @@ class _Reader:
         for node in graph.node:
             if node.op_type == _DEQUANTIZE and node.domain in _DOMAINS:
                 self._pair(node)
-            elif node.domain == TAG and (own := _record(node.doc_string)):  # scales are computed: a grid per token
-                name, one = own["tensor"], np.ones((), np.float32)
-                self.qdq.grids[name] = Grid(one, np.zeros((), np.int32), own["scheme"])
+            elif node.domain == TAG and (record := _record(node.doc_string)):  # scales are computed: a grid per token
+                name, scale = record["tensor"], np.ones((), np.float32)
+                self.qdq.grids[name] = Grid(scale, np.zeros((), np.int32), record["scheme"])
                 self.qdq.dequantised[name] = node.output[0]
 
     def _pair(self, node: onnx.NodeProto) -> None:
-        own = _record(node.doc_string)
+        record = _record(node.doc_string)
         quantised = node.input[0]
         before = self._producers.get(quantised)
         source = before.input[0] if before is not None and before.op_type == _QUANTIZE else ""
         constant = quantised in self._tensors or source in self._tensors
-        name = own["tensor"] if own else self._name(node.output[0], quantised, source)
+        name = record["tensor"] if record else self._name(node.output[0], quantised, source)
         scale = self._array(node.input[1])
         zero_point = self._array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         kind = self._array(quantised) if quantised in self._tensors else zero_point
@@ -111,13 +111,13 @@ class _Reader:
         if scale is None or (bits := bits_of(stored)) is None:
             return
         attrs = {item.name: item.i for item in node.attribute}
-        grid = _grid(name, scale, zero_point, own, attrs, bits, not stored.name.startswith("u"))
+        grid = _grid(name, scale, zero_point, record, attrs, bits, not stored.name.startswith("u"))
         codes = None
         if quantised in self._tensors and kind is not None:
             codes = kind.astype(grid.scheme.dtype)
         elif constant:
             codes = _round(self._array(source), grid)
-        if own and own["transposed"] and codes is not None:
+        if record and record["transposed"] and codes is not None:
             codes = np.ascontiguousarray(codes.T)
         if name in self.qdq.grids and self.qdq.grids[name] != grid:
             name = node.output[0]  # one tensor on two grids: the second is known by what it writes
@@ -165,16 +165,16 @@ def _grid(
     name: str,
     scale: NDArray[Any],
     zero_point: NDArray[Any] | None,
-    own: dict[str, Any] | None,
+    record: dict[str, Any] | None,
     attrs: dict[str, int],
     bits: int,
     signed: bool,
 ) -> Grid:
     zeros = np.zeros(scale.shape, np.int32) if zero_point is None else zero_point.astype(np.int32).reshape(scale.shape)
     block = attrs.get("block_size", 0)
-    if own:
-        scheme: Scheme = own["scheme"]
-        if own["transposed"] and block:
+    if record:
+        scheme: Scheme = record["scheme"]
+        if record["transposed"] and block:
             scale, zeros = np.ascontiguousarray(scale.T), np.ascontiguousarray(zeros.T)
     else:
         symmetric = signed and not zeros.any()

@@ -19,7 +19,7 @@ def without_wide(
     """Grids and codes without activations of more than 8 bits, and without the weights of the layers that read them;
     and those activations' names. All is left as it is where no activation has 8 bits: nothing would be in integers."""
     bits = {name: grids[name].scheme.bits for name in graph.values if name in grids}
-    wide = {name for name, own in bits.items() if own > WIDEST}
+    wide = {name for name, width in bits.items() if width > WIDEST}
     if len(wide) == len(bits):
         return dict(grids), dict(codes), []
     left = set(wide)

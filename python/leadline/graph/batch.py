@@ -199,19 +199,19 @@ class _Freeing:
         layer), and elsewhere with what lies within (heads)."""
         source, target, size = self._spread[node.input[0]], self._dims(node.output[0]), self._batch.size
         before = math.prod(source.dims[: source.axis]) * source.outer
-        found = []
+        candidates = []
         for axis, length in enumerate(target):
             around = before // math.prod(target[:axis])
             if before % math.prod(target[:axis]) == 0 and length % (around * size) == 0:
                 joined = length != around * size if len(target) == 2 else around != 1
-                found.append((length != size, joined, around, axis))
-        if not found:
+                candidates.append((length != size, joined, around, axis))
+        if not candidates:
             raise self._fail(node, f"of shape {target}, which mixes it with other axes")
-        found.sort()
+        candidates.sort()
         chosen = self._choices.get(node.output[0], 0)
-        if len(found) > 1:
-            self.met[node.output[0]] = (chosen, len(found))
-        *_, outer, axis = found[chosen]
+        if len(candidates) > 1:
+            self.met[node.output[0]] = (chosen, len(candidates))
+        *_, outer, axis = candidates[chosen]
         dims = (*target[:axis], 2 * target[axis], *target[axis + 1 :])
         shape = np.array([-1 if i == axis else dim for i, dim in enumerate(target)], np.int64)
         node.input[1] = self._constant(f"shape.{'x'.join(map(str, shape))}", shape)
@@ -230,13 +230,13 @@ class _Freeing:
     def _resize(self, node: onnx.NodeProto) -> None:
         """Scales in the place of sizes; where float32 holds none that gives these, sizes computed when it runs."""
         sizes = self._array(node.input[3]) if len(node.input) > 3 and node.input[3] else None
-        given, spread = self._dims(node.input[0]), self._spread.get(node.input[0])
-        if sizes is None or spread is None or len(sizes) != len(given) or sizes[spread.axis] != given[spread.axis]:
+        dims, spread = self._dims(node.input[0]), self._spread.get(node.input[0])
+        if sizes is None or spread is None or len(sizes) != len(dims) or sizes[spread.axis] != dims[spread.axis]:
             return
-        scales = np.array(sizes, np.float32) / np.array(given, np.float32)
-        short = np.floor(np.array(given) * scales.astype(np.float64)) < sizes
+        scales = np.array(sizes, np.float32) / np.array(dims, np.float32)
+        short = np.floor(np.array(dims) * scales.astype(np.float64)) < sizes
         scales = np.where(short, np.nextafter(scales, np.float32(np.inf)), scales)
-        if np.array_equal(np.floor(np.array(given, np.float32) * scales), sizes):
+        if np.array_equal(np.floor(np.array(dims, np.float32) * scales), sizes):
             node.input[2] = self._constant(f"{node.input[3]}.scales", scales)
             del node.input[3:]
             return
@@ -315,18 +315,18 @@ class _Freeing:
                 self._known[key] = self._inferred(node)
             except InputError as error:
                 self._known[key] = str(error).partition(f"writing '{node.output[0]}', ")[2].rstrip(".")
-        found = self._known[key]
-        if isinstance(found, str):
-            raise self._fail(node, found)
-        return found
+        shapes = self._known[key]
+        if isinstance(shapes, str):
+            raise self._fail(node, shapes)
+        return shapes
 
     def _inferred(self, node: onnx.NodeProto) -> dict[str, tuple[int, ...]]:
         if node.domain not in ("", "ai.onnx"):  # leadline's own keep shapes
             source = self._spread.get(node.input[0])
             if source is None or self._dims(node.output[0])[source.axis] != self._dims(node.input[0])[source.axis]:
                 raise self._fail(node, "an operator of another domain")
-            own = self._dims(node.output[0])
-            return {node.output[0]: (*own[: source.axis], source.dims[source.axis], *own[source.axis + 1 :])}
+            written = self._dims(node.output[0])
+            return {node.output[0]: (*written[: source.axis], source.dims[source.axis], *written[source.axis + 1 :])}
         types: dict[str, TypeProto] = {}
         data = {}
         for name in filter(None, node.input):
@@ -336,14 +336,14 @@ class _Freeing:
                 data[name] = numpy_helper.from_array(array, name)
         schema = onnx.defs.get_schema(node.op_type, self._opset)
         try:
-            found = onnx.shape_inference.infer_node_outputs(
+            inferred = onnx.shape_inference.infer_node_outputs(
                 schema, node, types, data, opset_imports=[helper.make_opsetid("", self._opset)], ir_version=10
             )
         except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
             raise self._fail(node, f"which takes no other batch: {str(error).strip().splitlines()[-1]}") from None
         shapes = {}
         for name in filter(None, node.output):
-            kind = found[name].tensor_type if name in found else TypeProto.Tensor()
+            kind = inferred[name].tensor_type if name in inferred else TypeProto.Tensor()
             dims = tuple(dim.dim_value for dim in kind.shape.dim)
             if len(dims) != len(self._dims(name)) or any(not dim.HasField("dim_value") for dim in kind.shape.dim):
                 raise self._fail(node, "whose shape cannot be told")

@@ -165,19 +165,19 @@ class _Walk:
         if data:
             known.notes.append(f"{first_output(node)}: its shape depends on {', '.join(data)}, and is the sample's")
         evaluate.check_channels(node, known)
-        found = evaluate.outputs(node, OPSET, known, data)
-        if not isinstance(found, str):
-            if any(dim < 0 for value in found for dim in value.shape):
+        inferred = evaluate.outputs(node, OPSET, known, data)
+        if not isinstance(inferred, str):
+            if any(dim < 0 for value in inferred for dim in value.shape):
                 raise evaluate.misfit(node, known, "axes of less than nothing")
-            return found
+            return inferred
         feed = {name: known.weights[name] for name in node.inputs if name in known.weights} | data
         zeros = {n: np.zeros(known.shape(n), known.dtype(n)) for n in node.inputs if n and n not in feed}
         try:
             arrays = evaluate.run_node(node, feed | zeros, OPSET, known.label)
         except InputError:
-            if not found:
+            if not inferred:
                 raise
-            raise evaluate.misfit(node, known, " ".join(found.split())) from None
+            raise evaluate.misfit(node, known, " ".join(inferred.split())) from None
         return [Value(name, array.dtype, array.shape) for name, array in arrays.items()]
 
     def _sampled(self, name: str) -> Array | None:

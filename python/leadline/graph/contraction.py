@@ -105,7 +105,7 @@ def _einsum(wiring: Wiring, node: Node) -> None:
     if parsed is None:
         return
     (*labels, wanted), chain = parsed, _Chain(graph, node.outputs[0])
-    terms = [_Term(name, own) for name, own in zip(node.inputs, labels, strict=True)]
+    terms = [_Term(name, subscripts) for name, subscripts in zip(node.inputs, labels, strict=True)]
     lengths: dict[str, int] = {}
     for term in terms:
         for label, length in zip(term.labels, graph.shape(term.tensor), strict=True):
@@ -128,13 +128,13 @@ def _parse(equation: str, shapes: list[tuple[int, ...]]) -> list[str] | None:
     for text, shape in zip(left.split(","), shapes, strict=True):
         missing = len(shape) - len(text.replace("...", ""))
         operands.append(text.replace("...", _ELLIPSIS[:missing][::-1]))
-    longest = max((sum(label in _ELLIPSIS for label in own) for own in operands), default=0)
+    longest = max((sum(label in _ELLIPSIS for label in term) for term in operands), default=0)
     if not arrow:
         counts = Counter("".join(operands))
         once = sorted(label for label, count in counts.items() if count == 1 and label not in _ELLIPSIS)
         right = ("..." if longest else "") + "".join(once)
     result = right.replace("...", _ELLIPSIS[:longest][::-1])
-    if any(len(set(own)) < len(own) for own in (*operands, result)) or not set(result) <= set("".join(operands)):
+    if any(len(set(term)) < len(term) for term in (*operands, result)) or not set(result) <= set("".join(operands)):
         return None
     return [*operands, result]
 
@@ -144,17 +144,17 @@ def _summed(chain: _Chain, term: _Term, kept: set[str]) -> _Term:
     return _Term(chain.sum(term.tensor, axes), "".join(label for label in term.labels if label in kept))
 
 
-def _product(chain: _Chain, name: str, one: _Term, other: _Term, kept: set[str], lengths: dict[str, int]) -> _Term:
+def _product(chain: _Chain, name: str, first: _Term, second: _Term, kept: set[str], lengths: dict[str, int]) -> _Term:
     """The product of two operands, summed over what they share and nothing after them reads."""
     graph = chain.graph
-    one, other = _summed(chain, one, kept | set(other.labels)), _summed(chain, other, kept | set(one.labels))
-    if one.tensor in graph.weights and other.tensor not in graph.weights:
-        one, other = other, one
-    shared = [label for label in one.labels if label in other.labels]
+    first, second = _summed(chain, first, kept | set(second.labels)), _summed(chain, second, kept | set(first.labels))
+    if first.tensor in graph.weights and second.tensor not in graph.weights:
+        first, second = second, first
+    shared = [label for label in first.labels if label in second.labels]
     batch = [label for label in shared if label in kept]
     contracted = [label for label in shared if label not in kept]
-    rows = [label for label in one.labels if label not in other.labels]
-    columns = [label for label in other.labels if label not in one.labels]
+    rows = [label for label in first.labels if label not in second.labels]
+    columns = [label for label in second.labels if label not in first.labels]
     labels = "".join((*batch, *rows, *columns))
 
     def size(some: Sequence[str]) -> int:
@@ -166,21 +166,21 @@ def _product(chain: _Chain, name: str, one: _Term, other: _Term, kept: set[str],
 
     outer = [lengths[label] for label in batch]
     result = [lengths[label] for label in labels]
-    if {one.tensor, other.tensor} <= graph.weights.keys():
-        equation = f"{one.labels},{other.labels}->{labels}"
-        array = _numpy_einsum(equation, graph.weights[one.tensor], graph.weights[other.tensor])
-        return _Term(share_constant(graph, derived(one.tensor, f"x{other.tensor}"), array), labels)
+    if {first.tensor, second.tensor} <= graph.weights.keys():
+        equation = f"{first.labels},{second.labels}->{labels}"
+        array = _numpy_einsum(equation, graph.weights[first.tensor], graph.weights[second.tensor])
+        return _Term(share_constant(graph, derived(first.tensor, f"x{second.tensor}"), array), labels)
     if not contracted:
-        left = arranged(one, [*batch, *rows], *outer, *(lengths[label] for label in rows), *([1] * len(columns)))
+        left = arranged(first, [*batch, *rows], *outer, *(lengths[label] for label in rows), *([1] * len(columns)))
         free = [lengths[label] for label in columns]
-        right = arranged(other, [*batch, *columns], *outer, *([1] * len(rows)), *free)
+        right = arranged(second, [*batch, *columns], *outer, *([1] * len(rows)), *free)
         return _Term(chain.emit("Mul", [left, right], result, name), labels)
     inner = size(contracted)
     lines = [lengths[label] for label in rows] if not batch and rows else [size(rows)]
-    if other.tensor not in graph.weights:
+    if second.tensor not in graph.weights:
         lines = [size(rows)]
-    left = arranged(one, [*batch, *rows, *contracted], *outer, *lines, inner)
-    right = arranged(other, [*batch, *contracted, *columns], *outer, inner, size(columns))
+    left = arranged(first, [*batch, *rows, *contracted], *outer, *lines, inner)
+    right = arranged(second, [*batch, *contracted, *columns], *outer, inner, size(columns))
     product = chain.emit("MatMul", [left, right], [*outer, *lines, size(columns)], name)
     return _Term(chain.reshape(product, result), labels)
 

@@ -64,9 +64,9 @@ def renamed(item: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
     for attribute in copy.attribute:
         if attribute.type == onnx.AttributeProto.GRAPH:
             inner = attribute.g
-            own = {value.name for value in inner.input} | {tensor.name for tensor in inner.initializer}
-            own.update(name for node in inner.node for name in node.output)
-            outer = {name: new for name, new in names.items() if name not in own}
+            local = {value.name for value in inner.input} | {tensor.name for tensor in inner.initializer}
+            local.update(name for node in inner.node for name in node.output)
+            outer = {name: new for name, new in names.items() if name not in local}
             nodes = [renamed(node, outer) for node in inner.node]
             del inner.node[:]
             inner.node.extend(nodes)

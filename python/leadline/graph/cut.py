@@ -56,9 +56,9 @@ def split(source: Source, roots: Iterable[str]) -> Split:
     behind = _with_constants(source, behind, varying)
     ahead = [node for node in source.nodes if loose.isdisjoint(node.outputs)]
     written = {name for node in ahead for name in node.outputs}
-    own = {name for node in behind for name in node.outputs}
+    later = {name for node in behind for name in node.outputs}
     outputs = [name for name in source.outputs if name not in loose]
-    border = [name for name in read_by(behind) if name in written and name not in own and name not in outputs]
+    border = [name for name in read_by(behind) if name in written and name not in later and name not in outputs]
     if not outputs and not border:
         rule = f"shapes of '{source.label}' must not depend on the data"
         raise refuse("Graph.load", rule, causes[0])
@@ -71,8 +71,8 @@ def attach(graph: Graph, source: Source, cut: Split) -> None:
         return
     read = set(read_by(cut.behind))
     weights = {name: array for name, array in source.weights.items() if name in read}
-    own = {name for node in cut.behind for name in node.outputs}
-    outputs = [(name, _type(source, name) if name in own else None) for name in source.outputs]
+    written = {name for node in cut.behind for name in node.outputs}
+    outputs = [(name, _type(source, name) if name in written else None) for name in source.outputs]
     tail = Tail([_in_float32(node) for node in cut.behind], weights, outputs, cut.causes)
     for name, array in weights.items():
         if array.dtype.name in ("float16", "float64", "bfloat16"):

@@ -70,8 +70,8 @@ class _OtherNames(_Names):
         return super().__contains__(name) if constant is None else not _same(constant, self._array)
 
 
-def _same(one: Array, other: Array) -> bool:
-    return one is other or (one.dtype == other.dtype and np.array_equal(one, other))
+def _same(array: Array, other: Array) -> bool:
+    return array is other or (array.dtype == other.dtype and np.array_equal(array, other))
 
 
 def add_value(graph: Graph, wanted: str, shape: Sequence[int], dtype: np.dtype[Any] = FLOAT) -> str:

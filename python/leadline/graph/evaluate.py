@@ -64,20 +64,20 @@ def outputs(node: Node, opset: int, known: Known, data: Mapping[str, Array]) -> 
         if array is not None and array.size <= _VALUES_FOR_INFERENCE:
             small[name] = numpy_helper.from_array(array, name)
     try:
-        found = onnx.shape_inference.infer_node_outputs(
+        inferred = onnx.shape_inference.infer_node_outputs(
             onnx.defs.get_schema(node.op_type, opset), to_proto(node), types, small,
             opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION,
         )  # fmt: skip
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         if "unsupported type" in str(error):
-            said = ", ".join(str(known.dtype(name)) for name in types)
+            dtypes = ", ".join(str(known.dtype(name)) for name in types)
             raise known.refuse(
-                f"operators of {{label}} must take their types in opset {opset}", node, f" of {said}"
+                f"operators of {{label}} must take their types in opset {opset}", node, f" of {dtypes}"
             ) from None
         return str(error)
     names = [name for name in node.outputs if name]
-    if all(name in found and None not in dims(found[name]) for name in names):
-        return [_value(name, found[name]) for name in names]
+    if all(name in inferred and None not in dims(inferred[name]) for name in names):
+        return [_value(name, inferred[name]) for name in names]
     return ""
 
 

@@ -81,8 +81,8 @@ def _cum_prod(write: Writer) -> None:
         raise known.refuse("the axis of a CumProd of {label} must be constant", node)
     place = int(axis.reshape(())) % len(shape)
     order = list(range(shape[place]))[:: -1 if node.attrs.get("reverse") else 1]
-    one = np.ones([*shape[:place], 1, *shape[place + 1 :]], known.dtype(x))
-    product, results = known.constant(one), {}
+    ones = np.ones([*shape[:place], 1, *shape[place + 1 :]], known.dtype(x))
+    product, results = known.constant(ones), {}
     for index in order:
         following = write("Mul", product, write("Gather", x, ints(index), axis=place))
         results[index] = product if node.attrs.get("exclusive") else following
@@ -126,8 +126,8 @@ def body(node: Node, opset: int, known: Known) -> Steps | None:
         return None
     function = onnx.FunctionProto()
     function.ParseFromString(raw)
-    own = {name: item.default_value for name, item in schema.attributes.items() if item.default_value.name}
-    return list(_inlined(node, function, own | {item.name: item for item in proto.attribute}, known))
+    defaults = {name: item.default_value for name, item in schema.attributes.items() if item.default_value.name}
+    return list(_inlined(node, function, defaults | {item.name: item for item in proto.attribute}, known))
 
 
 def _type(name: str, known: Known) -> bytes:

@@ -25,19 +25,19 @@ def fold(graph: Graph) -> list[str]:
     """See `Graph.fold`."""
     lines: list[str] = []
     while True:
-        found = _backward(graph) + _forward(graph)
+        folded = _backward(graph) + _forward(graph)
         simplify(graph)
-        if not found:
+        if not folded:
             return lines
-        lines += found
+        lines += folded
 
 
 def _backward(graph: Graph) -> list[str]:
     """Fold into the layer before: weight * scale, bias * scale + shift."""
     lines = []
     for layer in [node for node in graph.nodes if _is_layer(graph, node)]:
-        while (found := _following(graph, layer)) is not None:
-            node, scale, shift = found
+        while (following := _following(graph, layer)) is not None:
+            node, scale, shift = following
             _scale_outputs(graph, layer, scale, shift)
             # The affine node goes: its first input is now its output.
             if node.inputs[0] not in graph.values:
@@ -136,14 +136,14 @@ def _affine(graph: Graph, node: Node, tensor: str, axis: int | None, channels: i
     constant = graph.weights.get(node.inputs[1 if first else 0])
     if constant is None or (values := _per_channel(constant, rank, axis, channels)) is None:
         return None
-    one, zero = np.ones(channels), np.zeros(channels)
+    ones, zero = np.ones(channels), np.zeros(channels)
     match node.op_type, first:
         case "Add", _:
-            return one, values
+            return ones, values
         case "Sub", True:
-            return one, -values
+            return ones, -values
         case "Sub", False:
-            return -one, values
+            return -ones, values
         case "Mul", _:
             return values, zero
         case "Div", True if values.all():

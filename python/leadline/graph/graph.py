@@ -24,7 +24,7 @@ class Graph(ir.Graph):
     @classmethod
     def of(cls, graph: ir.Graph) -> Graph:
         """The same network; everything is shared, not copied."""
-        return cls(**{one.name: getattr(graph, one.name) for one in fields(graph)})
+        return cls(**{field.name: getattr(graph, field.name) for field in fields(graph)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], sample: Sample | None = None, *, verbatim: bool = False) -> Graph:

@@ -76,8 +76,8 @@ class _Sources:
         graph = self.graph
         if tensor in graph.weights:
             array = graph.weights[tensor]
-            found = np.isneginf(array) if array.dtype == np.float32 else np.zeros((), np.bool_)
-            return found if found.any() else None
+            infinite = np.isneginf(array) if array.dtype == np.float32 else np.zeros((), np.bool_)
+            return infinite if infinite.any() else None
         if tensor in self._inputs:
             mask = mask and graph.values[tensor].dtype == np.float32
             return self._add("IsInf", [tensor], graph.shape(tensor), detect_positive=0) if mask else None
@@ -112,12 +112,12 @@ class _Sources:
         shape = self.graph.shape(scores)
         if not isinstance(below, str):
             return np.asarray(np.broadcast_to(below, shape).all(axis=axis, keepdims=True))
-        own = self.graph.shape(below)
-        place = axis % len(shape) - len(shape) + len(own)
-        if place < 0 or own[place] == 1:
+        below_shape = self.graph.shape(below)
+        place = axis % len(shape) - len(shape) + len(below_shape)
+        if place < 0 or below_shape[place] == 1:
             return below
-        reduced = (*own[:place], 1, *own[place + 1 :])
-        counted = self._add("Cast", [below], own, np.int32, to=6)
+        reduced = (*below_shape[:place], 1, *below_shape[place + 1 :])
+        counted = self._add("Cast", [below], below_shape, np.int32, to=6)
         axes = add_constant(self.graph, derived(below, "axes"), np.array([place], np.int64))
         least = self._add("ReduceMin", [counted, axes], reduced, np.int32, keepdims=1)
         return self._add("Cast", [least], reduced, to=9)
@@ -134,20 +134,20 @@ class _Sources:
     def named(self, truth: str | Truth) -> str:
         return truth if isinstance(truth, str) else add_constant(self.graph, "masked", truth)
 
-    def _or(self, one: str | Truth | None, other: str | Truth | None) -> str | Truth | None:
-        if one is None or other is None:
-            return other if one is None else one
-        if not isinstance(one, str) and not isinstance(other, str):
-            return np.logical_or(one, other)
-        return self._binary("Or", one, other)
+    def _or(self, left: str | Truth | None, right: str | Truth | None) -> str | Truth | None:
+        if left is None or right is None:
+            return right if left is None else left
+        if not isinstance(left, str) and not isinstance(right, str):
+            return np.logical_or(left, right)
+        return self._binary("Or", left, right)
 
     def _and(self, condition: str, truth: str | Truth) -> str | Truth:
         if not isinstance(truth, str) and truth.all() and truth.ndim <= len(self.graph.shape(condition)):
             return condition
         return self._binary("And", condition, truth)
 
-    def _binary(self, op_type: str, one: str | Truth, other: str | Truth) -> str:
-        names = [self.named(one), self.named(other)]
+    def _binary(self, op_type: str, left: str | Truth, right: str | Truth) -> str:
+        names = [self.named(left), self.named(right)]
         return self._add(op_type, names, np.broadcast_shapes(*map(self.graph.shape, names)))
 
     def _add(
@@ -166,7 +166,7 @@ def whole_masks(graph: Graph) -> list[tuple[Node, str, int]]:
     """The sums in front of a Softmax that may mask a whole row: the Add, the mask, and the axis of its rows."""
     producers = graph.producers()
     scored = _computed(graph)
-    found = []
+    masked = []
     for node in graph.nodes:
         added = producers.get(node.inputs[0]) if node.op_type == "Softmax" else None
         if added is None or added.op_type != "Add":
@@ -175,8 +175,8 @@ def whole_masks(graph: Graph) -> list[tuple[Node, str, int]]:
         shape, axis = graph.shape(added.outputs[0]), int(node.attrs.get("axis", -1))
         axis = axis - len(shape) if axis >= 0 else axis
         if len(masks) == 1 and len(graph.shape(masks[0])) >= -axis and graph.shape(masks[0])[axis] > 1:
-            found.append((added, masks[0], axis))
-    return found
+            masked.append((added, masks[0], axis))
+    return masked
 
 
 def level(graph: Graph, added: Node, mask: str, axis: int) -> None:
@@ -205,11 +205,11 @@ def level(graph: Graph, added: Node, mask: str, axis: int) -> None:
 
 def _computed(graph: Graph) -> set[str]:
     """What layers and products of activations make: no masks."""
-    found: set[str] = set()
+    computed: set[str] = set()
     for node in graph.nodes:
-        if node.op_type in ("Conv", "Gemm", "MatMul", "ConvTranspose") or not found.isdisjoint(node.inputs):
-            found.update(node.outputs)
-    return found
+        if node.op_type in ("Conv", "Gemm", "MatMul", "ConvTranspose") or not computed.isdisjoint(node.inputs):
+            computed.update(node.outputs)
+    return computed
 
 
 def _fold(graph: Graph) -> None:

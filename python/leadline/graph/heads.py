@@ -166,14 +166,14 @@ def aligned(other: Sequence[int], score: Sequence[int]) -> tuple[int, int] | Non
     """
     if len(other) != len(score):
         return None
-    found = [
+    candidates = [
         (i != k, other[i], i, k)
         for i in range(1, len(other))
         for k in range(1, len(score))
         if [*other[:i], *other[i + 1 :]] == [*score[:k], *score[k + 1 :]]
         and any(size > 1 for size in (*other[:i], *other[i + 1 :]))
     ]
-    return min(found)[2:] if found else None
+    return min(candidates)[2:] if candidates else None
 
 
 class _Tree:
@@ -222,7 +222,7 @@ class _Tree:
 
     def _is_box(self, part: str) -> bool:
         reader, size = self.parts[part]
-        return size == BOX and any(own != BOX for other, own in self.parts.values() if other is reader)
+        return size == BOX and any(extent != BOX for other, extent in self.parts.values() if other is reader)
 
 
 def _apart(view: _View, outputs: Sequence[str]) -> Head | None:

@@ -124,7 +124,7 @@ class Graph:
 
     def __repr__(self) -> str:
         """On one line; the weights of a network are no text."""
-        sides = (", ".join(f"{one.name} {list(one.shape)}" for one in side) for side in (self.inputs, self.outputs))
+        sides = (", ".join(f"{end.name} {list(end.shape)}" for end in ends) for ends in (self.inputs, self.outputs))
         count = sum(array.size for array in self.weights.values())
         return f"Graph '{self.name}': {len(self.nodes)} nodes, {count:,} weights, {' -> '.join(sides)}"
 

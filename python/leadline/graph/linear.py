@@ -11,22 +11,22 @@ from leadline.graph.ir import Graph, Node
 from leadline.graph.patterns import Wiring, fitted
 from leadline.graph.simplify import reshape
 
-Done = dict[tuple[str, float, bool], str]
+Prepared = dict[tuple[str, float, bool], str]
 
 
 def linears(graph: Graph) -> None:
     """Rewrite MatMul (+ Add) with a constant weight, and Gemm in any other form."""
     wiring = Wiring(graph)
-    done: Done = {}
+    prepared: Prepared = {}
     for node in graph.nodes:
         if node.op_type == "MatMul":
-            _matmul(wiring, node, done)
+            _matmul(wiring, node, prepared)
         elif node.op_type == "Gemm":
-            _gemm(wiring, node, done)
+            _gemm(wiring, node, prepared)
     wiring.finish()
 
 
-def _matmul(wiring: Wiring, node: Node, done: Done) -> None:
+def _matmul(wiring: Wiring, node: Node, prepared: Prepared) -> None:
     """One constant matrix, or vector, is a Gemm; a MatMul of several, one for each entry of a batch, stays."""
     graph = wiring.graph
     x, name = node.inputs
@@ -35,7 +35,7 @@ def _matmul(wiring: Wiring, node: Node, done: Done) -> None:
         return
     shape, out = graph.shape(x), graph.shape(node.outputs[0])
     width = weight.shape[-1] if weight.ndim > 1 else 1
-    inputs, last = [_weight(graph, name, 1.0, True, done)], node
+    inputs, last = [_weight(graph, name, 1.0, True, prepared)], node
     following = wiring.only_reader(node, "Add")
     if following is not None and graph.shape(following.outputs[0]) == out:
         bias = fitted(graph, wiring.operand(following, node.outputs[0]), (width,))
@@ -55,7 +55,7 @@ def _matmul(wiring: Wiring, node: Node, done: Done) -> None:
     wiring.replace(last, before, Node("Gemm", [flat, *inputs], [product], node.name, {"transB": 1}), after)
 
 
-def _gemm(wiring: Wiring, node: Node, done: Done) -> None:
+def _gemm(wiring: Wiring, node: Node, prepared: Prepared) -> None:
     """What a Gemm adds is its bias where all rows get the same; else an Add of its own, behind it."""
     graph = wiring.graph
     x, name, addend = (*node.inputs, "")[:3]
@@ -82,20 +82,20 @@ def _gemm(wiring: Wiring, node: Node, done: Done) -> None:
         turned = add_value(graph, derived(target, "turned"), graph.shape(x)[::-1], dtype)
         nodes.append(Node("Transpose", [x], [turned], attrs={"perm": [1, 0]}))
         x = turned
-    weight = _weight(graph, name, node.attrs.get("alpha", 1.0), not node.attrs.get("transB", 0), done)
+    weight = _weight(graph, name, node.attrs.get("alpha", 1.0), not node.attrs.get("transB", 0), prepared)
     inputs = [x, weight, addend] if addend else [x, weight]
     wiring.replace(node, *nodes, Node("Gemm", inputs, [target], node.name, {"transB": 1}), *behind)
 
 
-def _weight(graph: Graph, name: str, alpha: float, transpose: bool, done: Done) -> str:
+def _weight(graph: Graph, name: str, alpha: float, transpose: bool, prepared: Prepared) -> str:
     """The matrix as [out, in] times alpha; nodes that share a weight go on sharing one."""
     if alpha == 1 and not transpose:
         return name
-    if (name, alpha, transpose) not in done:
+    if (name, alpha, transpose) not in prepared:
         array = graph.weights[name]
         matrix = array.reshape(array.shape[-2:] if array.ndim > 1 else (-1, 1))
         matrix = matrix.T if transpose else matrix
         factor = np.ascontiguousarray(matrix if alpha == 1 else matrix * np.float32(alpha))
         wanted = derived(name, f"{'T' if transpose else ''}x{alpha}")
-        done[name, alpha, transpose] = share_constant(graph, wanted, factor)
-    return done[name, alpha, transpose]
+        prepared[name, alpha, transpose] = share_constant(graph, wanted, factor)
+    return prepared[name, alpha, transpose]

@@ -109,8 +109,8 @@ def _folded(source: Source, sample: Sample | None, watch: Watch, verbatim: bool)
     _check_dtypes({value.name: value.dtype for value in inputs}, source.label)
     graph = Graph(source.nodes, dict(source.weights), inputs, outputs, {}, source.name, source.opset or OPSET)
     graph.notes += source.notes
-    given = {name: np.asarray(array) for name, array in values.items() if isinstance(array, np.ndarray)}
-    constants.fold(graph, source.label, given, verbatim)
+    arrays = {name: np.asarray(array) for name, array in values.items() if isinstance(array, np.ndarray)}
+    constants.fold(graph, source.label, arrays, verbatim)
     watch(f"constant, computed once, or written in opset {OPSET}", graph)
     whole_resizes(graph)
     watch("Resize of all axes", graph)
@@ -135,11 +135,11 @@ def _inputs(source: Source, sample: dict[str, Any]) -> list[Value]:
     return [_fix(name, dtype, dims, sample.get(name)) for name, dtype, dims in source.inputs]
 
 
-def _fix(name: str, dtype: np.dtype[Any], dims: Dims | None, given: Any) -> Value:
-    if given is None and dims is None:
+def _fix(name: str, dtype: np.dtype[Any], dims: Dims | None, sample: Any) -> Value:
+    if sample is None and dims is None:
         rule = f"sample must fix the shape of input '{name}'"
         raise refuse("Graph.load", rule, "no sample, and no shape in the file")
-    if given is None:
+    if sample is None:
         dims = dims or ()
         free = [axis for axis, dim in enumerate(dims) if not dim and axis > 0]
         if free:
@@ -149,11 +149,11 @@ def _fix(name: str, dtype: np.dtype[Any], dims: Dims | None, given: Any) -> Valu
             )
         return Value(name, dtype, tuple(dim or 1 for dim in dims))
     try:
-        shape = tuple(given.shape) if isinstance(given, np.ndarray) else tuple(int(dim) for dim in given)
+        shape = tuple(sample.shape) if isinstance(sample, np.ndarray) else tuple(int(dim) for dim in sample)
     except (TypeError, ValueError):
-        raise refuse("Graph.load", f"sample '{name}' must be an array or a shape", type(given).__name__) from None
-    if isinstance(given, np.ndarray) and given.dtype != dtype and not (is_float(given.dtype) and is_float(dtype)):
-        raise refuse("Graph.load", f"sample '{name}' must be {dtype}", given.dtype)
+        raise refuse("Graph.load", f"sample '{name}' must be an array or a shape", type(sample).__name__) from None
+    if isinstance(sample, np.ndarray) and sample.dtype != dtype and not (is_float(sample.dtype) and is_float(dtype)):
+        raise refuse("Graph.load", f"sample '{name}' must be {dtype}", sample.dtype)
     if dims is None:
         dims = (None,) * len(shape)
     if len(shape) != len(dims):

@@ -84,14 +84,14 @@ class Masks:
     def clipped(self, seen: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
         """What tensors hold in one sample, masks brought to their bounds; constants as they are in this sample."""
         bounds = self.bounds(seen) if not self.bounded.isdisjoint(names) else {}
-        found = {}
+        arrays = {}
         for name in names:
             values = seen[name] if name in seen else self._graph.weights[name]
             lo, hi = bounds.get(name, Bounds())
             if values.size and (values.min() < lo - GAP or values.max() > hi + GAP):
                 values = np.clip(values, np.float32(lo), np.float32(hi))
-            found[name] = values
-        return found
+            arrays[name] = values
+        return arrays
 
     def _limits(self, seen: Mapping[str, Array], nodes: Sequence[Node]) -> dict[str, Bounds]:
         """From the readers back; without data every bound that there is is some number."""

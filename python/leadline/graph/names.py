@@ -78,8 +78,8 @@ def _stems(graph: Graph) -> list[str]:
     uses = Counter(name for node in graph.nodes for name in node.inputs)
     stems = []
     for node in graph.nodes:
-        own = [name for name in node.inputs[1:] if name in graph.weights and uses[name] == 1]
-        stem = _from_weights(node, own) or _from_node(graph, node)
+        unshared = [name for name in node.inputs[1:] if name in graph.weights and uses[name] == 1]
+        stem = _from_weights(node, unshared) or _from_node(graph, node)
         if not stem and node.op_type != "Reshape":
             stem = _from_output(graph, node)
         if not stem and node.op_type != "Reshape":
@@ -106,9 +106,9 @@ def _has_weights(graph: Graph, node: Node) -> bool:
     return node.op_type in _ROLES and any(name in graph.weights for name in node.inputs[1:])
 
 
-def _from_weights(node: Node, own: list[str]) -> str:
+def _from_weights(node: Node, unshared: list[str]) -> str:
     """The module a layer belongs to, by the names of the weights that it alone reads."""
-    for name in own if node.op_type in _ROLES else ():
+    for name in unshared if node.op_type in _ROLES else ():
         if _ROLE.search(clean := _clean(_origin(name))):
             return _ROLE.sub("", clean)
     return ""

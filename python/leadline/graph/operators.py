@@ -173,9 +173,10 @@ def _writes(graph: Graph, tensor: str, kind: str) -> Node | None:
 def logistic(graph: Graph, node: Node) -> str | None:
     """z, where a Div or Reciprocal divides by 1 + Exp(z)."""
     total = _writes(graph, node.inputs[-1], "Add")
-    for one, power in () if total is None else (total.inputs, total.inputs[::-1]):
+    for addend, power in () if total is None else (total.inputs, total.inputs[::-1]):
         exp = _writes(graph, power, "Exp")
-        if exp is not None and one in graph.weights and graph.weights[one].size == 1 and graph.weights[one].item() == 1:
+        constant = graph.weights.get(addend)
+        if exp is not None and constant is not None and constant.size == 1 and constant.item() == 1:
             return exp.inputs[0]
     return None
 

@@ -47,10 +47,10 @@ def check_nodes(nodes: Iterable[Node], opset: int, label: str) -> None:
         if node.domain or not onnx.defs.has(node.op_type, opset):
             continue
         schema = onnx.defs.get_schema(node.op_type, opset)
-        given = [*node.inputs, *[""] * schema.min_input]
+        inputs = [*node.inputs, *[""] * schema.min_input]
         needs = [
             item.name
-            for item, name in zip(schema.inputs, given, strict=False)
+            for item, name in zip(schema.inputs, inputs, strict=False)
             if not name and item.option == onnx.defs.OpSchema.FormalParameterOption.Single
         ]
         needs += [name for name, item in schema.attributes.items() if item.required and name not in node.attrs]

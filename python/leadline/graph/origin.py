@@ -52,13 +52,13 @@ def is_torch(file: str) -> bool:
 def of_trace(module: str, kind: str, trace: str) -> Origin:
     """From a stack trace as torch notes it: the innermost line outside torch, or else the innermost of all."""
     frames = [(m["file"], int(m["line"]), (m["code"] or "").strip()) for m in _FRAME.finditer(trace)]
-    own = [frame for frame in frames if not is_torch(frame[0])]
-    return Origin(module, kind.rpartition(".")[2], *(own or frames or [("", 0, "")])[-1])
+    outside = [frame for frame in frames if not is_torch(frame[0])]
+    return Origin(module, kind.rpartition(".")[2], *(outside or frames or [("", 0, "")])[-1])
 
 
 def origins(model: onnx.ModelProto) -> dict[str, Origin]:
     """Of each tensor that a node writes, where the file has notes: torch.onnx.export(dynamo=True) leaves them."""
-    found = {}
+    by_tensor = {}
     for node in model.graph.node:
         noted = {item.key: item.value for item in node.metadata_props if item.key.startswith(_NOTED)}
         try:
@@ -67,5 +67,5 @@ def origins(model: onnx.ModelProto) -> dict[str, Origin]:
             origin = of_trace(scopes[-2], kinds[-2], noted.get(f"{_NOTED}stack_trace", ""))
         except (KeyError, IndexError, SyntaxError, TypeError, ValueError):
             continue
-        found.update(dict.fromkeys(node.output, origin))
-    return found
+        by_tensor.update(dict.fromkeys(node.output, origin))
+    return by_tensor

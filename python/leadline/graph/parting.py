@@ -32,9 +32,9 @@ def part(graph: Graph) -> list[str]:
             continue
         axis, ranges = taken
         pieces = _Pieces(graph)
-        made = [pieces.take(node.inputs[0], axis, span) for span in ranges]
+        parts = [pieces.take(node.inputs[0], axis, span) for span in ranges]
         if pieces.undone and not pieces.torn:
-            _read_instead(graph, node, made, ranges, pieces.nodes)
+            _read_instead(graph, node, parts, ranges, pieces.nodes)
             lines.append(f"{node.name}: its parts never meet, {len(pieces.undone)} Concats undone")
     graph.prune()
     return lines
@@ -61,16 +61,16 @@ def _taken(graph: Graph, node: Node) -> tuple[int, list[Range]] | None:
     return None
 
 
-def _read_instead(graph: Graph, node: Node, made: Sequence[str], ranges: Sequence[Range], nodes: list[Node]) -> None:
+def _read_instead(graph: Graph, node: Node, parts: Sequence[str], ranges: Sequence[Range], nodes: list[Node]) -> None:
     """A Split or Slice goes, its readers read the pieces; a Gather reads the piece that holds what it gathers."""
     where = next(i for i, other in enumerate(graph.nodes) if other is node)
     if node.op_type == "Gather":
         axis = int(node.attrs.get("axis", 0))
         places = graph.weights[node.inputs[1]] % graph.shape(node.inputs[0])[axis] - ranges[0][0]
-        node.inputs = [made[0], add_constant(graph, f"{node.name}.indices", places)]
+        node.inputs = [parts[0], add_constant(graph, f"{node.name}.indices", places)]
         graph.nodes[where:where] = nodes
         return
-    renamed = dict(zip(node.outputs, made, strict=True))
+    renamed = dict(zip(node.outputs, parts, strict=True))
     ends = {value.name for value in graph.outputs}
     kept = [Node("Identity", [new], [old], old) for old, new in renamed.items() if old in ends]
     graph.nodes[where : where + 1] = [*nodes, *kept]
@@ -111,9 +111,9 @@ class _Pieces:
             case "Reshape" if node is not None:
                 before = self._axis_before(node, axis)
                 if before is not None:
-                    made = Node("Reshape", [self.take(node.inputs[0], before, span)], [])
-                    written = self._write(made, tensor, axis, span)
-                    reshape(self.graph, made, self.graph.shape(written))
+                    moved = Node("Reshape", [self.take(node.inputs[0], before, span)], [])
+                    written = self._write(moved, tensor, axis, span)
+                    reshape(self.graph, moved, self.graph.shape(written))
                     return written
         return self._slice(tensor, axis, span)
 
@@ -131,14 +131,14 @@ class _Pieces:
             return self._slice(node.outputs[0], axis, span)
         if len(within) < len(node.inputs):
             self.undone[node.name] = None
-        pieces = [self.take(name, axis, own) for name, own, _ in within]
+        pieces = [self.take(name, axis, inner) for name, inner, _ in within]
         if len(pieces) == 1:
             return pieces[0]
         return self._write(Node("Concat", pieces, [], "", dict(node.attrs)), node.outputs[0], axis, span)
 
     def _slice(self, tensor: str, axis: int, span: Range) -> str:
-        own = [share_constant(self.graph, f"slice.{n}", np.array([n], np.int64)) for n in (*span, axis)]
-        return self._write(Node("Slice", [tensor, *own], []), tensor, axis, span)
+        bounds = [share_constant(self.graph, f"slice.{n}", np.array([n], np.int64)) for n in (*span, axis)]
+        return self._write(Node("Slice", [tensor, *bounds], []), tensor, axis, span)
 
     def _along(self, node: Node, axis: int, span: Range) -> str:
         """Of what is joined along another axis."""
@@ -185,20 +185,20 @@ def separate(graph: Graph, names: Sequence[str] = ()) -> list[tuple[Head, tuple[
     InputError
         As many names as the head has parts are needed, and none may be taken.
     """
-    done = []
+    separated = []
     for head in find(graph):
         node = next((node for node in graph.nodes if [node.name] == list(head.concats)), None)
         chain = None if node is None else _chain(graph, node, head.outputs[0])
         if node is None or chain is None:
             continue
-        given = list(names) or [new_name(graph, f"{head.outputs[0]}.{i}") for i in range(len(node.inputs))]
-        taken = [name for name in given if name in graph.weights or name in graph.values]
-        if len(given) != len(node.inputs) or taken or len(set(given)) != len(given):
+        outputs = list(names) or [new_name(graph, f"{head.outputs[0]}.{i}") for i in range(len(node.inputs))]
+        taken = [name for name in outputs if name in graph.weights or name in graph.values]
+        if len(outputs) != len(node.inputs) or taken or len(set(outputs)) != len(outputs):
             rule = f"names must be {len(node.inputs)} new ones, for the parts of '{head.outputs[0]}'"
-            raise refuse("separate", rule, ", ".join(given))
-        _replace(graph, node, chain, head.outputs[0], given)
-        done.append((head, tuple(given)))
-    return done
+            raise refuse("separate", rule, ", ".join(outputs))
+        _replace(graph, node, chain, head.outputs[0], outputs)
+        separated.append((head, tuple(outputs)))
+    return separated
 
 
 def _chain(graph: Graph, node: Node, output: str) -> list[Node] | None:

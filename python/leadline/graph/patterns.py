@@ -106,10 +106,10 @@ def _axes(wiring: Wiring, node: Node, rank: int) -> list[int]:
     """Axes of a ReduceMean that keeps its dims, sorted; all of them where none are given."""
     if node.attrs.get("keepdims", 1) != 1 or (len(node.inputs) > 1 and node.inputs[1] not in wiring.graph.weights):
         return []
-    given = (
+    axes = (
         wiring.graph.weights[node.inputs[1]].tolist() if len(node.inputs) > 1 else node.attrs.get("axes", range(rank))
     )
-    return sorted(int(axis) % rank for axis in given)
+    return sorted(int(axis) % rank for axis in axes)
 
 
 def _normalised(

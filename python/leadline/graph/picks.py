@@ -34,13 +34,13 @@ class Pick:
         (wanted, got, share)
             Two arrays of indices into the rows of all batches, flattened.
         """
-        one, other = (places.reshape(-1, places.shape[-1]) for places in (wanted, got))
+        reference, actual = (places.reshape(-1, places.shape[-1]) for places in (wanted, got))
         rows = []
-        for batch, pair in enumerate(zip(one, other, strict=True)):
+        for batch, pair in enumerate(zip(reference, actual, strict=True)):
             _, mine, theirs = np.intersect1d(*pair, return_indices=True)
-            rows.append(np.stack([mine, theirs]) + batch * one.shape[1])
+            rows.append(np.stack([mine, theirs]) + batch * reference.shape[1])
         joint = np.concatenate(rows, 1) if rows else np.zeros((2, 0), np.int64)
-        return joint[0], joint[1], joint.shape[1] / max(one.size, 1)
+        return joint[0], joint[1], joint.shape[1] / max(reference.size, 1)
 
     def rows(self, output: Array, places: Array) -> Array | None:
         """(all batches, row, ...), as `kept` counts them; None where the output has them otherwise."""
@@ -55,7 +55,7 @@ class Pick:
 def picks(graph: Graph) -> dict[str, Pick]:
     """Of each output that hangs on what a single TopK along the last axis has picked, and has that many rows along one
     axis alone: where the picks are told. What a TopK itself gives is in order of size whatever was picked."""
-    producers, found = graph.producers(), {}
+    producers, by_output = graph.producers(), {}
     for value in graph.outputs:
         above = _above(producers, value.name)
         picking = [node for node in above if node.op_type == "TopK" and node.outputs[1:] and node.outputs[1]]
@@ -64,8 +64,8 @@ def picks(graph: Graph) -> dict[str, Pick]:
         shape = graph.shape(picking[0].outputs[1]) or (1,)
         axes = [axis for axis, size in enumerate(value.shape) if size == shape[-1]]
         if len(axes) == 1 and int(picking[0].attrs.get("axis", -1)) % len(shape) == len(shape) - 1 and shape[-1] > 1:
-            found[value.name] = Pick(picking[0].outputs[1], axes[0])
-    return found
+            by_output[value.name] = Pick(picking[0].outputs[1], axes[0])
+    return by_output
 
 
 def _above(producers: dict[str, Node], tensor: str) -> list[Node]:

@@ -78,8 +78,8 @@ def external_files(path: str | os.PathLike[str]) -> list[Path]:
         return []
     named = {
         entry.value
-        for nodes, given in ((model.graph.node, model.graph), *((function.node, None) for function in model.functions))
-        for tensor in _tensors(nodes, given)
+        for nodes, graph in ((model.graph.node, model.graph), *((function.node, None) for function in model.functions))
+        for tensor in _tensors(nodes, graph)
         if tensor.data_location == TensorProto.EXTERNAL
         for entry in tensor.external_data
         if entry.key == "location"
@@ -136,13 +136,13 @@ def _notes(graph: onnx.GraphProto, weights: dict[str, Array]) -> Iterator[str]:
     """What is held in float32 although the file has another type."""
     for kind, values in (("input", graph.input), ("output", graph.output)):
         for value in values:
-            said = _WIDER.get(value.type.tensor_type.elem_type)
-            if said and value.name not in weights:
-                yield f"{value.name}: {kind} of {said} in the file, of float32 here and in all that is written"
-    for code, said in _WIDER.items():
-        found = [tensor.name for tensor in graph.initializer if tensor.data_type == code]
-        if found:
-            yield f"{found[0]}: {said} in the file, computed with in float32; so are {len(found)} weights in all"
+            dtype = _WIDER.get(value.type.tensor_type.elem_type)
+            if dtype and value.name not in weights:
+                yield f"{value.name}: {kind} of {dtype} in the file, of float32 here and in all that is written"
+    for code, dtype in _WIDER.items():
+        names = [tensor.name for tensor in graph.initializer if tensor.data_type == code]
+        if names:
+            yield f"{names[0]}: {dtype} in the file, computed with in float32; so are {len(names)} weights in all"
 
 
 def _input(value: onnx.ValueInfoProto, label: str) -> tuple[str, np.dtype[Any], Dims | None]:

@@ -32,15 +32,15 @@ def relative(graph: Graph) -> set[str]:
     """
     producers, readers = graph.producers(), graph.readers()
     layers = {layer.input for layer in graph.layers()}
-    found: set[str] = set()
+    tensors: set[str] = set()
     for node in graph.nodes:
         divisor = _sensitive(graph, node)
         if divisor is None:
             continue
-        found.update(_upstream(graph, producers, divisor))
+        tensors.update(_upstream(graph, producers, divisor))
         if node.op_type != "Log" and (node.op_type != "Div" or node.inputs[0] in graph.weights):
-            found.update(_downstream(graph, readers, node.outputs[0]))
-    return found - layers
+            tensors.update(_downstream(graph, readers, node.outputs[0]))
+    return tensors - layers
 
 
 def _sensitive(graph: Graph, node: Node) -> str | None:
@@ -108,17 +108,17 @@ def _downstream(graph: Graph, readers: dict[str, list[Node]], tensor: str) -> It
 def sensitive(graph: Graph) -> dict[str, list[str]]:
     """Of each node to whose result the small values of an input matter, by its name: that input, and what it alone is
     made of, up to a reduction."""
-    producers, found = graph.producers(), dict[str, list[str]]()
+    producers, inputs = graph.producers(), dict[str, list[str]]()
     for node in graph.nodes:
         tensor = _sensitive(graph, node)
         while tensor is not None:
-            found.setdefault(node.name, []).append(tensor)
+            inputs.setdefault(node.name, []).append(tensor)
             writer = producers.get(tensor)
             operands = [] if writer is None else [name for name in dict.fromkeys(writer.inputs) if name in graph.values]
             alone = writer is not None and len(operands) == 1 and writer.op_type not in REDUCES
             keeps = alone and writer is not None and _keeps(graph, producers, writer, operands)
             tensor = operands[0] if keeps else None
-    return found
+    return inputs
 
 
 def keep_positive(graph: Graph) -> list[str]:
@@ -126,7 +126,7 @@ def keep_positive(graph: Graph) -> list[str]:
     that changes nothing; on a grid the exporter raises the bound to the lowest positive value. Returns their names.
 
     The Clip is of a flattened tensor, since kernels that clamp on their way out forget a lower bound above zero."""
-    found, producers, bounds = [], graph.producers(), _lowest(graph)
+    guarded, producers, bounds = [], graph.producers(), _lowest(graph)
     for node in list(graph.nodes):
         tensor = _sensitive(graph, node)
         if tensor is None or tensor not in producers or _is_clipped(producers, tensor):
@@ -145,8 +145,8 @@ def keep_positive(graph: Graph) -> list[str]:
             ):
                 other = bound if more is None else add_constant(graph, f"{written}.shape", np.array(more, np.int64))
                 insert(graph, node, Node(kind, [read, other], [written], written))
-            found.append(tensor)
-    return found
+            guarded.append(tensor)
+    return guarded
 
 
 def _is_clipped(producers: dict[str, Node], tensor: str) -> bool:

@@ -46,13 +46,13 @@ def segments(graph: Graph, layers: Sequence[Layer]) -> list[Segment]:
             for name in graph.nodes[index].inputs:
                 if name in last:
                     last[name] = max(last[name], place)
-    found = []
+    pieces = []
     for place, indices in enumerate(parts):
         nodes = [graph.nodes[index] for index in indices]
         later = {name for name, reader in last.items() if reader > place}
         part = _part(graph, nodes, wanted | later, f"{graph.name}.{place}")
-        found.append(Segment([chosen[node.name] for node in nodes if node.name in chosen], part))
-    return found
+        pieces.append(Segment([chosen[node.name] for node in nodes if node.name in chosen], part))
+    return pieces
 
 
 def behind(graph: Graph, tensor: str) -> Graph:
@@ -71,15 +71,15 @@ def behind(graph: Graph, tensor: str) -> Graph:
 
 def _part(graph: Graph, nodes: list[Node], wanted: set[str], name: str) -> Graph:
     """Nodes of a network as one of their own, with those of their outputs that are wanted."""
-    own = dict.fromkeys(name for node in nodes for name in node.outputs if name)
+    written = dict.fromkeys(name for node in nodes for name in node.outputs if name)
     read = dict.fromkeys(name for node in nodes for name in node.inputs if name)
-    inputs = [graph.values[name] for name in read if name in graph.values and name not in own]
+    inputs = [graph.values[name] for name in read if name in graph.values and name not in written]
     return Graph(
         [*nodes],
         {name: graph.weights[name] for name in read if name in graph.weights},
         inputs,
-        [graph.values[name] for name in own if name in wanted],
-        {name: graph.values[name] for name in [*(value.name for value in inputs), *own]},
+        [graph.values[name] for name in written if name in wanted],
+        {name: graph.values[name] for name in [*(value.name for value in inputs), *written]},
         name,
         graph.opset,
     )

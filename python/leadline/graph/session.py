@@ -93,7 +93,7 @@ class Session:
         if set(feed) != set(names):
             raise refuse("Session.run", f"feed must hold exactly the inputs {names}", f"{list(feed)}")
         # What is computed from a number in an array is no array any more.
-        feed = {name: np.asarray(one) if isinstance(one, np.generic) else one for name, one in feed.items()}
+        feed = {name: np.asarray(value) if isinstance(value, np.generic) else value for name, value in feed.items()}
         for name, dtype, dims in self.inputs:
             array = feed[name]
             if not isinstance(array, np.ndarray) or array.dtype != dtype:
@@ -170,13 +170,13 @@ def _expose(proto: onnx.ModelProto, outputs: Sequence[str] | None) -> None:
 
     if outputs is None:
         return
-    own = {value.name: value for value in proto.graph.output}
+    existing = {value.name: value for value in proto.graph.output}
     written = {name for node in proto.graph.node for name in node.output}
     kept = []
     for name in outputs:
-        if name not in written and name not in own:
+        if name not in written and name not in existing:
             raise refuse("Session", "outputs must be tensors that a node of the network writes", repr(name))
-        kept.append(own.get(name, onnx.ValueInfoProto(name=name)))
+        kept.append(existing.get(name, onnx.ValueInfoProto(name=name)))
     del proto.graph.output[:]
     proto.graph.output.extend(kept)
     keep_needed(proto.graph)

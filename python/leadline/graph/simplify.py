@@ -62,26 +62,26 @@ def _of_all_axes(graph: Graph, node: Node) -> dict[str, Array]:
     before, after = graph.shape(node.inputs[0]), graph.shape(node.outputs[0])
     axes = [axis % len(before) for axis in node.attrs["axes"]]
     named = zip(_RESIZED, node.inputs[1:], strict=False)
-    given = {what: graph.weights[name] for what, name in named if name in graph.weights}
-    policy, found = node.attrs.get("keep_aspect_ratio_policy", "stretch"), dict[str, Array]()
-    if given.keys() & {"sizes", "scales"}:
+    constants = {what: graph.weights[name] for what, name in named if name in graph.weights}
+    policy, full = node.attrs.get("keep_aspect_ratio_policy", "stretch"), dict[str, Array]()
+    if constants.keys() & {"sizes", "scales"}:
         scales = np.ones(len(before), np.float32)
-        if "sizes" in given:
-            ratios = given["sizes"] / [before[axis] for axis in axes]
+        if "sizes" in constants:
+            ratios = constants["sizes"] / [before[axis] for axis in axes]
             common = {"not_larger": ratios.min(), "not_smaller": ratios.max()}
             scales[axes] = common.get(policy, ratios)
         else:
-            scales[axes] = given["scales"]
+            scales[axes] = constants["scales"]
         if (np.floor(scales * np.array(before, np.float32)) == after).all():
-            found["scales"] = scales  # rather than sizes, which would fix the batch
+            full["scales"] = scales  # rather than sizes, which would fix the batch
         elif policy == "stretch":
-            found["sizes"] = np.array(after, np.int64)
-    if found and node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
-        if "roi" not in given:
+            full["sizes"] = np.array(after, np.int64)
+    if full and node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+        if "roi" not in constants:
             return {}
-        found["roi"] = np.repeat(np.array([0, 1], np.float32), len(before))
-        found["roi"][[*axes, *(axis + len(before) for axis in axes)]] = given["roi"]
-    return found
+        full["roi"] = np.repeat(np.array([0, 1], np.float32), len(before))
+        full["roi"][[*axes, *(axis + len(before) for axis in axes)]] = constants["roi"]
+    return full
 
 
 def reshape(graph: Graph, node: Node, shape: tuple[int, ...]) -> None:
@@ -133,8 +133,8 @@ def _clamp_from_below(graph: Graph, node: Node) -> None:
 def _is_scalar(graph: Graph, node: Node) -> bool:
     """Whether its second operand is one float32, and the first one has the shape of the output."""
     bound = graph.weights.get(node.inputs[1])
-    one = bound is not None and bound.size == 1 and bound.dtype == np.float32
-    return one and graph.shape(node.inputs[0]) == graph.shape(node.outputs[0])
+    scalar = bound is not None and bound.size == 1 and bound.dtype == np.float32
+    return scalar and graph.shape(node.inputs[0]) == graph.shape(node.outputs[0])
 
 
 def _is_noop(graph: Graph, node: Node) -> bool:

@@ -28,14 +28,14 @@ def by_position(s: Speller) -> str | None:
         size = math.prod(s.shape(name))
         positions[names[s.node.inputs.index(name)]] = np.arange(start, start + size).reshape(s.shape(name))
         start += size
-    fixed = {own: settings[name] for own, name in zip(names, s.node.inputs, strict=True) if name in settings}
-    inputs = [own if name else "" for own, name in zip(names, s.node.inputs, strict=True)]
+    fixed = {alias: settings[name] for alias, name in zip(names, s.node.inputs, strict=True) if name in settings}
+    inputs = [alias if name else "" for alias, name in zip(names, s.node.inputs, strict=True)]
     node = Node(s.node.op_type, inputs, ["picked"], s.node.name, s.node.attrs)
     picked = run_node(node, positions | fixed, s.graph.opset, s.node.name)["picked"]
     flat = [s.reshape(name, (math.prod(s.shape(name)),)) for name in sources]
     line = flat[0] if len(flat) == 1 else s.put("Concat", flat, (start,), axis=0)
-    found = s.put("Gather", [line, s.store("positions", picked.ravel())], (picked.size,), axis=0)
-    return s.reshape(found, picked.shape)
+    gathered = s.put("Gather", [line, s.store("positions", picked.ravel())], (picked.size,), axis=0)
+    return s.reshape(gathered, picked.shape)
 
 
 def triangle(s: Speller) -> str | None:
@@ -50,17 +50,17 @@ def triangle(s: Speller) -> str | None:
 
 def pad(s: Speller) -> str | None:
     """What is not padded with zeros: from positions, or with constants joined on."""
-    mode, given = s.node.attrs.get("mode", "constant"), s.constant(1)
-    if given is None:
+    mode, pads = s.node.attrs.get("mode", "constant"), s.constant(1)
+    if pads is None:
         return None
     if mode == "wrap":
         return by_position(s)
     value, axes = s.constant(2), s.constant(3)
-    if mode != "constant" or value is None or not value.item() or not np.isfinite(value.item()) or (given < 0).any():
+    if mode != "constant" or value is None or not value.item() or not np.isfinite(value.item()) or (pads < 0).any():
         return None
     shape, result = list(s.shape(s.node.inputs[0])), s.node.inputs[0]
     which = range(len(shape)) if axes is None else [int(axis) % len(shape) for axis in axes]
-    for axis, before, behind in zip(which, given[: len(which)], given[len(which) :], strict=True):
+    for axis, before, behind in zip(which, pads[: len(which)], pads[len(which) :], strict=True):
         parts = [result]
         for size, at in ((int(before), 0), (int(behind), 2)):
             if size:
@@ -80,8 +80,8 @@ def nearest(s: Speller) -> str | None:
     picked = [_picked(s, axis) for axis in range(len(shape))]
     for mode, rounding, shift, up in (("asymmetric", "floor", 0.0, 0.0), ("half_pixel", "round_prefer_ceil", 0.5, 0.5)):
         usual = [np.floor((np.arange(n) + shift) * (size / n) - shift + up) for size, n in zip(shape, out, strict=True)]
-        clipped = [np.clip(one, 0, size - 1) for one, size in zip(usual, shape, strict=True)]
-        if all(np.array_equal(one, other) for one, other in zip(picked, clipped, strict=True)):
+        clipped = [np.clip(positions, 0, size - 1) for positions, size in zip(usual, shape, strict=True)]
+        if all(np.array_equal(positions, other) for positions, other in zip(picked, clipped, strict=True)):
             how = {"mode": "nearest", "coordinate_transformation_mode": mode, "nearest_mode": rounding}
             if how.items() <= attrs.items() and len(s.node.inputs) > 3 and "axes" not in attrs:
                 return None
@@ -100,9 +100,9 @@ def _picked(s: Speller, axis: int) -> NDArray[np.int64]:
     ramp = np.broadcast_to(np.arange(shape[axis], dtype=np.float32).reshape(-1, *[1] * (len(shape) - axis - 1)), shape)
     settings = {name: s.graph.weights[name] for name in s.node.inputs[1:] if name}
     node = Node("Resize", ["ramp", *s.node.inputs[1:]], ["picked"], s.node.name, s.node.attrs)
-    found = run_node(node, {"ramp": np.ascontiguousarray(ramp)} | settings, s.graph.opset, s.node.name)["picked"]
+    sources = run_node(node, {"ramp": np.ascontiguousarray(ramp)} | settings, s.graph.opset, s.node.name)["picked"]
     first = tuple(slice(None) if other == axis else 0 for other in range(len(shape)))
-    return found[first].astype(np.int64)
+    return sources[first].astype(np.int64)
 
 
 def resized(s: Speller) -> str | None:
@@ -131,11 +131,11 @@ def resized(s: Speller) -> str | None:
 def _filter(s: Speller, size: int, out: int, ratio: float) -> NDArray[np.float32]:
     """[out, size]: how a Resize along one axis weighs."""
     attrs = {key: value for key, value in s.node.attrs.items() if key != "axes"}
-    node = Node("Resize", ["ones", "", "scales"], ["found"], s.node.name, attrs)
+    node = Node("Resize", ["ones", "", "scales"], ["weights"], s.node.name, attrs)
     ones = np.ascontiguousarray(np.eye(size, dtype=np.float32).reshape(size, 1, size, 1))
     feed = {"ones": ones, "scales": np.array([1, 1, ratio, 1], np.float32)}
-    found = run_node(node, feed, s.graph.opset, s.node.name)["found"]
-    return np.ascontiguousarray(found.reshape(size, out).T)
+    weights = run_node(node, feed, s.graph.opset, s.node.name)["weights"]
+    return np.ascontiguousarray(weights.reshape(size, out).T)
 
 
 def ceiled_pool(s: Speller) -> str | None:

@@ -80,7 +80,7 @@ def spell(graph: Graph, kinds: Collection[str], spellings: dict[str, Spelling]) 
             continue
         _hand_over(graph, speller, result)
         nodes += speller.nodes
-        words = ", ".join(dict.fromkeys(one.op_type for one in speller.nodes))
+        words = ", ".join(dict.fromkeys(spelled.op_type for spelled in speller.nodes))
         lines.append(f"{node.name}: {kind} as {words}")
     graph.nodes = nodes
     graph.prune()
@@ -90,12 +90,12 @@ def spell(graph: Graph, kinds: Collection[str], spellings: dict[str, Spelling]) 
 def _hand_over(graph: Graph, speller: Speller, result: str) -> None:
     """The last node writes what the node that goes has written, and takes its name."""
     output, name = speller.node.outputs[0], speller.node.name
-    last = next((one for one in speller.nodes if result in one.outputs), None)
+    last = next((spelled for spelled in speller.nodes if result in spelled.outputs), None)
     if last is None:
         last = Node("Identity", [result], [output], name)
         speller.nodes.append(last)
         return
-    for one in speller.nodes:
-        one.inputs = [output if tensor == result else tensor for tensor in one.inputs]
+    for spelled in speller.nodes:
+        spelled.inputs = [output if tensor == result else tensor for tensor in spelled.inputs]
     last.outputs, last.name = [output], name
     del graph.values[result]

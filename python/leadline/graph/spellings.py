@@ -55,8 +55,8 @@ def inverse(s: Speller) -> str:
 def clamp(s: Speller) -> str | None:
     """A lower bound as Relu(x - bound) + bound, behind the upper one."""
     x, low, high = s.node.inputs[0], s.constant(1), s.constant(2)
-    given = len(s.node.inputs) > 2 and s.node.inputs[2]
-    if low is None or low.size != 1 or (given and (high is None or high.item() < low.item())):
+    has_high = len(s.node.inputs) > 2 and s.node.inputs[2]
+    if low is None or low.size != 1 or (has_high and (high is None or high.item() < low.item())):
         return None
     shape = s.shape(x)
     if high is not None and high.item() < np.finfo(np.float32).max:
@@ -84,10 +84,11 @@ def sigmoid(s: Speller) -> str | None:
 
 
 def softmax_in_pieces(s: Speller) -> str | None:
-    found = softmax(s.graph, s.node)
-    if found is None or s.shape(found[0]) != s.shape(s.node.outputs[0]):
+    whole = softmax(s.graph, s.node)
+    if whole is None or s.shape(whole[0]) != s.shape(s.node.outputs[0]):
         return None
-    return s.put("Softmax", [found[0]], s.shape(found[0]), axis=found[1])
+    x, axis = whole
+    return s.put("Softmax", [x], s.shape(x), axis=axis)
 
 
 def softsign(s: Speller) -> str:
@@ -131,8 +132,8 @@ def negation(s: Speller) -> str:
 def aside(s: Speller) -> str:
     """Negated twice behind, which nothing quantises: the function's own result stays in float."""
     x = s.node.inputs[0]
-    found = s.put(s.node.op_type, [x], s.shape(x))
-    return s.put("Neg", [s.put("Neg", [found], s.shape(x))], s.shape(x))
+    result = s.put(s.node.op_type, [x], s.shape(x))
+    return s.put("Neg", [s.put("Neg", [result], s.shape(x))], s.shape(x))
 
 
 def flat_silu(s: Speller) -> str:
@@ -154,10 +155,10 @@ def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _axes(s: Speller) -> list[int] | None:
     """Of a reduction; None where it does nothing."""
-    rank, given = len(s.shape(s.node.inputs[0])), s.constant(1)
-    if given is None or not given.size:
+    rank, axes = len(s.shape(s.node.inputs[0])), s.constant(1)
+    if axes is None or not axes.size:
         return None if s.node.attrs.get("noop_with_empty_axes") else list(range(rank))
-    return sorted(int(axis) % rank for axis in given.ravel())
+    return sorted(int(axis) % rank for axis in axes.ravel())
 
 
 def _reduced(s: Speller, kind: str, x: str, axes: list[int], keepdims: int) -> str:
@@ -183,8 +184,8 @@ def reduction(s: Speller) -> str | None:
     largest = _reduced(s, "ReduceMax", x, axes, 1)  # ReduceLogSumExp, which must not overflow
     away = s.put("Exp", [s.put("Sub", [x, largest], s.shape(x))], s.shape(x))
     total = _reduced(s, "ReduceSum", away, axes, 1)
-    found = s.put("Add", [s.put("Log", [total], s.shape(total)), largest], s.shape(total))
-    return s.reshape(found, s.shape(s.node.outputs[0]))
+    logarithm = s.put("Add", [s.put("Log", [total], s.shape(total)), largest], s.shape(total))
+    return s.reshape(logarithm, s.shape(s.node.outputs[0]))
 
 
 def local_response(s: Speller) -> str | None:
@@ -226,11 +227,11 @@ def layer_norm(s: Speller) -> str | None:
 
 def running_sum(s: Speller) -> str | None:
     """CumSum as a layer whose weight is a triangle of ones."""
-    x, given = s.node.inputs[0], s.constant(1)
+    x, along = s.node.inputs[0], s.constant(1)
     shape = s.shape(x)
-    if given is None or s.graph.values[x].dtype != np.float32:
+    if along is None or s.graph.values[x].dtype != np.float32:
         return None
-    axis = int(given.item()) % len(shape)
+    axis = int(along.item()) % len(shape)
     if shape[axis] > LONGEST:
         return None
     order = [other for other in range(len(shape)) if other != axis] + [axis]

@@ -101,7 +101,7 @@ def _put_back(graph: Graph, node: Node, names: list[str], gain: Array) -> None:
 def find_streams(graph: Graph) -> tuple[list[Stream], list[tuple[str, str]]]:
     """The streams that reach at least one LayerNormalization, and those that have no clean border, with the reason."""
     walker = _Walker(graph)
-    found, refused = [], []
+    streams, refused = [], []
     seen: set[str] = set()
     for node in graph.nodes:
         if node.op_type != "LayerNormalization" or node.inputs[0] in seen:
@@ -109,11 +109,11 @@ def find_streams(graph: Graph) -> tuple[list[Stream], list[tuple[str, str]]]:
         stream = Stream(graph.shape(node.inputs[0])[-1])
         try:
             walker.close(stream, node.inputs[0])
-            found.append(stream)
+            streams.append(stream)
         except _Closed as reason:
             refused.append((node.name, str(reason)))
         seen.update(stream.tensors)
-    return found, refused
+    return streams, refused
 
 
 class _Walker:

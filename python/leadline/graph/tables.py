@@ -40,21 +40,21 @@ class Table:
 
 def tables(graph: Graph) -> list[Table]:
     """All of them, each once, in the order of the nodes. One that other operators read too is none."""
-    found: dict[str, Table] = {}
+    by_weight: dict[str, Table] = {}
     readers = graph.readers()
     for node in graph.nodes:
         if node.op_type in RECURRENT:
             for weight in node.inputs[1:3]:
                 if _is_only_read_by(graph, readers[weight], weight, node.op_type):
-                    found.setdefault(weight, Table(weight, node.name, node.op_type, 1, "recurrent"))
+                    by_weight.setdefault(weight, Table(weight, node.name, node.op_type, 1, "recurrent"))
         elif node.op_type == "Gather" and node.inputs[1] in graph.values:
             weight = node.inputs[0]
             if _is_only_read_by(graph, readers[weight], weight, "Gather"):
                 shape = graph.shape(weight)
                 axis = int(node.attrs.get("axis", 0)) % len(shape)
                 if len(shape) > 1 and np.prod(shape) // shape[axis] >= LEAST_FEATURES:
-                    found.setdefault(weight, Table(weight, node.name, node.op_type, axis, "embedding"))
-    return list(found.values())
+                    by_weight.setdefault(weight, Table(weight, node.name, node.op_type, axis, "embedding"))
+    return list(by_weight.values())
 
 
 def _is_only_read_by(graph: Graph, readers: list[Node], weight: str, op_type: str) -> bool:

@@ -56,18 +56,18 @@ class Tail:
     @property
     def reads(self) -> list[str]:
         """The tensors of the Graph that they read."""
-        own = {name for node in self.nodes for name in node.outputs}
-        return [name for name in read_by(self.nodes) if name not in own and name not in self.weights]
+        written = {name for node in self.nodes for name in node.outputs}
+        return [name for name in read_by(self.nodes) if name not in written and name not in self.weights]
 
     @property
     def names(self) -> set[str]:
         """Of all its tensors and nodes, those of branches included: nothing else may be called so."""
-        found = {*self.weights, *(node.name for node in self.nodes)}
+        taken = {*self.weights, *(node.name for node in self.nodes)}
         for node in self.nodes:
-            found.update(node.outputs)
+            taken.update(node.outputs)
             for branch in branches(node):
-                found |= _names_in(branch)
-        return found - {""}
+                taken |= _names_in(branch)
+        return taken - {""}
 
     def append(self, model: onnx.ModelProto) -> None:
         """Put the tail behind a model that writes the tensors at the border."""
@@ -148,25 +148,25 @@ def branches(node: Node) -> Iterator[onnx.GraphProto]:
 
 def captured(graph: onnx.GraphProto) -> set[str]:
     """What a branch reads of the network around it."""
-    own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    local = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
     read = {value.name for value in graph.output}
     for node in graph.node:
-        own.update(node.output)
+        local.update(node.output)
         read.update(node.input)
         for item in node.attribute:
             if item.type == onnx.AttributeProto.GRAPH:
                 read |= captured(item.g)
-    return read - own - {""}
+    return read - local - {""}
 
 
 def _names_in(graph: onnx.GraphProto) -> set[str]:
-    found = {value.name for value in (*graph.input, *graph.output)} | {tensor.name for tensor in graph.initializer}
+    names = {value.name for value in (*graph.input, *graph.output)} | {tensor.name for tensor in graph.initializer}
     for node in graph.node:
-        found.update((node.name, *node.output))
+        names.update((node.name, *node.output))
         for item in node.attribute:
             if item.type == onnx.AttributeProto.GRAPH:
-                found |= _names_in(item.g)
-    return found
+                names |= _names_in(item.g)
+    return names
 
 
 def read_by(nodes: Sequence[Node]) -> list[str]:

@@ -100,10 +100,10 @@ def _moved(graph: Graph, node: Node, ids: Ids) -> list[tuple[str, Ids]]:
 def _slices(graph: Graph, node: Node, rank: int) -> tuple[slice, ...]:
     names = (*node.inputs[1:], "", "")[:4]
     starts, ends, axes, steps = ([int(v) for v in graph.weights[name]] if name else [] for name in names)
-    found = [slice(None)] * rank
+    slices = [slice(None)] * rank
     for i, axis in enumerate(axes or range(len(starts))):
-        found[axis] = slice(starts[i], ends[i], steps[i] if steps else 1)
-    return tuple(found)
+        slices[axis] = slice(starts[i], ends[i], steps[i] if steps else 1)
+    return tuple(slices)
 
 
 def bounded(graph: Graph, tensor: str, axis: int) -> NDArray[np.bool_]:
@@ -117,7 +117,7 @@ def bounded(graph: Graph, tensor: str, axis: int) -> NDArray[np.bool_]:
             node = producers.get(name)
             if node is not None and (moves_data(node) or node.op_type == "Concat"):
                 data = node.inputs if node.op_type == "Concat" else node.inputs[:1]
-                feed = {one: held(one) if one in data else graph.weights[one] for one in node.inputs if one}
+                feed = {read: held(read) if read in data else graph.weights[read] for read in node.inputs if read}
                 known.update(run_node(node, feed, graph.opset, graph.name))
             else:
                 known[name] = np.full(graph.shape(name), node is not None and node.op_type in BOUNDED, np.float32)

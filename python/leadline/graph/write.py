@@ -67,9 +67,9 @@ def to_model(graph: Graph, inline: int | None = None, location: str = "weights")
     )
     domains = sorted({node.domain for node in graph.nodes} - {""})
     opsets = [helper.make_opsetid("", graph.opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
-    own = definitions((node.op_type for node in graph.nodes if node.domain == DOMAIN), graph.opset)
+    functions = definitions((node.op_type for node in graph.nodes if node.domain == DOMAIN), graph.opset)
     model = helper.make_model(
-        body, opset_imports=opsets, ir_version=IR_VERSION, producer_name="leadline", functions=own
+        body, opset_imports=opsets, ir_version=IR_VERSION, producer_name="leadline", functions=functions
     )
     helper.set_model_props(model, graph.metadata)
     if graph.batch is not None and graph.batch.proven:
