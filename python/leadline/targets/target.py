@@ -137,16 +137,16 @@ class Target:
     @classmethod
     def options(cls) -> tuple[Field[Any], ...]:
         """The fields that a user may set."""
-        return tuple(one for one in fields(cls) if "help" in one.metadata)
+        return tuple(field for field in fields(cls) if "help" in field.metadata)
 
     @property
     def chosen(self) -> dict[str, Any]:
         """The options that are set, ready for JSON."""
-        return {one.name: value for one in self.options() if (value := getattr(self, one.name)) != one.default}
+        return {field.name: value for field in self.options() if (value := getattr(self, field.name)) != field.default}
 
     def with_options(self, options: Mapping[str, Any]) -> Self:
         """With options, given as text or as they are. Raises InputError for one that it does not have."""
-        known = {one.name: one for one in self.options()}
+        known = {field.name: field for field in self.options()}
         for name in options:
             if name not in known:
                 takes = f"takes {', '.join(known)} alone" if known else "takes none"
@@ -222,8 +222,8 @@ def target_of(target: str | Target, function: str = "quantize") -> Target:
         return target
     if target not in TARGETS:
         raise refuse(function, f"target must be one of {', '.join(TARGETS)}", repr(target))
-    made: Target = _class_of(target)()
-    return made
+    instance: Target = _class_of(target)()
+    return instance
 
 
 def every_target() -> Iterator[type[Target]]:

@@ -64,7 +64,7 @@ class InRuntime(Device):
     def __init__(self, artefact: Pte | Path, graph: Graph) -> None:
         from executorch.runtime import Runtime
 
-        self._made = artefact if isinstance(artefact, Pte) else None
+        self._exported = artefact if isinstance(artefact, Pte) else None
         if not isinstance(artefact, Pte) and not artefact.is_file():
             raise refuse("verify", "path must be a .pte file", f"'{artefact}', which does not exist")
         try:
@@ -81,26 +81,26 @@ class InRuntime(Device):
         del self._method
 
     def simulate(self, feed: Mapping[str, NDArray[Any]]) -> Arrays:
-        if self._made is None:
+        if self._exported is None:
             return self.run(feed)
         import torch
 
         with torch.no_grad():
-            given = self._made.expected(*map(torch.from_numpy, feed.values()))
-        tensors = given if isinstance(given, (tuple, list)) else (given,)
-        return {name: one.numpy() for (name, _), one in zip(self._outputs, tensors, strict=True)}
+            result = self._exported.expected(*map(torch.from_numpy, feed.values()))
+        tensors = result if isinstance(result, (tuple, list)) else (result,)
+        return {name: tensor.numpy() for (name, _), tensor in zip(self._outputs, tensors, strict=True)}
 
     def run(self, feed: Mapping[str, NDArray[Any]]) -> Arrays:
         import torch
 
         inputs = [torch.from_numpy(np.ascontiguousarray(array)) for array in feed.values()]
         start = time.perf_counter()
-        given = self._method.execute(inputs)
+        outputs = self._method.execute(inputs)
         self._least = min(self._least, 1e3 * (time.perf_counter() - start))
-        wanted, received = [shape for _, shape in self._outputs], [tuple(array.shape) for array in given]
+        wanted, received = [shape for _, shape in self._outputs], [tuple(array.shape) for array in outputs]
         if received != wanted:
             raise refuse("verify", f"the program's outputs must have the shapes {wanted}", received)
-        return {name: np.array(one.numpy()) for (name, _), one in zip(self._outputs, given, strict=True)}
+        return {name: np.array(tensor.numpy()) for (name, _), tensor in zip(self._outputs, outputs, strict=True)}
 
     def facts(self, outputs: Sequence[OutputScore]) -> InExecuTorch:
-        return InExecuTorch(self._least, None if self._made is None else self._made.program)
+        return InExecuTorch(self._least, None if self._exported is None else self._exported.program)

@@ -94,25 +94,25 @@ class _Integers(GraphModule):
             return
         if grid.scheme.granularity != "block" and name in _in_float(self._graph, self._grids):
             return
-        own = self.names[name]
+        attribute = self.names[name]
         if grid.scheme.granularity == "block":
             if name in blocks(self._graph, self._grids, codes):
                 carried = int4_weight(codes[name], to_bfloat16(grid.scale), grid.scheme.block_size or 1)
-                self.register_parameter(own, nn.Parameter(carried, requires_grad=False))
+                self.register_parameter(attribute, nn.Parameter(carried, requires_grad=False))
             return
-        del self._parameters[own]
+        del self._parameters[attribute]
         shifted = np.asarray(codes[name].astype(np.int16) - _shift(grid)).astype(np.int8)
-        self.register_buffer(own, torch.from_numpy(np.array(shifted)))
+        self.register_buffer(attribute, torch.from_numpy(np.array(shifted)))
         if grid.scheme.granularity == "axis":
-            self.register_buffer(f"{own}_scale", torch.from_numpy(grid.scale.copy()))
-            self.register_buffer(f"{own}_zero_point", torch.zeros(grid.scale.size, dtype=torch.int64))
+            self.register_buffer(f"{attribute}_scale", torch.from_numpy(grid.scale.copy()))
+            self.register_buffer(f"{attribute}_zero_point", torch.zeros(grid.scale.size, dtype=torch.int64))
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         values: dict[str, Tensor] = dict(self._fixed)
-        for name, own in self.names.items():
-            values[name] = getattr(self, own)
-        for value, given in zip(self._graph.inputs, inputs, strict=True):
-            values[value.name] = self._write(value.name, given)
+        for name, attribute in self.names.items():
+            values[name] = getattr(self, attribute)
+        for value, x in zip(self._graph.inputs, inputs, strict=True):
+            values[value.name] = self._write(value.name, x)
         for node, call in zip(self._graph.nodes, self._calls, strict=True):
             read = [None if name is None else self._read(name, values[name]) for name in call.inputs]
             result = call.function(*(self._joined(node, read) if node.op_type == "Concat" else read))
@@ -150,8 +150,8 @@ class _Integers(GraphModule):
         if grid.scheme.granularity == "tensor":
             tensor: Tensor = operators.dequantize_per_tensor(x, *_arguments(grid))
             return tensor
-        own = self.names[name]
-        scale, zero_point = getattr(self, f"{own}_scale"), getattr(self, f"{own}_zero_point")
+        attribute = self.names[name]
+        scale, zero_point = getattr(self, f"{attribute}_scale"), getattr(self, f"{attribute}_zero_point")
         channels: Tensor = operators.dequantize_per_channel(
             x, scale, zero_point, grid.scheme.axis, -127 if grid.scheme.narrow else -128, 127, torch.int8
         )
@@ -163,13 +163,13 @@ def _in_float(graph: Graph, grids: Mapping[str, Grid]) -> set[str]:
     kernel that then dequantises per channel gave wrong values (ExecuTorch 1.5.1): float32 values of the codes instead.
     """
     readers = graph.readers()
-    found = set()
+    weights = set()
     for layer in graph.layers():
         behind = readers.get(layer.output, [])
         relu = len(behind) == 1 and behind[0].op_type == "Relu" and behind[0].outputs[0] in grids
         if layer.output not in grids and not relu:
-            found.add(layer.weight)
-    return found
+            weights.add(layer.weight)
+    return weights
 
 
 def _shift(grid: Grid) -> int:
@@ -189,7 +189,7 @@ class FloatModule(Original):
     """
 
     def __init__(self, module: nn.Module, samples: Iterable[Any]) -> None:
-        calls = [one if isinstance(one, (tuple, list)) else (one,) for one in samples]
+        calls = [sample if isinstance(sample, (tuple, list)) else (sample,) for sample in samples]
         if not calls:
             raise refuse("verify", "samples must hold at least one", "none")
         feeds = [{f"input {i}": tensor.numpy() for i, tensor in enumerate(call)} for call in calls]
@@ -197,7 +197,7 @@ class FloatModule(Original):
         self.name = type(module).__name__
         inputs = [Value(name, array.dtype, array.shape) for name, array in feeds[0].items()]
         outputs = [Value(name, array.dtype, array.shape) for name, array in self.run_once(feeds[0]).items()]
-        self.graph = Graph([], {}, inputs, outputs, {one.name: one for one in (*inputs, *outputs)}, self.name)
+        self.graph = Graph([], {}, inputs, outputs, {value.name: value for value in (*inputs, *outputs)}, self.name)
         self.samples = Samples([Item(f"sample {i}", partial(dict, feed)) for i, feed in enumerate(feeds)])
 
     def __str__(self) -> str:
@@ -206,8 +206,8 @@ class FloatModule(Original):
     def run_once(self, feed: Feed) -> dict[str, NDArray[Any]]:
         """The outputs, by number."""
         with torch.no_grad():
-            given = self._module(*map(torch.from_numpy, feed.values()))
-        tensors = given if isinstance(given, (tuple, list)) else (given,)
+            result = self._module(*map(torch.from_numpy, feed.values()))
+        tensors = result if isinstance(result, (tuple, list)) else (result,)
         return {f"output {i}": tensor.numpy() for i, tensor in enumerate(tensors)}
 
     def session(self, graph: Graph, threads: int | None = None, inner: bool = False) -> Any:

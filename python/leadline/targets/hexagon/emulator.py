@@ -138,13 +138,13 @@ class Emulator:
         again = self._build(path, entries, verbose=True)
         with self._log.open("rb") as stream:
             stream.seek(start)
-            said = stream.read().decode(errors="replace")
-        return Build(again.taken, again.left, _reason(said) or again.reason, build.seconds)
+            log = stream.read().decode(errors="replace")
+        return Build(again.taken, again.left, _reason(log) or again.reason, build.seconds)
 
     def run(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The outputs by name, of the model built last."""
-        done, answer = self._ask("run", dict(feed))
-        if not done:
+        succeeded, answer = self._ask("run", dict(feed))
+        if not succeeded:
             raise refuse("hexagon", "the emulation must run the model", answer)
         return dict(answer)
 
@@ -158,8 +158,8 @@ class Emulator:
         return path
 
     def _build(self, path: str, entries: dict[str, str], verbose: bool) -> Build:
-        done, answer = self._ask("build", path, self._provider, entries, verbose)
-        if not done:
+        succeeded, answer = self._ask("build", path, self._provider, entries, verbose)
+        if not succeeded:
             return Build(0, reason=answer)
         error = answer["error"].rsplit(" : ", 1)[-1]
         return Build(answer["taken"], tuple(map(tuple, answer["left"])), error, answer["seconds"])
@@ -173,8 +173,8 @@ class Emulator:
             if not self._connection.poll(self._patience):
                 self._end()
                 return False, f"no answer within {self._patience:g} s"
-            done, answer = self._connection.recv()
-            return bool(done), answer
+            succeeded, answer = self._connection.recv()
+            return bool(succeeded), answer
         except (EOFError, OSError):
             with suppress(subprocess.TimeoutExpired):  # it may be about to end
                 self._process.wait(timeout=10)
@@ -237,8 +237,8 @@ def _reason(log: str) -> str:
         if reason >= 0:
             text = log[reason + 8 : log.find("\n", reason)].strip()
             reasons[match[1]] = re.split(r"(?<=[.)])\w+ node `", text)[0].strip().rstrip(".")
-    own = {kind: text for kind, text in reasons.items() if kind not in ("QuantizeLinear", "DequantizeLinear")}
+    specific = {kind: text for kind, text in reasons.items() if kind not in ("QuantizeLinear", "DequantizeLinear")}
     codes = [f"{call} of {kind}: error {code}" for call, kind, code in _CODE.findall(log)
              if kind not in ("Quantize", "Dequantize")]  # fmt: skip
-    plain = [text for text in (own or reasons).values() if text != "Failed to add node"]
+    plain = [text for text in (specific or reasons).values() if text != "Failed to add node"]
     return "; ".join(dict.fromkeys([*plain, *codes])) or "; ".join(dict.fromkeys(reasons.values()))

@@ -82,18 +82,18 @@ class _Sums:
         written = self._written(node.output[0])
         if written is None or any(pair is None or pair.op_type != "DequantizeLinear" for pair in pairs):
             return None
-        given, weight = (pair for pair in pairs if pair is not None)
-        scales = [given.input[1], weight.input[1], written.input[1]]
-        if len(given.input) < 3 or not {given.input[2], *scales} <= self._stored.keys():
+        data, weight = (pair for pair in pairs if pair is not None)
+        scales = [data.input[1], weight.input[1], written.input[1]]
+        if len(data.input) < 3 or not {data.input[2], *scales} <= self._stored.keys():
             return None
-        bits = 8 * self._array(given.input[2]).itemsize
+        bits = 8 * self._array(data.input[2]).itemsize
         per_channel = self._array(weight.input[1]).astype(np.float64)
         stored, conv = self._source(weight.input[0]), node.op_type.startswith("Conv")
         if per_channel.ndim > 1 or (conv and stored is None):
             return None
         if node.op_type == "ConvTranspose":  # each group has the same scales
             per_channel = np.tile(per_channel, next((item.i for item in node.attribute if item.name == "group"), 1))
-        scale = self._array(given.input[1]).astype(np.float64) * per_channel
+        scale = self._array(data.input[1]).astype(np.float64) * per_channel
         unit = lost(HEXAGON, bits, scale / self._array(written.input[1]))
         if not (unit > 1).any():
             return None
@@ -101,12 +101,12 @@ class _Sums:
         offset, bias = self._offset(written) / (unit * scale), self._bias(node) if bits > 8 else None
         before, behind = offset, -offset
         if bias is not None:
-            before = np.mod(self._zero_sums(node, given, weight), unit) / unit
+            before = np.mod(self._zero_sums(node, data, weight), unit) / unit
             behind = np.rint(-before) + np.floor(bias / (unit * scale) + offset) - offset
         axes = [1] * (len(stored.dims) - 2) if conv and stored is not None else []
 
-        def shaped(one: NDArray[np.float64]) -> NDArray[np.float32]:
-            return np.asarray(one.reshape((-1, *axes) if one.size > 1 else ()), np.float32)
+        def shaped(factor: NDArray[np.float64]) -> NDArray[np.float32]:
+            return np.asarray(factor.reshape((-1, *axes) if factor.size > 1 else ()), np.float32)
 
         return _Cut(shaped(unit * scale), shaped(before), shaped(behind), split=bias is not None)
 
@@ -122,15 +122,15 @@ class _Sums:
         if pair.op_type != "DequantizeLinear" or not set(pair.input) <= self._stored.keys():
             return None
         codes, scale, *zero_point = (self._array(name).astype(np.float64) for name in pair.input)
-        found: NDArray[np.float64] = (codes - (zero_point[0] if zero_point else 0)) * scale
-        return found
+        bias: NDArray[np.float64] = (codes - (zero_point[0] if zero_point else 0)) * scale
+        return bias
 
     def _offset(self, written: onnx.NodeProto) -> float:
         """Of the output's codes, in real values."""
         zero_point = float(self._array(written.input[2])) if len(written.input) > 2 else 0.0
         return zero_point * float(self._array(written.input[1]))
 
-    def _zero_sums(self, node: onnx.NodeProto, given: onnx.NodeProto, weight: onnx.NodeProto) -> NDArray[np.float64]:
+    def _zero_sums(self, node: onnx.NodeProto, data: onnx.NodeProto, weight: onnx.NodeProto) -> NDArray[np.float64]:
         """The input's zero point times the sum of each output channel's weight codes: what sums of codes as stored have
         more. 0 where weights are computed, or where other weights meet in each position (ConvTranspose)."""
         stored = self._source(weight.input[0])
@@ -142,8 +142,8 @@ class _Sums:
         sums = values.reshape(len(values), -1).sum(axis=1)
         if stored.name != weight.input[0]:  # real values
             sums = np.rint(sums / scale)
-        found: NDArray[np.float64] = sums * float(self._array(given.input[2]))
-        return found
+        products: NDArray[np.float64] = sums * float(self._array(data.input[2]))
+        return products
 
     def tie(self, node: onnx.NodeProto) -> NDArray[np.float32] | None:
         """What lifts the ties of a Resize over the middle between two codes; None for other operators."""

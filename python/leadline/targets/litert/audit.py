@@ -146,13 +146,13 @@ def _answer(policy: _Policy, graph: Graph, node: Node) -> tuple[Status, str]:
 def _fused(graph: Graph) -> set[str]:
     """Relu and Relu6 that alone read an operator which can clamp."""
     writers, readers = graph.producers(), graph.readers()
-    found = set()
+    fused = set()
     for node in graph.nodes:
         writer = writers.get(node.inputs[0]) if node.inputs else None
         clamps = node.op_type in ("Relu", "Clip") and _written(graph, node) in ("RELU", "RELU6")
         if clamps and writer is not None and writer.op_type in _FUSING and len(readers[node.inputs[0]]) == 1:
-            found.add(node.name)
-    return found
+            fused.add(node.name)
+    return fused
 
 
 def _written(graph: Graph, node: Node) -> str:
@@ -211,11 +211,11 @@ class _Policy:
 def _interpreter(file: Path) -> str | None:
     """Why LiteRT cannot prepare the network; None if it can."""
     command = [sys.executable, "-m", "leadline.targets.litert.audit", str(file)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
-    if done.returncode == 0:
+    child = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    if child.returncode == 0:
         return None
-    said = [line for line in done.stdout.splitlines() if line.startswith("refused: ")]
-    return said[-1].removeprefix("refused: ") if said else f"it ended the process (exit code {done.returncode})"
+    reasons = [line for line in child.stdout.splitlines() if line.startswith("refused: ")]
+    return reasons[-1].removeprefix("refused: ") if reasons else f"it ended the process (exit code {child.returncode})"
 
 
 def _is_meant(refusal: str, index: int, kind: str) -> bool:

@@ -162,10 +162,10 @@ def _bytes(source: str | os.PathLike[str] | bytes) -> bytes:
 
 
 def _check_float(model: Tflite) -> None:
-    done = [tensor.name for tensor in model.main.tensors if tensor.scale is not None]
-    if done:
+    names = [tensor.name for tensor in model.main.tensors if tensor.scale is not None]
+    if names:
         raise refuse(
-            "quantize", "the .tflite must be a float network", f"{len(done)} quantised tensors, such as {done[0]}"
+            "quantize", "the .tflite must be a float network", f"{len(names)} quantised tensors, such as {names[0]}"
         )
     if not sites(model):
         raise refuse("quantize", "the .tflite must have a layer to quantise", f"{len(model.main.operators)} operators")
@@ -351,10 +351,10 @@ class _Work:
 
     def _error(self, plan: Plan) -> float:
         """Of the outputs, relative to their power, as the preset "cpu" gives them on the held-out samples."""
-        done = Interpreter(write(plan, "cpu"), "plain", self.threads)
+        quantised = Interpreter(write(plan, "cpu"), "plain", self.threads)
         total = {name: Sqnr() for name in self.runner.outputs}
         for feed in self.held_out:
-            wanted, got = self.runner.run(feed), done.run_real(feed)
+            wanted, got = self.runner.run(feed), quantised.run_real(feed)
             for name, score in total.items():
                 score.update(wanted[name], got[name])
         return math.exp(float(np.mean([-score.db for score in total.values()])) * math.log(10) / 10)

@@ -103,33 +103,33 @@ def verify_chain(
         for stage, reference, artefact in runners:
             for runner, values in ((reference, exact), (artefact, rough)):
                 taken = [_value(stage, name, values) for name in runner.inputs]
-                done = called(stage.call, partial(_run, runner), taken)
+                outputs = called(stage.call, partial(_run, runner), taken)
                 names = (f"{stage.name}.{name}" for name in reference.outputs)
-                values |= dict(zip(names, done, strict=True))
+                values |= dict(zip(names, outputs, strict=True))
             for name in (f"{stage.name}.{output}" for output in reference.outputs):
                 difference = np.abs(rough[name].astype(np.float64) - exact[name])
-                own = difference.sum(), np.abs(exact[name], dtype=np.float64).sum(), difference.size
-                sums[name] = sums.get(name, np.zeros(3)) + own
-        for name, found in scores.items():
+                terms = difference.sum(), np.abs(exact[name], dtype=np.float64).sum(), difference.size
+                sums[name] = sums.get(name, np.zeros(3)) + terms
+        for name, distances in scores.items():
             key = f"{stages[-1].name}.{name}"
             wanted = float(np.mean(exact[key], dtype=np.float64))
-            found.append(abs(float(np.mean(rough[key], dtype=np.float64)) - wanted) / (abs(wanted) or 1.0))
+            distances.append(abs(float(np.mean(rough[key], dtype=np.float64)) - wanted) / (abs(wanted) or 1.0))
         count += 1
     return Chain(
         count,
         {stage.name: size_of(artefact.model, reference.model) for stage, reference, artefact in runners},
         {name: (float(d / max(n, 1.0)), float(d / (m or 1.0))) for name, (d, m, n) in sums.items()},
-        {name: float(np.mean(found)) for name, found in scores.items()},
+        {name: float(np.mean(distances)) for name, distances in scores.items()},
     )
 
 
-def called(call: Call | None, run: Callable[[Arrays], Arrays], given: Arrays) -> Arrays:
+def called(call: Call | None, run: Callable[[Arrays], Arrays], inputs: Arrays) -> Arrays:
     """The outputs of a network that is called so."""
-    return run(given) if call is None else call(run, given)
+    return run(inputs) if call is None else call(run, inputs)
 
 
-def _run(runner: Interpreter, given: Arrays) -> Arrays:
-    return list(runner.run_real(dict(zip(runner.inputs, given, strict=True))).values())
+def _run(runner: Interpreter, inputs: Arrays) -> Arrays:
+    return list(runner.run_real(dict(zip(runner.inputs, inputs, strict=True))).values())
 
 
 def _value(stage: Stage, name: str, values: Mapping[str, NDArray[Any]]) -> NDArray[Any]:

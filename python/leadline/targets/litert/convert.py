@@ -174,9 +174,9 @@ def plan(
         notes.append(f"{wide[0]}: and {len(floating)} tensors from there on stay in float: LiteRT mixes no widths")
     if activations:
         written = [tensor for tensor in model.main.activations() if tensor.dtype == "float32"]
-        own = [tensor.name for tensor in written if tensor.name not in activations and tensor.index not in floating]
+        missing = [tensor.name for tensor in written if tensor.name not in activations and tensor.index not in floating]
         feeds = (list(feed.values()) for feed in samples)
-        activations |= observe(content, own, feeds, threads)
+        activations |= observe(content, missing, feeds, threads)
     tied = tie(model, activations)
     parameters: dict[str, tuple[Grid, Codes]] = {}
     for layer in graph.layers():
@@ -200,11 +200,11 @@ def _behind(model: Tflite, indices: set[int]) -> set[int]:
 
 
 def _activations(graph: Graph, grids: Mapping[str, Grid], matching: Matching, model: Tflite) -> dict[str, Grid]:
-    found: dict[str, Grid] = {}
+    activations: dict[str, Grid] = {}
     for index, names in matching.activations.items():
-        own = [grids[name] for name in names if name in grids]
-        if own:
-            found[model.main.tensors[index].name] = own[0]
+        candidates = [grids[name] for name in names if name in grids]
+        if candidates:
+            activations[model.main.tensors[index].name] = candidates[0]
     constants = {
         _values(array): grids[name]
         for name, array in graph.weights.items()
@@ -212,8 +212,8 @@ def _activations(graph: Graph, grids: Mapping[str, Grid], matching: Matching, mo
     }
     for tensor in model.main.tensors:
         if tensor.constant and tensor.dtype == "float32" and _values(tensor.array) in constants:
-            found[tensor.name] = constants[_values(tensor.array)]
-    return found
+            activations[tensor.name] = constants[_values(tensor.array)]
+    return activations
 
 
 def _values(array: NDArray[Any]) -> bytes:
@@ -284,18 +284,18 @@ def save(
         What was written, for `leadline.targets.litert.verify`.
     """
     if isinstance(source, Plan):
-        done: Plan = source
+        planned: Plan = source
     elif isinstance(source, (str, os.PathLike)):
         if preset != "fp16":
             raise refuse("save", "a float .tflite must be quantised first, or saved with the preset fp16", repr(preset))
-        done = Plan(prepare(_content(Path(source))), {}, {})
+        planned = Plan(prepare(_content(Path(source))), {}, {})
     else:
-        done = plan(source)
-    chosen: Preset = preset or ("cpu" if done.activations else "dynamic")
-    content = write(done, chosen, io)
+        planned = plan(source)
+    chosen: Preset = preset or ("cpu" if planned.activations else "dynamic")
+    content = write(planned, chosen, io)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
-    return done
+    return planned
 
 
 def _content(path: Path) -> bytes:

@@ -69,7 +69,7 @@ class InLiteRT:
 
     def to_dict(self) -> dict[str, Any]:
         others = {
-            kernels: {name: vars(one) | {"agreement": vars(one.agreement)} for name, one in measured.items()}
+            kernels: {name: vars(score) | {"agreement": vars(score.agreement)} for name, score in measured.items()}
             for kernels, measured in self.others.items()
         }
         size = None if self.size is None else vars(self.size)
@@ -87,9 +87,9 @@ class InLiteRT:
                 kinds = ", ".join(f"{kind} {count}" for kind, count in size.float_operators.items())
                 lines.append(f"in float: {kinds}")
         for kernels, measured in self.others.items():
-            for name, one in measured.items():
-                within = f"{one.agreement.within_one:.1%} within a step of the simulation"
-                lines.append(f"{name} with {kernels} kernels: {one.sqnr:.1f} dB, {within}")
+            for name, score in measured.items():
+                within = f"{score.agreement.within_one:.1%} within a step of the simulation"
+                lines.append(f"{name} with {kernels} kernels: {score.sqnr:.1f} dB, {within}")
         lines += [f"note: {note}" for note in self.notes]
         return lines + ([f"not as planned: {', '.join(self.differing)}"] if self.differing else [])
 
@@ -146,14 +146,14 @@ class InInterpreter(Device):
         return self._named(self._simulated, feed)
 
     def run(self, feed: Mapping[str, NDArray[Any]]) -> Arrays:
-        given: dict[str, Arrays] = {}
+        outputs: dict[str, Arrays] = {}
         for kind, runner in self._runners.items():
             start = time.perf_counter()
-            given[kind] = self._named(runner, feed)
+            outputs[kind] = self._named(runner, feed)
             self._least[kind] = min(self._least[kind], 1e3 * (time.perf_counter() - start))
-        first, *others = given
-        self._seen = {kind: given[kind] for kind in others}
-        return given[first]
+        first, *others = outputs
+        self._seen = {kind: outputs[kind] for kind in others}
+        return outputs[first]
 
     def compare(self, exact: Mapping[str, NDArray[Any]], simulated: Mapping[str, NDArray[Any]]) -> None:
         for kind, arrays in self._seen.items():
@@ -175,8 +175,8 @@ class InInterpreter(Device):
         return InLiteRT(xnnpack.partitions, dict(self._least), others, size, differing, notes)
 
     def _named(self, runner: Interpreter, feed: Mapping[str, NDArray[Any]]) -> Arrays:
-        given = runner.run_real(dict(zip(runner.inputs, feed.values(), strict=True)))
-        return dict(zip(self._names, given.values(), strict=True))
+        outputs = runner.run_real(dict(zip(runner.inputs, feed.values(), strict=True)))
+        return dict(zip(self._names, outputs.values(), strict=True))
 
 
 def _check_shapes(kind: str, ours: Sequence[Any], theirs: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ def expected(content: bytes) -> bytes:
     bytes
         A ``.tflite`` of the same inputs and outputs, for kernels of any kind but XNNPACK's.
     """
-    return _Writer(content).done()
+    return _Writer(content).content()
 
 
 class _Writer:
@@ -47,20 +47,20 @@ class _Writer:
         self._read: dict[int, int] = {}  # tensor -> the float one that is read instead of it
         self._rounded: dict[tuple[int, tuple[int, ...]], int] = {}
         self._operators: list[Any] = []
-        given = read(content).main
-        for written, operator in zip(list(self._graph.operators), given.operators, strict=True):
+        parsed = read(content).main
+        for written, operator in zip(list(self._graph.operators), parsed.operators, strict=True):
             if operator.type in _CONVERSIONS:
                 self._operators.append(written)
             else:
-                self._in_float(written, operator, given)
+                self._in_float(written, operator, parsed)
         self._graph.operators = self._operators
 
-    def done(self) -> bytes:
+    def content(self) -> bytes:
         return bytes(self._tools.convert_object_to_bytearray(self._model))
 
-    def _in_float(self, written: Any, operator: Operator, given: Subgraph) -> None:
-        tensors = given.tensors
-        axes = _run_time_axes(operator, given)
+    def _in_float(self, written: Any, operator: Operator, parsed: Subgraph) -> None:
+        tensors = parsed.tensors
+        axes = _run_time_axes(operator, parsed)
         inputs = [self._real(tensors[i]) if i >= 0 and tensors[i].grid is not None else i for i in operator.inputs]
         if axes is not None:
             at = 2 if operator.type == "TRANSPOSE_CONV" else 0

@@ -58,8 +58,8 @@ def compare(model: Tflite, plan: Plan) -> tuple[str, ...]:
         if grid is None:
             continue
         if tensor.constant and tensor.name in plan.parameters:
-            own, codes = plan.parameters[tensor.name]
-            if not (np.array_equal(tensor.array, codes) and np.array_equal(grid.scale.ravel(), own.scale.ravel())):
+            planned, codes = plan.parameters[tensor.name]
+            if not (np.array_equal(tensor.array, codes) and np.array_equal(grid.scale.ravel(), planned.scale.ravel())):
                 differing.append(tensor.name)
         elif not tensor.constant:
             known = plan.activations.get(tensor.name, plan.activations.get(tensor.name.removesuffix("_quantized")))
@@ -90,12 +90,12 @@ def size_of(model: Tflite, reference: Tflite) -> Size:
 
 def float_operators(graph: Subgraph) -> dict[str, int]:
     """How many operators of each type compute in float, conversions left out; most first."""
-    found = Counter(
+    counts = Counter(
         operator.type
         for operator in graph.operators
         if operator.type not in _CONVERSIONS and _computes_in_float(operator, graph)
     )
-    return dict(found.most_common())
+    return dict(counts.most_common())
 
 
 def _computes_in_float(operator: Operator, graph: Subgraph) -> bool:

@@ -98,20 +98,20 @@ def tie(model: Tflite, grids: Mapping[str, Grid]) -> dict[str, Grid]:
     for operator in graph.operators:
         outputs = [graph.tensors[i] for i in operator.outputs if graph.tensors[i].dtype == "float32"]
         source = data_inputs(operator, graph)[:1]
-        given = graph.tensors[source[0]].name if source else None
+        source_name = graph.tensors[source[0]].name if source else None
         for tensor in outputs:
             if operator.type in FIXED and tensor.name in tied:
                 tied[tensor.name] = FIXED[operator.type]
-            elif operator.type in MOVES and given in tied:
-                assert given is not None
-                tied[tensor.name] = tied[given]
+            elif operator.type in MOVES and source_name in tied:
+                assert source_name is not None
+                tied[tensor.name] = tied[source_name]
     readers = graph.readers()
     for operator in reversed(graph.operators):
         source = data_inputs(operator, graph)
         if operator.type in CLAMPS and len(source) == 1 and len(readers[source[0]]) == 1:
-            given, written = (graph.tensors[i].name for i in (source[0], operator.outputs[0]))
-            if given in tied and written in tied:
-                tied[given] = tied[written]
+            source_name, written = (graph.tensors[i].name for i in (source[0], operator.outputs[0]))
+            if source_name in tied and written in tied:
+                tied[source_name] = tied[written]
     return tied
 
 

@@ -17,7 +17,7 @@ Codes = NDArray[Any]
 
 def ends(site: Site, layers: Sequence[Site], graph: Subgraph) -> list[str]:
     """ "first" where no layer comes before this one, "last" where none comes behind."""
-    own = {id(layer.operator) for layer in layers}
+    of_layers = {id(layer.operator) for layer in layers}
     ends = []
     for end, order, reached, passes in (
         ("first", graph.operators, "inputs", "outputs"),
@@ -28,7 +28,7 @@ def ends(site: Site, layers: Sequence[Site], graph: Subgraph) -> list[str]:
             inner = not behind.isdisjoint(getattr(operator, reached))
             if operator is site.operator and not inner:
                 ends.append(end)
-            if id(operator) in own or inner:
+            if id(operator) in of_layers or inner:
                 behind.update(i for i in getattr(operator, passes) if i >= 0)
     return ends
 
@@ -40,17 +40,17 @@ def moments_of(site: Site, graph: Subgraph) -> Gram | ConvGram | None:
         return Gram(weight.shape[1], weight.name)
     if site.operator.type == "TRANSPOSE_CONV" or options.get("depthMultiplier", 1) != 1:
         return None
-    given, made = graph.tensors[site.input].shape, graph.tensors[site.output].shape
+    input_shape, output_shape = graph.tensors[site.input].shape, graph.tensors[site.output].shape
     strides = (int(options["strideH"]), int(options["strideW"]))
     dilations = (int(options["dilationHFactor"]), int(options["dilationWFactor"]))
     pads = [0, 0, 0, 0]
     if options["padding"] == 0:  # SAME: what is missing, the odd one at the end
         for axis in range(2):
             reach = (weight.shape[1 + axis] - 1) * dilations[axis] + 1
-            missing = max((made[1 + axis] - 1) * strides[axis] + reach - given[1 + axis], 0)
+            missing = max((output_shape[1 + axis] - 1) * strides[axis] + reach - input_shape[1 + axis], 0)
             pads[axis], pads[2 + axis] = missing // 2, missing - missing // 2
     shape = to_rows(site, weight.array).shape
-    return ConvGram(shape, strides, pads, dilations, given[3] // shape[1], weight.name)
+    return ConvGram(shape, strides, pads, dilations, input_shape[3] // shape[1], weight.name)
 
 
 def input_rows(site: Site, x: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -61,7 +61,7 @@ class Matching:
 
 def sites(model: Tflite) -> list[Site]:
     """Every layer with a constant weight."""
-    found = []
+    layers = []
     for operator in model.main.operators:
         if operator.type not in WEIGHT_AXES:
             continue
@@ -70,8 +70,8 @@ def sites(model: Tflite) -> list[Site]:
             continue
         at = _BIAS[operator.type]
         bias = operator.inputs[at] if at < len(operator.inputs) and operator.inputs[at] >= 0 else None
-        found.append(Site(operator, operator.inputs[_DATA.get(operator.type, 0)], weight, bias, operator.outputs[0]))
-    return found
+        layers.append(Site(operator, operator.inputs[_DATA.get(operator.type, 0)], weight, bias, operator.outputs[0]))
+    return layers
 
 
 def to_tflite(layer: Layer, weight: Array) -> Array:
@@ -135,7 +135,7 @@ def _layers(graph: Graph, model: Tflite, activations: Mapping[int, tuple[str, ..
     by_weight: dict[bytes, list[Site]] = {}
     for site in sites(model):
         by_weight.setdefault(_key(tensors[site.weight].array), []).append(site)
-    found: dict[str, Site] = {}
+    by_name: dict[str, Site] = {}
     for layer in graph.layers():
         candidates = by_weight.get(_key(to_tflite(layer, graph.weights[layer.weight])), [])
         bias = graph.weights[layer.bias] if layer.bias is not None else None
@@ -144,8 +144,8 @@ def _layers(graph: Graph, model: Tflite, activations: Mapping[int, tuple[str, ..
             same = [site for site in candidates if layer.input in activations.get(site.input, ())]
             candidates = same or candidates
         if candidates:
-            found[layer.name] = candidates[0]
-    return found
+            by_name[layer.name] = candidates[0]
+    return by_name
 
 
 def _key(array: NDArray[np.float32]) -> bytes:

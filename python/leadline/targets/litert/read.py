@@ -318,8 +318,8 @@ def _quantization(
     if parameters.scale is None or len(parameters.scale) == 0:
         return None, None, None, None
     scale = np.asarray(parameters.scale, np.float32)
-    given = np.zeros(1, np.int64) if parameters.zeroPoint is None else np.asarray(parameters.zeroPoint, np.int64)
-    zero_point = np.broadcast_to(given if given.size else np.zeros(1, np.int64), scale.shape)
+    stored = np.zeros(1, np.int64) if parameters.zeroPoint is None else np.asarray(parameters.zeroPoint, np.int64)
+    zero_point = np.broadcast_to(stored if stored.size else np.zeros(1, np.int64), scale.shape)
     if scale.size == 1:
         return scale.reshape(()), zero_point.reshape(()), None, None
     axis = int(parameters.quantizedDimension)

@@ -100,16 +100,16 @@ class Interpreter:
 
     def run_real(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The same in real values: integer inputs are quantised, integer outputs dequantised, by the file's grids."""
-        given = {}
+        inputs = {}
         for name, array in feed.items():
             tensor = self.model.main.tensors[self._inputs[name]] if name in self._inputs else None
-            given[name] = array
+            inputs[name] = array
             if tensor is not None and tensor.scale is not None and array.dtype == np.float32:
                 assert tensor.zero_point is not None
                 codes = np.rint(array / tensor.scale) + tensor.zero_point
                 bounds = np.iinfo(tensor.dtype)
-                given[name] = np.clip(codes, bounds.min, bounds.max).astype(tensor.dtype)
-        outputs = self.run(given)
+                inputs[name] = np.clip(codes, bounds.min, bounds.max).astype(tensor.dtype)
+        outputs = self.run(inputs)
         for name, array in outputs.items():
             tensor = self.model.main.tensors[self._outputs[name]]
             if tensor.scale is not None and tensor.zero_point is not None:
@@ -158,4 +158,4 @@ def observe(
         runner.run(dict(zip(runner.inputs, feed, strict=True)))
         for index, array in runner.observe(indices).items():
             seen[index].update(array)
-    return {indices[index]: choose_grid(own.lo, own.hi, Scheme()) for index, own in seen.items()}
+    return {indices[index]: choose_grid(extremes.lo, extremes.hi, Scheme()) for index, extremes in seen.items()}

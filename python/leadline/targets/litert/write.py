@@ -50,11 +50,11 @@ def prepare(content: bytes) -> bytes:
             if tensor is None or tensor.type != 0 or model.buffers[tensor.buffer].data is None:
                 continue
             if index in seen:
-                own = copy.copy(tensor)
-                own.name = _unique(tensor.name, taken)
+                duplicate = copy.copy(tensor)
+                duplicate.name = _unique(tensor.name, taken)
                 model.buffers.append(copy.copy(model.buffers[tensor.buffer]))
-                own.buffer = len(model.buffers) - 1
-                graph.tensors.append(own)
+                duplicate.buffer = len(model.buffers) - 1
+                graph.tensors.append(duplicate)
                 operator.inputs[slot] = len(graph.tensors) - 1
             seen.add(index)
     return bytes(flatbuffers.convert_object_to_bytearray(model))
@@ -154,8 +154,8 @@ def write(plan: Plan, preset: Preset, io: Io = "float") -> bytes:
         quantizer = tool("ai_edge_quantizer.quantizer").Quantizer(
             bytearray(plan.content), manager.get_quantization_recipe()
         )
-        done = quantizer.quantize(ranges, enable_progress_report=False, enable_progress_bar=False).quantized_model
-    return bytes(done) if preset == "fp16" else _exact(bytes(done), plan, preset)
+        quantised = quantizer.quantize(ranges, enable_progress_report=False, enable_progress_bar=False).quantized_model
+    return bytes(quantised) if preset == "fp16" else _exact(bytes(quantised), plan, preset)
 
 
 def check_io(preset: str, io: str) -> None:
@@ -186,10 +186,10 @@ def _add_static(
     io: Io,
 ) -> dict[str, Any]:
     graph = model.main
-    own = {id(site.operator): site for site in sites(model)}
+    layers = {id(site.operator): site for site in sites(model)}
     ranges: dict[str, Any] = {}
     for operator in chosen:
-        site = own.get(id(operator))
+        site = layers.get(id(operator))
         bits, per = 8, "CHANNELWISE"
         if site is not None:
             name = graph.tensors[site.weight].name
