@@ -36,7 +36,7 @@ def convolutions() -> Any:
 def test_it_computes_what_the_grids_say() -> None:
     module, data = convolutions(), pictures()
     plain = copy.deepcopy(module)
-    found = calibrate(module, data, method="minmax")
+    found = calibrate(module, data, observer="minmax")
     assert [layer.name for layer in found.layers] == ["0", "2"] and not found.left
     seen = Histogram()
     for x in data:
@@ -56,7 +56,7 @@ def test_it_computes_what_the_grids_say() -> None:
 @pytest.mark.parametrize("bits", [8, 12, 16])
 def test_wide_grids_of_activations_have_the_head_room_of_recipes(bits: int) -> None:
     module, data, scheme = convolutions(), pictures(), Scheme(bits)
-    grids = calibrate(module, data, method="minmax", activations=scheme).grids
+    grids = calibrate(module, data, observer="minmax", activations=scheme).grids
     lo, hi = (f([f(x.numpy()) for x in data]) for f in (np.min, np.max))
     factor = np.float32(1.5 if bits > 8 else 1)
     assert grids["0.input"] == choose_grid(factor * lo, factor * hi, scheme)
@@ -184,7 +184,7 @@ def test_what_is_left_and_what_is_refused() -> None:
         ({"pattern": "x*"}, r"pattern must match a linear or convolutional layer.*Received 'x\*'"),
         ({"weights": None, "activations": None}, r"weights or activations must be a Scheme\. Received None for both"),
         ({"weights": 8}, r"weights must be a Scheme or None\. Received a int"),
-        ({"method": "best"}, r"method must be one of minmax, percentile.*Received 'best'"),
+        ({"observer": "best"}, r"observer must be one of minmax, percentile.*Received 'best'"),
         (
             {"weights": Scheme(8, granularity="token", axis=0)},
             r"weights must have .*no grid for each token\. Received 8 bits per token",

@@ -17,7 +17,7 @@ from torch import nn
 
 from leadline.gram import Gram
 from leadline.hadamard import LARGEST, random_rotation
-from leadline.progress import Quiet
+from leadline.progress import Progress, Quiet
 from leadline.rounding import METHODS
 from leadline.torch.conv import QuantizedConv2d, as_linear, obstacle
 from leadline.torch.linear import PER_ROW, replace_module, weight_as_seen
@@ -61,7 +61,7 @@ def quantize_linears(
     rounding: str = "nearest",
     momentum: float | None = None,
     seed: int = 0,
-    progress: Quiet | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Replaces the linear layers of a float model by quantised ones, in place; biases and all else stay float.
 

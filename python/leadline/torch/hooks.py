@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from leadline import decide
 from leadline.graph import Graph
 from leadline.observers import METHODS, Histogram
-from leadline.progress import Quiet
+from leadline.progress import Progress, Quiet
 from leadline.torch.fake import FakeQuantize
 from leadline.torch.linear import check_float32, torch_threads
 from leadline.torch.observation import passes
@@ -147,10 +147,10 @@ def calibrate(
     pattern: str = "*",
     weights: Scheme | None = WEIGHTS,
     activations: Scheme | None = ACTIVATIONS,
-    method: str = "mse",
+    observer: str = "mse",
     outputs: bool = False,
     learn_scales: bool = False,
-    progress: Quiet | None = None,
+    progress: Progress | None = None,
 ) -> Calibration:
     """Finds grids for the linear and convolutional layers of a float module, and puts fake quantisation in, in place.
 
@@ -169,7 +169,7 @@ def calibrate(
     weights, activations : Scheme or None
         None: left in float. A Scheme per axis is taken along the output channels of a weight and the channels of an
         activation, per block along the inputs of a weight. Per token: the scales are found at each call.
-    method : str
+    observer : str
         Of `leadline.observers.search_range`, for weights and activations alike. Grids of activations of more than 8
         bits have head-room beyond it, as in recipes.
     outputs : bool
@@ -187,7 +187,7 @@ def calibrate(
     ------
     InputError : an argument does not fit, a layer is quantised already or sees NaN, or nothing matches.
     """
-    _check(module, weights, activations, method)
+    _check(module, weights, activations, observer)
     named = {n: m for n, m in module.named_modules() if isinstance(m, LAYERS) and fnmatchcase(n, pattern) and n}
     if not named:
         raise refuse("calibrate", "pattern must match a linear or convolutional layer of the module", repr(pattern))
@@ -212,9 +212,9 @@ def calibrate(
         CalibratedLayer(
             name,
             type(layer_seen.layer).__name__,
-            None if weights is None else _weight_grid(layer_seen.layer, weights, method, name),
-            layer_seen.grid("input", method),
-            layer_seen.grid("output", method) if outputs else None,
+            None if weights is None else _weight_grid(layer_seen.layer, weights, observer, name),
+            layer_seen.grid("input", observer),
+            layer_seen.grid("output", observer) if outputs else None,
         )
         for name, layer_seen in reached.items()
     )
@@ -272,20 +272,20 @@ class _Seen:
         rank = self._ranks[side]
         return rank - 1 if isinstance(self.layer, nn.Linear) else rank - self.layer.weight.dim() + 1
 
-    def grid(self, side: str, method: str) -> Grid | None:
+    def grid(self, side: str, observer: str) -> Grid | None:
         if self.scheme is None:
             return None
         scheme = self.scheme.at(self._axis(side))
         if scheme.granularity == "token":
             return decide.activation_grid(0.0, 0.0, scheme)
-        lo, hi = decide.activation_range(self._histograms[side], scheme, method, torch_threads())
+        lo, hi = decide.activation_range(self._histograms[side], scheme, observer, torch_threads())
         return decide.activation_grid(lo, hi, scheme)
 
 
-def _weight_grid(layer: nn.Module, scheme: Scheme, method: str, name: str) -> Grid:
+def _weight_grid(layer: nn.Module, scheme: Scheme, observer: str, name: str) -> Grid:
     weight = layer.weight.detach().contiguous().numpy()
     along = scheme.at(1 if scheme.granularity == "block" else 0)
-    return decide.weight_grid(weight, along, method, name=f"{name}.weight", threads=torch_threads())
+    return decide.weight_grid(weight, along, observer, name=f"{name}.weight", threads=torch_threads())
 
 
 def _insert(layer: nn.Module, grids: CalibratedLayer, learn_scales: bool) -> list[Any]:
@@ -322,7 +322,7 @@ class _Nothing:
         pass
 
 
-def _check(module: Any, weights: Any, activations: Any, method: Any) -> None:
+def _check(module: Any, weights: Any, activations: Any, observer: Any) -> None:
     if not isinstance(module, nn.Module) or isinstance(module, LAYERS):
         raise refuse("calibrate", "module must be an nn.Module that holds layers", f"a {type(module).__name__}")
     if weights is None and activations is None:
@@ -334,8 +334,8 @@ def _check(module: Any, weights: Any, activations: Any, method: Any) -> None:
         if scheme is not None and (scheme.granularity == refused or scheme.bits > 16):
             rule = f"{argument} must have at most 16 bits, and no grid for each {refused}"
             raise refuse("calibrate", rule, f"{scheme.bits} bits per {scheme.granularity}")
-    if method not in METHODS:
-        raise refuse("calibrate", f"method must be one of {', '.join(METHODS)}", repr(method))
+    if observer not in METHODS:
+        raise refuse("calibrate", f"observer must be one of {', '.join(METHODS)}", repr(observer))
 
 
 def _short(grid: Grid | None) -> str:

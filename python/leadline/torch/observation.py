@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from leadline.gram import Gram
 from leadline.hadamard import Rotation
-from leadline.progress import Quiet
+from leadline.progress import Progress
 from leadline.torch.conv import patches
 from leadline.torch.linear import check_float32, torch_threads
 from leadline.types import FloatArray, refuse
@@ -99,7 +99,7 @@ class Seen:
             self._keys, self.judged = self._keys[kept], self.judged[kept]
 
 
-def observe(module: nn.Module, seen: Iterable[Seen], data: Any, progress: Quiet) -> None:
+def observe(module: nn.Module, seen: Iterable[Seen], data: Any, progress: Progress) -> None:
     """One pass over the data."""
     batch, whole = 0, isinstance(data, Sized) and len(data) >= 4
 
@@ -120,7 +120,7 @@ def observe(module: nn.Module, seen: Iterable[Seen], data: Any, progress: Quiet)
         raise refuse("quantize_linears", "data must hold batches that reach the layers", "none")
 
 
-def passes(module: nn.Module, data: Any, progress: Quiet, function: str) -> Iterator[int]:
+def passes(module: nn.Module, data: Any, progress: Progress, function: str) -> Iterator[int]:
     """Runs a module over batches in eval mode; yields the number of each before it. Raises InputError for odd data."""
     if not isinstance(data, Iterable) or isinstance(data, (str, Mapping, torch.Tensor)):
         raise refuse(function, "data must be an iterable of batches", f"a {type(data).__name__}")
