@@ -84,7 +84,7 @@ def test_a_page_that_cannot_be_drawn_leaves_a_warning_and_its_traceback(tmp_path
         if before:
             (folder / "page.html").write_text("before")
         with pytest.warns(UserWarning, match=r"page.html' could not be drawn \(UndefinedError.*report-error.txt"):
-            assert not write_page(folder / "page.html", lambda: render("audit.html", words={}, found=incomplete))
+            assert not write_page(folder / "page.html", lambda: render("audit.html", words={}, audit=incomplete))
         assert [file.name for file in folder.iterdir()] == ["report-error.txt"]
         assert "Traceback" in (folder / "report-error.txt").read_text("utf-8")
     assert write_page(folder / "page.html", lambda: "whole")

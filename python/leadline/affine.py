@@ -110,7 +110,7 @@ def choose_grid(lo: ArrayLike, hi: ArrayLike, scheme: Scheme) -> Grid:
     return Grid(scale.reshape(low.shape), zero_point.reshape(low.shape), scheme)
 
 
-def accumulator_grid(weight: Grid, given: Grid, channels: int, single: bool = False) -> Grid:
+def accumulator_grid(weight: Grid, activation: Grid, channels: int, single: bool = False) -> Grid:
     """The grid of a layer's int32 sums, which integer kernels want its bias on: input scale x weight scale.
 
     Parameters
@@ -131,9 +131,9 @@ def accumulator_grid(weight: Grid, given: Grid, channels: int, single: bool = Fa
     """
     tiny = np.finfo(np.float32).tiny  # no scale is below the smallest normal float32
     if single and weight.scale.size == 1:
-        scale = np.asarray(np.maximum(weight.scale.reshape(()) * given.scale, tiny), np.float32)
+        scale = np.asarray(np.maximum(weight.scale.reshape(()) * activation.scale, tiny), np.float32)
         return Grid(scale, np.zeros((), np.int32), Scheme(bits=32, signed=True, symmetric=True))
-    scale = np.maximum(np.tile(weight.scale, channels // weight.scale.size) * given.scale, tiny)
+    scale = np.maximum(np.tile(weight.scale, channels // weight.scale.size) * activation.scale, tiny)
     scheme = Scheme(bits=32, signed=True, symmetric=True, granularity="axis", axis=0)
     return Grid(scale, np.zeros(channels, np.int32), scheme)
 

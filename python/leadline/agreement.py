@@ -23,9 +23,9 @@ class DeviceAgreement:
     mean: float = 0.0
     largest: float = 0.0
 
-    def updated(self, simulated: NDArray[Any], given: NDArray[Any], step: float) -> DeviceAgreement:
+    def updated(self, simulated: NDArray[Any], device: NDArray[Any], step: float) -> DeviceAgreement:
         """With one more sample."""
-        x, y = np.asarray(simulated, np.float64), np.asarray(given, np.float64)
+        x, y = np.asarray(simulated, np.float64), np.asarray(device, np.float64)
         with np.errstate(invalid="ignore"):
             distance: NDArray[np.float64] = np.abs(x - y) / (step or 1.0)
         same = (x == y) | (np.isnan(x) & np.isnan(y))

@@ -84,11 +84,11 @@ def as_weight(weight: Any, function: str) -> FloatArray:
 
 def as_moments(moments: Any, rows: int, features: int, argument: str, function: str) -> NDArray[np.float64]:
     """Second moments of a layer's inputs as float64 (groups, features, features), the rows shared among the groups."""
-    given = np.asarray(as_array(moments, argument, function), np.float64)
-    array = np.ascontiguousarray(given if given.ndim == 3 else given[None])
+    values = np.asarray(as_array(moments, argument, function), np.float64)
+    array = np.ascontiguousarray(values if values.ndim == 3 else values[None])
     if array.ndim != 3 or array.shape[1:] != (features, features) or not len(array) or rows % len(array):
         rule = f"{argument} must be ({features}, {features}), or one such for each group of the {rows} rows"
-        raise refuse(function, rule, given.shape)
+        raise refuse(function, rule, values.shape)
     if not np.isfinite(array).all():
         raise refuse(function, f"{argument} must be finite", "NaN or infinite values")
     return array

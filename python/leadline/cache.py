@@ -44,15 +44,15 @@ def environment() -> str:
     """The digest of what computes: leadline's own files, Python and compiled, and the versions of numpy, onnx and
     onnxruntime. Hexadecimal; part of everything that outlives a process."""
     package = find_spec("leadline")
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for folder in map(Path, package.submodule_search_locations or () if package else ()):
-        found |= {str(file.relative_to(folder)): file for file in folder.rglob("*.py")}
+        files |= {str(file.relative_to(folder)): file for file in folder.rglob("*.py")}
     for name in ("_core", "_core_v2", "_core_v3"):  # in an editable install they are elsewhere
         module = find_spec(f"leadline.{name}")
         if module is not None and module.origin:
-            found[name] = Path(module.origin)
+            files[name] = Path(module.origin)
     versions = {name: version(name) for name in ("leadline", "numpy", "onnx", "onnxruntime")}
-    return digest(versions, {name: file.read_bytes() for name, file in found.items()})
+    return digest(versions, {name: file.read_bytes() for name, file in files.items()})
 
 
 def _pieces(value: Any) -> Iterator[bytes]:
@@ -125,11 +125,11 @@ class Cache:
     def recall(self, key: str, compute: Callable[[], T]) -> T:
         """The value kept under `key` (see `digest`), or what `compute` gives, kept from now on."""
         file = self.folder / f"{key}.pickle"
-        found = self._read(file)
-        if found is None:
+        entry = self._read(file)
+        if entry is None:
             with self._alone(key):
-                found = self._read(file)
-                if found is None:
+                entry = self._read(file)
+                if entry is None:
                     self.misses += 1
                     start, saved = time.monotonic(), self.saved
                     value = compute()
@@ -139,8 +139,8 @@ class Cache:
                         self._write(file, took, value)
                     return value
         self.hits += 1
-        self.saved += found[0]
-        return found[1]  # type: ignore[no-any-return]
+        self.saved += entry[0]
+        return entry[1]  # type: ignore[no-any-return]
 
     def _read(self, file: Path) -> tuple[float, Any] | None:
         try:

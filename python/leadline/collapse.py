@@ -92,12 +92,12 @@ class Likeness:
         if self.equal is not None:
             lost = self.equal < 0.5 and min(db, centred) < LOST
             return [f"{self.equal:.0%} of the values are equal"] if lost else []
-        found = [] if flat else self._dead()
+        reasons = [] if flat else self._dead()
         if (db if flat else min(db, centred)) < LOST:
-            found.append(f"SQNR {db:.1f} dB" + ("" if flat else f", {centred:.1f} dB about its mean"))
+            reasons.append(f"SQNR {db:.1f} dB" + ("" if flat else f", {centred:.1f} dB about its mean"))
         if self.correlation is not None and self.correlation < UNLIKE:
-            found.append(f"correlation {self.correlation:.2f}")
-        return found
+            reasons.append(f"correlation {self.correlation:.2f}")
+        return reasons
 
     def _dead(self) -> list[str]:
         wide, left = (high - low for low, high in (self.reference, self.other))
@@ -228,15 +228,15 @@ class Comparison:
     def parts(self, inseparable: Callable[[int], NDArray[np.bool_]]) -> list[Part]:
         """Along the axis on which they lie farthest apart. `inseparable` tells of each index of an axis whether it
         stays with those of its neighbours for which that is true as well."""
-        found = [(*sums.apart(partial(inseparable, axis)), axis) for axis, sums in self._axes.items()]
-        _, slices, axis = max(found, key=lambda one: one[0])
-        return [Part(axis, one) for one in slices]
+        splits = [(*sums.apart(partial(inseparable, axis)), axis) for axis, sums in self._axes.items()]
+        _, slices, axis = max(splits, key=lambda split: split[0])
+        return [Part(axis, piece) for piece in slices]
 
 
 def reasons_of(name: str, comparison: Comparison) -> list[str]:
     """Why a whole output is lost, as a line that names it; empty where it is not."""
-    found = comparison.likeness().reasons()
-    return [f"{name}: {'; '.join(found)}"] if found else []
+    reasons = comparison.likeness().reasons()
+    return [f"{name}: {'; '.join(reasons)}"] if reasons else []
 
 
 @dataclass(frozen=True)
@@ -257,9 +257,11 @@ def _longer(join: np.ufunc, known: Array | None, more: NDArray[Any], neutral: fl
     length = max(len(more), 0 if known is None else len(known))
     first, second = (
         np.pad(
-            np.zeros(0) if one is None else one, (0, length - (0 if one is None else len(one))), constant_values=neutral
+            np.zeros(0) if values is None else values,
+            (0, length - (0 if values is None else len(values))),
+            constant_values=neutral,
         )
-        for one in (known, np.asarray(more, np.float64))
+        for values in (known, np.asarray(more, np.float64))
     )
     joined: Array = join(first, second)
     return joined

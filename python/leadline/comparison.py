@@ -40,11 +40,11 @@ class Run:
     @property
     def collapse(self) -> list[str]:
         """Why the artefact has collapsed, and the first layer that is broken; empty where it has not."""
-        found = [reason for judgement in self.judgements for reason in judgement.collapse]
-        found += self.verification.collapse
-        if found and self.verification.origin:
-            found.append(f"the first broken tensor is {self.verification.origin}")
-        return list(dict.fromkeys(found))
+        reasons = [reason for judgement in self.judgements for reason in judgement.collapse]
+        reasons += self.verification.collapse
+        if reasons and self.verification.origin:
+            reasons.append(f"the first broken tensor is {self.verification.origin}")
+        return list(dict.fromkeys(reasons))
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ def compare_recipes(
         verification = quantized.verify(threads=threads, progress=progress)
         artefact = quantized.to_qdq()
         judgements = [
-            judge(predict(artefact, f.frames, preprocess, threads=threads, progress=progress), f, own)
-            for f, own in zip(footage, floats, strict=True)
+            judge(predict(artefact, f.frames, preprocess, threads=threads, progress=progress), f, reference)
+            for f, reference in zip(footage, floats, strict=True)
         ]
         runs.append(Run(quantized, verification, folder, seconds, judgements))
     return Comparison(Path(network), graph, footage, floats, runs, len(samples))

@@ -84,9 +84,9 @@ def compensate(
 
 def _shifted(rows: FloatArray, out: FloatArray, groups: int, bias: Any, mean: Any, quantised_mean: Any) -> FloatArray:
     """b + W E[x] - V E[y], for each group of rows."""
-    given = as_float32(bias, "bias", "compensate")
-    if given.shape != (len(rows),):
-        raise refuse("compensate", f"bias must have shape ({len(rows)},)", given.shape)
+    bias = as_float32(bias, "bias", "compensate")
+    if bias.shape != (len(rows),):
+        raise refuse("compensate", f"bias must have shape ({len(rows)},)", bias.shape)
     means = []
     for name, value in (("mean", mean), ("quantised_mean", quantised_mean)):
         array = np.asarray(value, np.float64) if value is not None else np.zeros(0)
@@ -95,5 +95,5 @@ def _shifted(rows: FloatArray, out: FloatArray, groups: int, bias: Any, mean: An
         means.append(array.reshape(groups, 1, -1))
     parts = [array.astype(np.float64).reshape(groups, -1, array.shape[1]) for array in (rows, out)]
     moved = (parts[0] * means[0]).sum(2) - (parts[1] * means[1]).sum(2)
-    shifted: FloatArray = (given + moved.ravel()).astype(np.float32)
+    shifted: FloatArray = (bias + moved.ravel()).astype(np.float32)
     return shifted

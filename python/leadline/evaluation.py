@@ -133,9 +133,9 @@ def judge(output: NDArray[Any], footage: Footage, reference: Judgement | None = 
     """All metrics of a network's output on some footage; `reference` is the float network on it. Beside that, what is
     NaN or infinite is a collapse, and counts as 0 in the metrics."""
     truth, frames = footage.truth, footage.frames
-    given = output
+    raw = output
     if reference is not None:
-        output = np.where(np.isfinite(given), given, 0)
+        output = np.where(np.isfinite(raw), raw, 0)
     depth = align(output, truth, footage.alignment, inverse=footage.inverse, far=footage.far, together=footage.video)
     scores = score(depth, truth, far=footage.far)
     known_depth = np.where(valid(truth, far=footage.far), depth, 0)
@@ -147,7 +147,7 @@ def judge(output: NDArray[Any], footage: Footage, reference: Judgement | None = 
         boundary_f1(depth, np.where(truth > 0, truth, np.inf)),
         None if reference is None else similarity(output, reference.output),
         temporal,
-        [] if reference is None else collapsed(given, reference.output, scores, reference.scores),
+        [] if reference is None else collapsed(raw, reference.output, scores, reference.scores),
         np.asarray(output, np.float32),
         depth.astype(np.float32),
     )

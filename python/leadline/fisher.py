@@ -82,20 +82,20 @@ def output_factor(
     with Session(graph, names, threads=threads) as front, Session(part, threads=threads) as back:
         for feed in samples:
             known = {name: feed[name] for name in ends}
-            given = front.run(known) | {value.name: known[value.name] for value in part.inputs if value.name in ends}
-            usual = _looked_at(back.run(given))
+            inputs = front.run(known) | {value.name: known[value.name] for value in part.inputs if value.name in ends}
+            usual = _looked_at(back.run(inputs))
             energy = np.concatenate([np.full(v.size, np.sum(v**2) or 1.0) for v in usual])
             before = np.concatenate(usual)
-            written = given[layer.output].astype(np.float64)
+            written = inputs[layer.output].astype(np.float64)
             length = step * np.sqrt(np.mean(written**2)) or step
             signs = rng.choice([-1.0, 1.0], [1 if i == axis else size for i, size in enumerate(shape)])
             changes = []
             for u in directions:
                 moved = written + length * signs * u.reshape([-1 if i == axis else 1 for i in range(len(shape))])
-                after = np.concatenate(_looked_at(back.run(given | {layer.output: moved.astype(np.float32)})))
+                after = np.concatenate(_looked_at(back.run(inputs | {layer.output: moved.astype(np.float32)})))
                 changes.append((after - before) / np.sqrt(energy))
-            found = np.stack(changes) / length
-            products += found @ found.T
+            derivatives = np.stack(changes) / length
+            products += derivatives @ derivatives.T
     products /= len(samples)
     factor = directions.T @ products @ directions
     if count < channels:

@@ -184,7 +184,7 @@ class ConvGram(_Moments):
         count = thread_count(threads, "ConvGram.update")
         if axes > 2 and not np.isfinite(array).all():  # several updates of the sums would stop in the middle
             raise self._not_finite(array, sample)
-        kernel, strides, dilations = ((1, *own)[-2:] for own in (self.kernel, self.strides, self.dilations))
+        kernel, strides, dilations = ((1, *per_axis)[-2:] for per_axis in (self.kernel, self.strides, self.dilations))
         pads = [0, *self.pads[:axes]][-2:] + [0, *self.pads[axes:]][-2:]
         for picture in self._pictures(array, steps[:-2]):
             n, channels, *size = picture.shape

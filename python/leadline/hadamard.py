@@ -49,10 +49,10 @@ def matrix(n: int) -> Signs:
     """
     if block_size(n) != n:
         raise refuse("hadamard.matrix", "a matrix of this size must be constructible", n)
-    found = np.ones((1, 1), np.int8)
+    product = np.ones((1, 1), np.int8)
     for order in _factors(int(n)) or ():
-        found = np.kron(found, _base(order))
-    return found
+        product = np.kron(product, _base(order))
+    return product
 
 
 @dataclass(frozen=True)
@@ -210,9 +210,9 @@ def _factors(n: int) -> tuple[int, ...] | None:
     for order in options:
         rest = _factors(n // order)
         if rest is not None:
-            found = tuple(sorted((*rest, order), reverse=True))
-            if best is None or _cost(found) < _cost(best):
-                best = found
+            orders = tuple(sorted((*rest, order), reverse=True))
+            if best is None or _cost(orders) < _cost(best):
+                best = orders
     return best
 
 
@@ -248,13 +248,13 @@ def _base(order: int) -> Signs:
     ring[1:, 1:] = squares[differences]
     if first:
         ring[1:, 0] = -1
-        found = ring + np.eye(q + 1, dtype=np.int8)
+        signs = ring + np.eye(q + 1, dtype=np.int8)
     else:
-        found = np.kron(ring, np.array([[1, 1], [1, -1]], np.int8))
-        found += np.kron(np.eye(q + 1, dtype=np.int8), np.array([[1, -1], [-1, -1]], np.int8))
-    found = np.asarray(found * found[:, :1], np.int8)
-    found.setflags(write=False)
-    return found
+        signs = np.kron(ring, np.array([[1, 1], [1, -1]], np.int8))
+        signs += np.kron(np.eye(q + 1, dtype=np.int8), np.array([[1, -1], [-1, -1]], np.int8))
+    signs = np.asarray(signs * signs[:, :1], np.int8)
+    signs.setflags(write=False)
+    return signs
 
 
 def _characters(p: int, k: int) -> NDArray[np.int8]:

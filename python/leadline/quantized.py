@@ -274,7 +274,7 @@ class Quantized:
             raise refuse("Quantized.load", rule, f"{type(error).__name__}: {error}") from error
         if not (path / "model.fp32.onnx").is_file():
             rule = f"'{path}' must hold model.fp32.onnx, which a network that came as .tflite has not"
-            raise refuse("Quantized.load", rule, ", ".join(sorted(one.name for one in path.iterdir())))
+            raise refuse("Quantized.load", rule, ", ".join(sorted(file.name for file in path.iterdir())))
         graph = Graph.load(path / "model.fp32.onnx", shapes, verbatim=True)
         written = qdq.read(path / "model.qdq.onnx")
         codes = {name: array.reshape(graph.shape(name)) for name, array in written.codes.items()}

@@ -217,8 +217,8 @@ class Recipe:
         """
         floats = [Override(pattern, weights="float", activations="float") for pattern in exclude]
         read = [
-            one if isinstance(one, Override) else _read_override(one, f"overrides[{i}]")
-            for i, one in enumerate(overrides)
+            override if isinstance(override, Override) else _read_override(override, f"overrides[{i}]")
+            for i, override in enumerate(overrides)
         ]
         return self.changed(overrides=(*floats, *read, *self.overrides))
 
@@ -250,7 +250,7 @@ def _check(values: Mapping[str, Any], where: str) -> None:
     for key, wanted in (("name", str), ("description", str), ("scope", Scope), ("data", Mapping)):
         check_type(values[key], wanted, f"{where}: {key}")
     for key, item in (("steps", Step), ("overrides", Override)):
-        if not isinstance(values[key], tuple) or not all(isinstance(one, item) for one in values[key]):
+        if not isinstance(values[key], tuple) or not all(isinstance(entry, item) for entry in values[key]):
             raise refuse("Recipe", f"{where}: {key} must be a tuple of {key}", repr(values[key]))
     for key, granularity, rule in (
         ("weights", "token", "weights have no tokens"),

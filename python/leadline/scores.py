@@ -100,7 +100,7 @@ class OutputScore:
     def collapsed(self) -> list[str]:
         """What of it is lost, and why: a line for the output and for each part."""
         reasons = {self.name: self.collapse} | {part.name: part.collapse for part in self.parts}
-        return [f"{name}: {'; '.join(found)}" for name, found in reasons.items() if found]
+        return [f"{name}: {'; '.join(causes)}" for name, causes in reasons.items() if causes]
 
     @property
     def order(self) -> str:
@@ -245,8 +245,8 @@ class Run:
 
         def reasons(part: Any = None) -> list[str]:
             return [
-                said + reason
-                for said, comparison in judged
+                prefix + reason
+                for prefix, comparison in judged
                 for reason in comparison.likeness(part).reasons(1.0 if part is None else peak)
             ]
 

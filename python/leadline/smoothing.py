@@ -303,8 +303,8 @@ def _activation_noise(lo: Float64, hi: Float64, power: Float64, scheme: Scheme |
     """Sum over channels of step^2 / 12 * power, the step that of the grid of lo..hi."""
     if scheme is None:
         return 0.0
-    one = scheme.granularity != "axis"  # a token's channels share a grid as well, no wider than the tensor's
-    grid = choose_grid(lo.min() if one else lo, hi.max() if one else hi, scheme)
+    shared = scheme.granularity != "axis"  # a token's channels share a grid as well, no wider than the tensor's
+    grid = choose_grid(lo.min() if shared else lo, hi.max() if shared else hi, scheme)
     step = np.where((lo == 0) & (hi == 0), 0.0, grid.scale.astype(np.float64))  # a channel of zeros is exact
     return float(np.square(step) @ power / 12)
 

@@ -52,15 +52,15 @@ class Tailed:
         if self._tail is None:
             return
         self._samples += 1
-        exact, rough = (self._session.run({name: one[name] for name in self._tail.reads}) for one in (wanted, got))
+        exact, rough = (self._session.run({name: at[name] for name in self._tail.reads}) for at in (wanted, got))
         for name, total in self._sqnr.items():
-            one, other = exact[name], rough[name]
-            self._sizes[name] = self._sizes[name][0] + one.size, self._sizes[name][1] + other.size
-            if one.shape == other.shape:
+            reference, simulated = exact[name], rough[name]
+            self._sizes[name] = self._sizes[name][0] + reference.size, self._sizes[name][1] + simulated.size
+            if reference.shape == simulated.shape:
                 self._alike[name] += 1
-                total.update(one, other)
-                if one.size:
-                    self._held[name].update(*(np.sort(array, axis=None)[None] for array in (one, other)))
+                total.update(reference, simulated)
+                if reference.size:
+                    self._held[name].update(*(np.sort(array, axis=None)[None] for array in (reference, simulated)))
 
     def scores(self) -> list[FinalScore]:
         return [

@@ -110,26 +110,26 @@ class Audit:
         document = asdict(self) | {"passed": self.passed, "counts": self.counts()}
         for finding in document["findings"]:
             finding["names"], finding["where"] = list(finding["names"]), list(finding["where"])
-        for rewrite, own in zip(document["rewrites"], self.rewrites, strict=True):
-            rewrite["text"] = own.text
+        for entry, rewrite in zip(document["rewrites"], self.rewrites, strict=True):
+            entry["text"] = rewrite.text
         return document | {"findings": list(document["findings"]), "rewrites": list(document["rewrites"])}
 
     def rows(self, longest: int = 3) -> list[tuple[str, str, str, str]]:
         """Operator, how many, status and note of each line; names of refused nodes are cut after `longest`."""
         rows: list[tuple[str, str, str, str]] = []
-        for one in self.findings:
-            note = one.note + ("" if one.asked else " (from a list)")
-            if one.status in ("unsupported", "unknown"):
-                note = f"{few(one.where or one.names, longest)}: {note}"
-            rows.append((one.operator, str(len(one.names)), one.status, note.strip()))
+        for finding in self.findings:
+            note = finding.note + ("" if finding.asked else " (from a list)")
+            if finding.status in ("unsupported", "unknown"):
+                note = f"{few(finding.where or finding.names, longest)}: {note}"
+            rows.append((finding.operator, str(len(finding.names)), finding.status, note.strip()))
         return rows
 
 
 def located(audit: Audit, origins: Mapping[str, object]) -> Audit:
     """With the places that the nodes come from, each once."""
     findings = (
-        replace(one, where=tuple(dict.fromkeys(str(origins[name]) for name in one.names if name in origins)))
-        for one in audit.findings
+        replace(finding, where=tuple(dict.fromkeys(str(origins[name]) for name in finding.names if name in origins)))
+        for finding in audit.findings
     )
     return replace(audit, findings=tuple(findings))
 
@@ -137,7 +137,7 @@ def located(audit: Audit, origins: Mapping[str, object]) -> Audit:
 def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Worst first, then the most frequent."""
     ranks = {status: rank for rank, status in enumerate(get_args(Status))}
-    return tuple(sorted(findings, key=lambda one: (ranks[one.status], -len(one.names), one.operator)))
+    return tuple(sorted(findings, key=lambda finding: (ranks[finding.status], -len(finding.names), finding.operator)))
 
 
 def _listed(counts: Mapping[str, int]) -> str:

@@ -64,9 +64,10 @@ def open_network(file: Path, sample: Sample | None) -> Network:
         if not obstacles:
             raise
         names = ((node.name or node.outputs[0], noted.get(node.outputs[0])) for node in reversed(source.nodes))
-        return Network(file.name, len(source.nodes), None, (), obstacles, {name: own for name, own in names if own})
+        places = {name: origin for name, origin in names if origin}
+        return Network(file.name, len(source.nodes), None, (), obstacles, places)
     names = ((node.name, noted.get(name.partition("|")[0])) for node, name in zip(graph.nodes, written, strict=True))
-    places = {name: own for name, own in names if own}
+    places = {name: origin for name, origin in names if origin}
     graph.fold()
     watch("folded into the neighbouring layers", graph)
     behind: tuple[Finding, ...] = ()
@@ -77,11 +78,13 @@ def open_network(file: Path, sample: Sample | None) -> Network:
 
 
 def _behind(tail: Tail) -> tuple[Finding, ...]:
-    found: dict[str, list[str]] = {}
+    by_operator: dict[str, list[str]] = {}
     for node in tail.nodes:
-        found.setdefault(node.op_type, []).append(_name(node))
+        by_operator.setdefault(node.op_type, []).append(_name(node))
     note = f"stays in float, where a CPU has to run it: shapes depend on the data from {tail.causes[0]} on"
-    return tuple(Finding(kind, "unsupported", tuple(names), len(names), note, False) for kind, names in found.items())
+    return tuple(
+        Finding(kind, "unsupported", tuple(names), len(names), note, False) for kind, names in by_operator.items()
+    )
 
 
 def _name(node: Node) -> str:
@@ -95,12 +98,12 @@ def _obstacles(source: Source) -> tuple[Finding, ...]:
     reasons = [(node, obstacle(node, source.opset)) for node in source.nodes]
     if not any(reason for _, reason in reasons):
         return ()
-    found: dict[tuple[str, str], list[str]] = {}
+    grouped: dict[tuple[str, str], list[str]] = {}
     for node, reason in reasons:
         kind = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        found.setdefault((kind, reason or ""), []).append(node.name or node.outputs[0])
+        grouped.setdefault((kind, reason or ""), []).append(node.name or node.outputs[0])
     return tuple(
         Finding(kind, "unsupported" if reason else "unknown", tuple(names), len(names),
                 reason or "not asked: the network cannot be read")
-        for (kind, reason), names in found.items()
+        for (kind, reason), names in grouped.items()
     )  # fmt: skip

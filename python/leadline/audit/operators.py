@@ -37,10 +37,10 @@ class Form:
 
 def forms(graph: Graph) -> list[Form]:
     """The distinct operators of a network in normal form, in order."""
-    found: dict[Any, list[Node]] = {}
+    by_key: dict[Any, list[Node]] = {}
     for node in graph.nodes:
-        found.setdefault(_key(graph, node), []).append(node)
-    return [Form(tuple(nodes), _alone(graph, nodes[0])) for nodes in found.values()]
+        by_key.setdefault(_key(graph, node), []).append(node)
+    return [Form(tuple(nodes), _alone(graph, nodes[0])) for nodes in by_key.values()]
 
 
 def _key(graph: Graph, node: Node) -> Any:
@@ -88,7 +88,7 @@ def quantised(graph: Graph, recipe: Recipe, profile: Profile) -> tuple[onnx.Mode
     known = len(placement.notes)
     placement = fit(graph, placement, profile)
     grids: dict[str, Grid] = {}
-    for name, scheme in (*placement.constants.items(), *((layer.weight, own) for layer, own in placement.layers)):
+    for name, scheme in (*placement.constants.items(), *((layer.weight, scheme) for layer, scheme in placement.layers)):
         if name not in grids:
             grids[name] = decide.weight_grid(graph.weights[name], scheme)
     writers = graph.producers()

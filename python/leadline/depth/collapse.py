@@ -39,8 +39,8 @@ def collapsed(
     sums = Sums()
     for frame, wanted in zip(y, r, strict=True) if y.ndim == 3 else [(y, r)]:
         sums.update(wanted.reshape(1, -1), frame.reshape(1, -1))
-    found = sums.likeness().reasons()
+    reasons = sums.likeness().reasons()
     sound = reference_scores is None or reference_scores.abs_rel <= ABS_REL
     if scores is not None and sound and scores.abs_rel > ABS_REL:
-        found.append(f"AbsRel {scores.abs_rel:.2f} is above {ABS_REL}")
-    return found
+        reasons.append(f"AbsRel {scores.abs_rel:.2f} is above {ABS_REL}")
+    return reasons

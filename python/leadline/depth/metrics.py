@@ -188,13 +188,13 @@ def score(
     usable = valid(t, near=near, far=far, mask=None if mask is None else _frames(np.asarray(mask, bool)))
     seen = np.flatnonzero(usable.any((1, 2)))
     depth = align(y, t, alignment, inverse=inverse, near=near, far=far, mask=usable, together=together)
-    rows = np.array([_one(depth[i][usable[i]], t[i][usable[i]]) for i in seen])
+    rows = np.array([_frame_scores(depth[i][usable[i]], t[i][usable[i]]) for i in seen])
     names = [field.name for field in fields(DepthScores)][: rows.shape[1]]
     means = dict(zip(names, map(float, rows.mean(0)), strict=True))
     return DepthScores(**means, frames=len(seen), pixels=int(usable.sum()))
 
 
-def _one(y: Array, t: Array) -> list[float]:
+def _frame_scores(y: Array, t: Array) -> list[float]:
     difference, g = y - t, np.log(y) - np.log(t)
     ratio = np.maximum(y / t, t / y)
     return [

@@ -69,8 +69,8 @@ class Difference:
     def rows(self, longest: int = 8) -> list[tuple[str, str]]:
         """Label and text of each line of a table; lists are cut after `longest`."""
         rows = [
-            (label, f"{one.file}, {one.kind}, {decimal(one.bytes)}")
-            for label, one in (("first", self.first), ("second", self.second))
+            (label, f"{inspection.file}, {inspection.kind}, {decimal(inspection.bytes)}")
+            for label, inspection in (("first", self.first), ("second", self.second))
         ]
         smaller = 100 * (1 - self.second.bytes / self.first.bytes) if self.first.bytes else 0.0
         text = f"the second file is {abs(smaller):.1f} % {'smaller' if smaller >= 0 else 'larger'}"
@@ -79,7 +79,7 @@ class Difference:
         if self.renamed:
             some = tuple(f"{ours} = {theirs}" for ours, theirs in self.renamed.items())
             rows.append(("other names", f"{len(some)}: {few(some, min(longest, 3))}"))
-        codes = {name: _codes_text(found) for name, found in self.codes.items()}
+        codes = {name: _codes_text(difference) for name, difference in self.codes.items()}
         for label, table in (
             ("only in the first", self.only_first),
             ("only in the second", self.only_second),
@@ -104,11 +104,11 @@ def compare_artefacts(first: Artefact, second: Artefact) -> Difference:
         if differences:
             grids[ours] = "; ".join(differences)
         if ours in first.codes and theirs in second.codes:
-            found = _code_differences(
+            code_difference = _code_differences(
                 _centred(first.codes[ours], first.grids[ours]), _centred(second.codes[theirs], second.grids[theirs])
             )
-            if found.different:
-                codes[ours] = found
+            if code_difference.different:
+                codes[ours] = code_difference
             else:
                 equal_codes += 1
     return Difference(
@@ -130,14 +130,14 @@ def _alone(first: Artefact, second: Artefact, known: Iterable[str], others: Iter
     scales = np.sort(
         [float(grid.scale) for name, grid in second.grids.items() if name not in there and not grid.scale.ndim]
     )
-    found: list[tuple[bool, str, str]] = []
+    entries: list[tuple[bool, str, str]] = []
     for name, grid in _biases_last(first.grids).items():
         if name not in taken:
             alike = name not in floats and not grid.scale.ndim and _holds(scales, float(grid.scale))
             where = "in float" if name in floats else "not"
             text = "an equal scale under another name there" if alike else f"{where} in the other file"
-            found.append((alike, name, f"{described(grid)}, {text}"))
-    return {name: text for _, name, text in sorted(found, key=lambda item: item[0])}
+            entries.append((alike, name, f"{described(grid)}, {text}"))
+    return {name: text for _, name, text in sorted(entries, key=lambda item: item[0])}
 
 
 def _holds(scales: NDArray[Any], scale: float) -> bool:
@@ -153,11 +153,11 @@ def _biases_last(grids: dict[str, Grid]) -> dict[str, Grid]:
 def _pair_by_codes(first: Artefact, second: Artefact) -> dict[str, str]:
     """Parameters that only the names tell apart: each one's codes, in whatever order, are no other's."""
 
-    def prints(one: Artefact, other: Artefact) -> dict[bytes, list[str]]:
+    def prints(artefact: Artefact, other: Artefact) -> dict[bytes, list[str]]:
         table: dict[bytes, list[str]] = {}
-        for name, array in one.codes.items():
-            if name not in other.grids and name in one.grids:
-                centred = np.sort(_centred(array, one.grids[name]), axis=None)
+        for name, array in artefact.codes.items():
+            if name not in other.grids and name in artefact.grids:
+                centred = np.sort(_centred(array, artefact.grids[name]), axis=None)
                 table.setdefault(centred.tobytes(), []).append(name)
         return table
 
@@ -177,9 +177,9 @@ def _centred(codes: NDArray[Any], grid: Grid) -> NDArray[np.int64]:
 
 
 def _grid_differences(ours: Grid, theirs: Grid) -> Iterable[str]:
-    one, two = ours.scheme, theirs.scheme
-    if one.bits != two.bits:
-        yield f"{one.bits} bits against {two.bits}"
+    our_scheme, their_scheme = ours.scheme, theirs.scheme
+    if our_scheme.bits != their_scheme.bits:
+        yield f"{our_scheme.bits} bits against {their_scheme.bits}"
         return
     scales, others = ours.scale.reshape(-1), theirs.scale.reshape(-1)
     if scales.size != others.size:
@@ -215,6 +215,6 @@ def _code_differences(ours: NDArray[np.int64], theirs: NDArray[np.int64]) -> Cod
     return Codes(int(np.count_nonzero(least)), ours.size, int(least.max(initial=0)))
 
 
-def _codes_text(found: Codes) -> str:
-    steps = f", by {found.largest} at most" if found.largest else ""
-    return f"{found.different} of {found.size}{steps}"
+def _codes_text(difference: Codes) -> str:
+    steps = f", by {difference.largest} at most" if difference.largest else ""
+    return f"{difference.different} of {difference.size}{steps}"

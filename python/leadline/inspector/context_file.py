@@ -37,12 +37,12 @@ def read_context(
         else:
             external = file.parent / payload.decode(errors="replace")
             try:
-                found = external.stat().st_size
+                file_size = external.stat().st_size
             except OSError as error:
                 rule = "the context binary must be beside the file"
                 raise refuse("inspect", rule, f"'{external.name}': {error.strerror}") from error
-            size += found
-            facts[f"context{mark}"] = f"{decimal(found)}, in {external.name}"
+            size += file_size
+            facts[f"context{mark}"] = f"{decimal(file_size)}, in {external.name}"
         for label, key in (("source", "source"), ("SDK", "ep_sdk_version"), ("partition", "partition_name"),
                            ("hardware", "hardware_architecture"), ("notes", "notes")):  # fmt: skip
             if held.get(key):
@@ -50,8 +50,8 @@ def read_context(
         facts[f"  reads and writes{mark}"] = _ports(node, model)
     for entry in model.metadata_props:
         if entry.key.startswith(_MADE_FOR):
-            found_htp = _HTP.fullmatch(entry.value)
-            plain = f"htp_arch {found_htp[2]}, soc_model {found_htp[3]} ({entry.value})" if found_htp else entry.value
+            htp = _HTP.fullmatch(entry.value)
+            plain = f"htp_arch {htp[2]}, soc_model {htp[3]} ({entry.value})" if htp else entry.value
             facts[f"made for {entry.key.removeprefix(_MADE_FOR)}"] = plain
     # Weights that the binary holds are still written beside it, with a DequantizeLinear that nobody needs.
     stored = {tensor.name for tensor in model.graph.initializer}

@@ -21,12 +21,12 @@ def read_encodings(file: Path, model: str | os.PathLike[str] | None = None) -> A
 
 
 def _alone(file: Path) -> Artefact:
-    found, version = encodings.read_with_version(file)
-    kinds = {name: "tensor" for name in (*found.grids, *found.floats)}
-    if found.params is not None:
-        kinds = {name: "parameter" if name in found.params else "activation" for name in kinds}
-    inspection = _inspection(file, version, found, kinds, tuple(sorted(found.floats)))
-    return Artefact(inspection, found.grids)
+    entries, version = encodings.read_with_version(file)
+    kinds = {name: "tensor" for name in (*entries.grids, *entries.floats)}
+    if entries.params is not None:
+        kinds = {name: "parameter" if name in entries.params else "activation" for name in kinds}
+    inspection = _inspection(file, version, entries, kinds, tuple(sorted(entries.floats)))
+    return Artefact(inspection, entries.grids)
 
 
 def _beside(file: Path, model: str | os.PathLike[str]) -> Artefact:
@@ -36,25 +36,25 @@ def _beside(file: Path, model: str | os.PathLike[str]) -> Artefact:
     from leadline.inspector.onnx_file import Network
 
     graph = Graph.load(model, verbatim=True)
-    found, version = encodings.read_with_version(file, graph)
+    entries, version = encodings.read_with_version(file, graph)
     missing = gaps(graph, file)
     left = [gap.tensor for gap in missing if not gap.harmless and gap.reason != "tied"]
-    uncovered = tuple(dict.fromkeys((*sorted(found.floats), *left)))
-    kinds = {name: "parameter" if name in graph.weights else "activation" for name in (*found.grids, *uncovered)}
+    uncovered = tuple(dict.fromkeys((*sorted(entries.floats), *left)))
+    kinds = {name: "parameter" if name in graph.weights else "activation" for name in (*entries.grids, *uncovered)}
     network = Network(open_model(model, "inspect")[0])
     inspection = _inspection(
         file,
         version,
-        found,
+        entries,
         kinds,
         uncovered,
         absorbed=sum(gap.harmless for gap in missing),
-        wrong=dict(starved(network.operators(), found.grids)),
+        wrong=dict(starved(network.operators(), entries.grids)),
         gaps={gap.tensor: f"{gap.reason}, {gap.consequence}" for gap in missing if not gap.harmless},
         ports=(network.inputs, network.outputs),
         facts=_facts(missing),
     )
-    return Artefact(inspection, found.grids)
+    return Artefact(inspection, entries.grids)
 
 
 def _facts(missing: list[Gap]) -> dict[str, str]:
@@ -66,7 +66,7 @@ def _facts(missing: list[Gap]) -> dict[str, str]:
 def _inspection(
     file: Path,
     version: str,
-    found: encodings.Encodings,
+    entries: encodings.Encodings,
     kinds: dict[str, str],
     uncovered: tuple[str, ...],
     *,
@@ -76,22 +76,22 @@ def _inspection(
     ports: tuple[dict[str, str], dict[str, str]] = ({}, {}),
     facts: dict[str, str] | None = None,
 ) -> Inspection:
-    every, quantised = Counter(kinds.values()), Counter(kinds[name] for name in found.grids)
+    every, quantised = Counter(kinds.values()), Counter(kinds[name] for name in entries.grids)
     known = "tensor" not in every
     return Inspection(
         file=file.name,
         kind=f"encodings {version}",
         bytes=file.stat().st_size,
         tensors=len(kinds),
-        quantized=len(found.grids),
+        quantized=len(entries.grids),
         parameters=every["parameter"] if known else None,
         parameters_quantized=quantised["parameter"] if known else None,
         activations=every["activation"] if known else None,
         activations_quantized=quantised["activation"] if known else None,
         absorbed=absorbed,
-        grids=count(found.grids, kinds),
+        grids=count(entries.grids, kinds),
         uncovered=uncovered,
-        suspicious=suspicious(found.grids, {}) | (wrong or {}),
+        suspicious=suspicious(entries.grids, {}) | (wrong or {}),
         gaps=gaps or {},
         inputs=ports[0],
         outputs=ports[1],

@@ -32,16 +32,16 @@ def read_onnx(file: Path) -> Artefact:
     size = file.stat().st_size + _external_bytes(model, file.parent)
     if any(node.op_type == NODE for node in model.graph.node):
         return read_context(file, model, network.inputs, network.outputs, size)
-    found = qdq.read(file)
+    written = qdq.read(file)
     parameters, activations = network.parameters, network.activations
-    kinds = {name: "parameter" if name in found.codes else "activation" for name in found.grids}
+    kinds = {name: "parameter" if name in written.codes else "activation" for name in written.grids}
     covered = sum(map(len, (parameters.quantised, activations.quantised)))
     uncovered = (*parameters.left, *activations.left)
     now, float32 = network.weight_bytes
-    by_tensor = found.grids | {found.dequantised[name]: found.grids[name] for name in found.dequantised}
+    by_tensor = written.grids | {written.dequantised[name]: written.grids[name] for name in written.dequantised}
     inspection = Inspection(
         file=file.name,
-        kind="ONNX QDQ" if found.grids else "ONNX",
+        kind="ONNX QDQ" if written.grids else "ONNX",
         bytes=size,
         tensors=covered + len(uncovered),
         quantized=covered,
@@ -52,14 +52,14 @@ def read_onnx(file: Path) -> Artefact:
         absorbed=len(network.absorbed),
         weight_bytes=now,
         weight_bytes_float=float32,
-        grids=count(found.grids, kinds),
+        grids=count(written.grids, kinds),
         uncovered=uncovered,
-        suspicious=suspicious(found.grids, found.codes) | dict(starved(network.operators(), by_tensor)),
+        suspicious=suspicious(written.grids, written.codes) | dict(starved(network.operators(), by_tensor)),
         float_operators=network.float_operators(),
         inputs=network.inputs,
         outputs=network.outputs,
     )
-    return Artefact(inspection, found.grids, found.codes)
+    return Artefact(inspection, written.grids, written.codes)
 
 
 @dataclass(frozen=True)
@@ -146,12 +146,12 @@ class Network:
         return [Operator(n.op_type, n.name or n.output[0], tuple(n.input), tuple(n.output)) for n in self._nodes]
 
     def float_operators(self) -> dict[str, tuple[str, ...]]:
-        found = []
+        operators = []
         for node in self._real:
             outputs = [name for name in node.output if self._types.get(name) == 1]
             if outputs and not (all(map(self._is_settled, outputs)) and all(map(self._is_integer, self._data(node)))):
-                found.append((node.op_type, node.name or outputs[0]))
-        return grouped(found)
+                operators.append((node.op_type, node.name or outputs[0]))
+        return grouped(operators)
 
     def _is_settled(self, name: str) -> bool:
         return name in self._quantised or name in self.absorbed

@@ -93,21 +93,21 @@ def _encodings(graph: Graph, file: Path) -> dict[str, Any] | None:
     """What the encodings leave to the vendor's tool, with counts of what could differ; None where there are none."""
     if not file.is_file():
         return None
-    found = gaps(graph, file)
-    left = Counter(gap.reason for gap in found if not gap.harmless)
+    missing = gaps(graph, file)
+    left = Counter(gap.reason for gap in missing if not gap.harmless)
     version = read_with_version(file)[1]
-    return {"version": version, "left": dict(left), "gaps": [vars(gap) for gap in found]}
+    return {"version": version, "left": dict(left), "gaps": [vars(gap) for gap in missing]}
 
 
 def compared(comparison: Comparison) -> dict[str, Any]:
     """Everything about a comparison of recipes, ready for JSON: what is common, and `runs` as `document` has them."""
     runs = []
     for run in comparison.runs:
-        made = document(comparison.file, run.quantized, run.verification, run.folder, run.seconds)
+        entry = document(comparison.file, run.quantized, run.verification, run.folder, run.seconds)
         for common in ("leadline", "network"):
-            del made[common]
+            del entry[common]
         judged = {"depth": [judgement.to_dict() for judgement in run.judgements], "collapse": run.collapse}
-        runs.append(made | judged)
+        runs.append(entry | judged)
     return {
         "leadline": leadline.__version__,
         "network": _network(comparison.file, comparison.graph),
@@ -182,8 +182,8 @@ def write_compared(document: dict[str, Any], comparison: Comparison, folder: Pat
 
     def draw() -> str:
         runs = [
-            made | _drawn(made, run.verification.pictures, run.quantized)
-            for made, run in zip(document["runs"], comparison.runs, strict=True)
+            entry | _drawn(entry, run.verification.pictures, run.quantized)
+            for entry, run in zip(document["runs"], comparison.runs, strict=True)
         ]
         return _page(document, runs, footage_pictures(comparison))
 

@@ -42,12 +42,12 @@ def show_difference(difference: Difference, console: Console) -> None:
 
 def write_inspection(inspection: Inspection, path: str | os.PathLike[str]) -> None:
     """What a file holds, as a page that opens anywhere. Raises InputError when the folder cannot be written."""
-    write_page(path, lambda: render("inspection.html", found=inspection.to_dict()))
+    write_page(path, lambda: render("inspection.html", inspection=inspection.to_dict()))
 
 
 def write_difference(difference: Difference, path: str | os.PathLike[str]) -> None:
     """What differs between two files, likewise."""
-    write_page(path, lambda: render("difference.html", found=difference.to_dict()))
+    write_page(path, lambda: render("difference.html", difference=difference.to_dict()))
 
 
 def show_audit(audit: Audit, console: Console) -> None:
@@ -67,7 +67,7 @@ def show_audit(audit: Audit, console: Console) -> None:
 
 def write_audit(audit: Audit, path: str | os.PathLike[str]) -> None:
     """The same as a page."""
-    write_page(path, lambda: render("audit.html", found=audit.to_dict(), words=_WORDS))
+    write_page(path, lambda: render("audit.html", audit=audit.to_dict(), words=_WORDS))
 
 
 def _show(rows: Iterable[tuple[str, str]], console: Console) -> None:

@@ -65,10 +65,10 @@ def ranges(quantized: Quantized) -> list[dict[str, Any]]:
 
 def densities(quantized: Quantized, rows: list[dict[str, Any]]) -> dict[str, list[float]]:
     """For each row of `ranges`: the share of values in each of BINS equal bins over what was seen, in percent."""
-    found = {}
+    shares = {}
     for row in rows:
         lo, hi = row["seen"]
         if lo < hi:
             counts = quantized.histograms[row["name"]].binned(np.linspace(lo, hi, BINS + 1))
-            found[row["name"]] = [round(float(share), 4) for share in 100 * counts / max(counts.sum(), 1)]
-    return found
+            shares[row["name"]] = [round(float(share), 4) for share in 100 * counts / max(counts.sum(), 1)]
+    return shares

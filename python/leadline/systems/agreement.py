@@ -93,19 +93,19 @@ def agreement(
             clips.append([session.run(feed)[name].reshape(-1, *shape[-2:]) for session in (simulation, reference)])
     if len(clips[0][0]) == 1 and video:
         clips = [[np.concatenate(part) for part in zip(*clips, strict=True)]]
-    found = [metrics.similarity(y, r) for y, r in clips]
+    similarities = [metrics.similarity(y, r) for y, r in clips]
     weights = [len(y) for y, _ in clips]
 
     def mean(values: list[float]) -> float:
         return float(np.average(values, weights=weights))
 
-    mse = mean([one.mse for one in found])
+    mse = mean([similarity.mse for similarity in similarities])
     return DepthAgreement(
-        mean([one.pearson for one in found]),
+        mean([similarity.pearson for similarity in similarities]),
         mse,
         mse**0.5,
         mean([_relative(y, r) for y, r in clips]),
-        mean([one.ssim for one in found]),
+        mean([similarity.ssim for similarity in similarities]),
         mean([float(flicker(y, r).mean()) for y, r in clips]) if weights[0] > 1 else None,
         sum(weights),
     )

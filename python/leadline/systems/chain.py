@@ -97,8 +97,8 @@ class Made:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         totals = {"quantized": self.quantized, "tensors": self.tensors, "saved": self.saved}
-        own = {"recipe": self.recipe, "notes": {k: list(v) for k, v in self.notes.items()}, "seconds": self.seconds}
-        return own | totals | self.measured.to_dict()
+        record = {"recipe": self.recipe, "notes": {k: list(v) for k, v in self.notes.items()}, "seconds": self.seconds}
+        return record | totals | self.measured.to_dict()
 
     def _repr_html_(self) -> str:
         head = ("network", "quantised", "tensors", "MB", "float MB", "saved %")
@@ -157,14 +157,14 @@ def to_tflite(
     calls = calls or {}
     feeds = _feeds(graphs, sources, calls, data, threads)
     floats: dict[str, bytes] = {}
-    made = []
+    results = []
     with filling(folder) as out:
         (out / "float").mkdir()
-        for recipe, (own, preset, io) in zip(recipes, chosen, strict=True):
+        for recipe, (litert_recipe, preset, io) in zip(recipes, chosen, strict=True):
             begun, stages, notes = time.monotonic(), dict[str, Stage](), dict[str, tuple[str, ...]]()
             (out / recipe).mkdir()
             for name in progress.over(list(graphs), recipe, len(graphs)):
-                quantized = quantize(graphs[name], own, feeds[name], threads=threads)
+                quantized = quantize(graphs[name], litert_recipe, feeds[name], threads=threads)
                 key = f"{name} {digest(quantized.graph)}"
                 if key not in floats:  # recipes that change nothing in the graph share its conversion
                     floats[key] = tflite.convert(quantized.graph)
@@ -177,8 +177,8 @@ def to_tflite(
                 stages[name] = Stage(name, plan.content, artefact.read_bytes(), wires, calls.get(name))
             with progress(f"compare {recipe}"):
                 measured = verify_chain(list(stages.values()), map(dict, data), threads=threads)
-            made.append(Made(recipe, measured, notes, time.monotonic() - begun))
-    return made
+            results.append(Made(recipe, measured, notes, time.monotonic() - begun))
+    return results
 
 
 def _feeds(
@@ -192,26 +192,29 @@ def _feeds(
     seen = [dict(sample) for sample in data]
     feeds: dict[str, list[Values]] = {}
     for name, graph in graphs.items():
-        own = feeds[name] = []
+        network_feeds = feeds[name] = []
         names = [value.name for value in graph.inputs]
         with Session(graph, threads=threads) as session:
 
             def run(
-                given: Arrays, session: Session = session, names: list[str] = names, own: list[Values] = own
+                inputs: Arrays,
+                session: Session = session,
+                names: list[str] = names,
+                network_feeds: list[Values] = network_feeds,
             ) -> Arrays:
-                own.append(dict(zip(names, given, strict=True)))
-                return list(session.run(own[-1]).values())
+                network_feeds.append(dict(zip(names, inputs, strict=True)))
+                return list(session.run(network_feeds[-1]).values())
 
             for values in seen:
-                given = []
+                inputs = []
                 for value in graph.inputs:
                     source = sources.get(name, {}).get(value.name, value.name)
                     if source not in values:
                         rule = f"input '{value.name}' of '{name}' must come from one of {sorted(values)}"
                         raise refuse("to_tflite", rule, repr(source))
-                    given.append(values[source])
-                done = called(calls.get(name), run, given)
-                values.update({f"{name}.{v.name}": array for v, array in zip(graph.outputs, done, strict=True)})
+                    inputs.append(values[source])
+                outputs = called(calls.get(name), run, inputs)
+                values.update({f"{name}.{v.name}": array for v, array in zip(graph.outputs, outputs, strict=True)})
     return feeds
 
 
@@ -229,8 +232,8 @@ def _wires(
         for value, theirs in zip(graphs[other].outputs, _names(stage.reference)[1], strict=True)
     }
     inputs = [value.name for value in graphs[name].inputs]
-    wanted = [sources.get(own, own) for own in inputs]
-    return {theirs: known.get(own, own) for theirs, own in zip(_names(content)[0], wanted, strict=True)}
+    wanted = [sources.get(input_name, input_name) for input_name in inputs]
+    return {theirs: known.get(source, source) for theirs, source in zip(_names(content)[0], wanted, strict=True)}
 
 
 def _names(content: Source) -> tuple[list[str], list[str]]:

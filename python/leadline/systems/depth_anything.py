@@ -119,11 +119,11 @@ def _system(network: Any, size: tuple[int, int], seed: int, notes: tuple[str, ..
 def _pretrained(function: str, model: str | os.PathLike[str]) -> Any:
     kind = _transformers(function).DepthAnythingForDepthEstimation
     try:
-        network, found = kind.from_pretrained(os.fspath(model), output_loading_info=True)
+        network, loading_info = kind.from_pretrained(os.fspath(model), output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
         rule = "model must be a folder or a name that transformers can read as Depth Anything"
         raise refuse(function, rule, f"'{model}': {str(error).splitlines()[0][:200]}") from error
-    missing = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
+    missing = sorted(loading_info["missing_keys"]) + sorted(str(key) for key in loading_info["mismatched_keys"])
     if missing:
         received = f"'{model}': {len(missing)} missing ({few(missing, system.SHOWN)})"
         raise refuse(function, f"model must hold the network's {len(network.state_dict())} tensors", received)

@@ -153,10 +153,10 @@ def agree(pairs: Iterable[tuple[Detections, Detections]], least: float = 0.5) ->
     rows: list[tuple[float, float, float]] = []
     top = 0.0
     for first, second in pairs:
-        found = match(first, second, least)
-        pictures, expected, added = pictures + 1, expected + len(first), added + len(second) - len(found)
+        matches = match(first, second, least)
+        pictures, expected, added = pictures + 1, expected + len(first), added + len(second) - len(matches)
         top = max(top, float(second.scores.max(initial=0)))
-        for i, j, shared in found:
+        for i, j, shared in matches:
             rows.append(
                 (shared, second.scores[j] - first.scores[i], float(abs(second.boxes[j] - first.boxes[i]).mean()))
             )

@@ -100,8 +100,8 @@ def clone(function: str, folder: str | os.PathLike[str], holds: str, source: str
     if not (root / holds).is_file():
         received = f"'{folder}', " + ("without that file" if root.is_dir() else "which is no folder")
         raise refuse(function, f"clone must be a folder that holds {holds}: git clone {source}", received)
-    own = {path.stem for path in root.iterdir() if path.is_dir() or path.suffix == ".py"}
-    foreign = {n: m for n, m in sys.modules.items() if n.split(".")[0] in own and not _inside(m, root)}
+    packages = {path.stem for path in root.iterdir() if path.is_dir() or path.suffix == ".py"}
+    foreign = {n: m for n, m in sys.modules.items() if n.split(".")[0] in packages and not _inside(m, root)}
     for name in foreign:
         del sys.modules[name]
     sys.path.insert(0, str(root))
@@ -137,22 +137,23 @@ def read_checkpoint(function: str, path: str | os.PathLike[str], inner: Sequence
             need(function, {"safetensors": "safetensors"})
             from safetensors.torch import load_file
 
-            found = load_file(file)
+            content = load_file(file)
         else:
-            found = torch.load(file, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, OSError) as error:
         first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise refuse(
             function, "checkpoint must hold tensors by name, and nothing else", f"'{path}': {first}"
         ) from error
     for key in inner:
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
             break
-    if not isinstance(found, dict) or not any(isinstance(value, torch.Tensor) for value in found.values()):
-        kind = f"keys {', '.join(map(str, list(found)[:SHOWN]))}" if isinstance(found, dict) else type(found).__name__
+    if not isinstance(content, dict) or not any(isinstance(value, torch.Tensor) for value in content.values()):
+        is_table = isinstance(content, dict)
+        kind = f"keys {', '.join(map(str, list(content)[:SHOWN]))}" if is_table else type(content).__name__
         raise refuse(function, "checkpoint must hold tensors by name", f"'{path}' with {kind}")
-    tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     return {name.removeprefix("module."): value for name, value in tensors.items()}
 
 
@@ -163,19 +164,19 @@ def load_state(
 
     Not `strict`: what the module does not know is left out and its names are returned.
     """
-    own = module.state_dict()
-    missing = [name for name in own if name not in tensors]
-    foreign = [name for name in tensors if name not in own]
+    state = module.state_dict()
+    missing = [name for name in state if name not in tensors]
+    foreign = [name for name in tensors if name not in state]
     shapes = [
         f"{name} {tuple(tensors[name].shape)} for {tuple(value.shape)}"
-        for name, value in own.items()
+        for name, value in state.items()
         if name in tensors and tensors[name].shape != value.shape
     ]
     wrong = {"missing": missing, "unknown": foreign if strict else [], "of another shape": shapes}
     if any(wrong.values()):
-        said = "; ".join(f"{len(names)} {what} ({few(names, SHOWN)})" for what, names in wrong.items() if names)
-        raise refuse(function, f"checkpoint must hold the network's {len(own)} tensors", f"'{source}': {said}")
-    module.load_state_dict({name: value for name, value in tensors.items() if name in own})
+        differences = "; ".join(f"{len(names)} {what} ({few(names, SHOWN)})" for what, names in wrong.items() if names)
+        raise refuse(function, f"checkpoint must hold the network's {len(state)} tensors", f"'{source}': {differences}")
+    module.load_state_dict({name: value for name, value in tensors.items() if name in state})
     return foreign
 
 
@@ -205,11 +206,11 @@ def awaken(module: Any) -> None:
                 parameter.fill_(1.0)
 
 
-def rewritten(made: System) -> System:
+def rewritten(system: System) -> System:
     """The system with its module's attention in operators that quantisers know, proved on its inputs."""
     import torch
 
     from leadline.torch import rewrite
 
-    record = rewrite(made.network, tuple(torch.from_numpy(array) for array in made.inputs.values()))
-    return replace(made, rewrites=record)
+    record = rewrite(system.network, tuple(torch.from_numpy(array) for array in system.inputs.values()))
+    return replace(system, rewrites=record)

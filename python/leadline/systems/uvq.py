@@ -123,8 +123,8 @@ def patchwise(patches: tuple[int, int]) -> Call:
     """How the distortion net is called for a frame of so many rows and columns of patches."""
     rows, columns = patches
 
-    def call(run: Callable[[Arrays], Arrays], given: Arrays) -> Arrays:
-        (frame,), (height, width) = given, PATCH
+    def call(run: Callable[[Arrays], Arrays], inputs: Arrays) -> Arrays:
+        (frame,), (height, width) = inputs, PATCH
         lines = []
         for top in range(0, rows * height, height):
             line = [frame[:, :, top : top + height, left : left + width] for left in range(0, columns * width, width)]

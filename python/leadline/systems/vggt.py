@@ -89,12 +89,12 @@ def load(
         notes.append(system.RANDOM)
     else:
         tensors = system.read_checkpoint(function, checkpoint, ("model", "state_dict"))
-        own = {name: value for name, value in tensors.items() if name.split(".")[0] in ("aggregator", "depth_head")}
-        system.load_state(function, network, own, checkpoint)
+        used = {name: value for name, value in tensors.items() if name.split(".")[0] in ("aggregator", "depth_head")}
+        system.load_state(function, network, used, checkpoint)
     example = np.random.default_rng(seed).random((1, views, 3, height, width), np.float32)
     preprocess = Preprocess(resize=(height, width))
-    made = System(f"VGGT {encoder}", network, {"images": example}, ("depth",), preprocess, "w8a8", tuple(notes))
-    return system.rewritten(made)
+    loaded = System(f"VGGT {encoder}", network, {"images": example}, ("depth",), preprocess, "w8a8", tuple(notes))
+    return system.rewritten(loaded)
 
 
 def _network(encoder: str, depth: int) -> Any:

@@ -58,21 +58,21 @@ def load(path: str | os.PathLike[str], size: int | tuple[int, int] | None = None
         raise refuse(function, f"'{path}' must have one input (1, 3, height, width)", received)
     ((name, _, dims),) = declared
     stated = (size, size) if isinstance(size, int) else size
-    given = stated or (dims[2] or SIZE, dims[3] or SIZE)
-    graph = Graph.load(path, {name: (1, 3, *given)})
-    found = heads.find(graph)
+    picture_size = stated or (dims[2] or SIZE, dims[3] or SIZE)
+    graph = Graph.load(path, {name: (1, 3, *picture_size)})
+    candidates = heads.find(graph)
     shapes = [value.shape for value in graph.outputs]
-    if len(shapes) != 1 or len(shapes[0]) != 3 or shapes[0][1] < 5 or len(found) != 1:
+    if len(shapes) != 1 or len(shapes[0]) != 3 or shapes[0][1] < 5 or len(candidates) != 1:
         rule = f"'{path}' must have one output (1, 4 + classes, anchors) that joins boxes and scores"
-        raise refuse(function, rule, f"outputs {', '.join(map(str, shapes))}, {len(found)} such Concats")
-    (head,) = found
+        raise refuse(function, rule, f"outputs {', '.join(map(str, shapes))}, {len(candidates)} such Concats")
+    (head,) = candidates
     classes, anchors = shapes[0][1] - 4, shapes[0][2]
     notes = (
         f"{classes} classes, {anchors} anchors",
         f"'{head.concats[-1]}' joins boxes and scores, {len(head.wide)} tensors behind the last features",
     )
-    example = np.zeros((1, 3, *given), np.float32)
-    preprocess = Preprocess(resize=given, letterbox=True)
+    example = np.zeros((1, 3, *picture_size), np.float32)
+    preprocess = Preprocess(resize=picture_size, letterbox=True)
     return System(Path(path).stem, graph, {name: example}, (graph.outputs[0].name,), preprocess, RECIPE, notes)
 
 

@@ -144,8 +144,8 @@ def quantize_linears(
     records = []
     reached = [s for name, s in seen.items() if name not in left]
     for s in progress.over(reached, "linear layers", len(reached)):
-        made, record = Search(s, weights, activations, clip).run(alphas, rounding, gate)
-        replace_module(module, s.conv or s.linear, made if s.conv is None else QuantizedConv2d(made, s.conv))
+        linear, record = Search(s, weights, activations, clip).run(alphas, rounding, gate)
+        replace_module(module, s.conv or s.linear, linear if s.conv is None else QuantizedConv2d(linear, s.conv))
         records.append(record)
         s.gram = None  # its memory goes before the next layer is worked on
     return Report(tuple(records), left)

@@ -91,7 +91,7 @@ def capture(module: nn.Module, inputs: Any, function: str) -> torch.export.Expor
     except Exception as error:  # torch raises a dozen unrelated classes, and the module whatever it likes
         origin = of_error(module, error)
         rule = "torch.export must capture the module" + (f"; it fails at {origin}" if origin else "")
-        raise refuse(function, rule, f"{type(error).__name__}: {_said(error)}") from error
+        raise refuse(function, rule, f"{type(error).__name__}: {_first_line(error)}") from error
 
 
 def load_program(path: Path) -> torch.export.ExportedProgram:
@@ -102,7 +102,8 @@ def load_program(path: Path) -> torch.export.ExportedProgram:
         with quiet():
             return torch.export.load(path)
     except Exception as error:  # whatever zipfile, json and torch find wrong
-        raise refuse("audit", "path must be a .pt2 file of torch.export.save", f"'{path}': {_said(error)}") from error
+        received = f"'{path}': {_first_line(error)}"
+        raise refuse("audit", "path must be a .pt2 file of torch.export.save", received) from error
 
 
 def write(
@@ -122,8 +123,8 @@ def write(
     try:
         with quiet():
             # Unoptimised: torch's own passes fold BatchNormalization into weights and make equal constants one.
-            made = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, opset_version=OPSET, **names)
-            made.save(str(path), external_data=True)
+            onnx = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False, opset_version=OPSET, **names)
+            onnx.save(str(path), external_data=True)
     except torch.onnx.errors.OnnxExporterError as error:
         rule = "torch must have an ONNX spelling for each operator of the module"
         blamed = re.search(r"node %(\w+)", str(error))
@@ -135,7 +136,7 @@ def write(
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        raise refuse(function, rule, _said(cause)) from error
+        raise refuse(function, rule, _first_line(cause)) from error
 
 
 def _first_names(module: nn.Module, source: Source) -> Source:
@@ -150,11 +151,11 @@ def _first_names(module: nn.Module, source: Source) -> Source:
 
 def _claim(module: nn.Module, graph: Graph) -> None:
     """A constant that the exporter computed, but whose values are a parameter's, gets the parameter's name."""
-    own = dict(module.named_parameters()) | dict(module.named_buffers())
-    others = {name: array for name, array in graph.weights.items() if name not in own and array.dtype == np.float32}
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    others = {name: array for name, array in graph.weights.items() if name not in tensors and array.dtype == np.float32}
     names: dict[str, str] = {}
     taken = {*graph.weights, *graph.values, *(graph.tail.names if graph.tail is not None else ())}
-    for parameter, tensor in own.items():
+    for parameter, tensor in tensors.items():
         if parameter not in taken and tensor.numel() > 1:
             array = tensor.detach().numpy()
             same = [n for n, a in others.items() if a.shape == array.shape and np.array_equal(a, array)]
@@ -186,15 +187,15 @@ def _output_names(program: torch.export.ExportedProgram) -> list[str]:
 
 def _check_names(program: torch.export.ExportedProgram, inputs: Any, outputs: Any) -> None:
     signature = program.graph_signature
-    for argument, given, there in (
+    for argument, names, there in (
         ("input_names", inputs, signature.user_inputs),
         ("output_names", outputs, signature.user_outputs),
     ):
-        if given is not None and (isinstance(given, str) or len(given) != len(there) or len({*given}) != len(given)):
-            raise refuse("to_graph", f"{argument} must be {len(there)} different names", repr(given))
+        if names is not None and (isinstance(names, str) or len(names) != len(there) or len({*names}) != len(names)):
+            raise refuse("to_graph", f"{argument} must be {len(there)} different names", repr(names))
 
 
-def _said(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     """The first line of a message that says something."""
     return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), "no message")
 

@@ -218,10 +218,10 @@ def calibrate(
         )
         for name, layer_seen in reached.items()
     )
-    made = Calibration(module, calibrated, left)
+    calibration = Calibration(module, calibrated, left)
     for layer in calibrated:
-        made._handles += _insert(module.get_submodule(layer.name), layer, learn_scales)
-    return made
+        calibration._handles += _insert(module.get_submodule(layer.name), layer, learn_scales)
+    return calibration
 
 
 def _matrices(module: nn.Module, pattern: str, named: Mapping[str, nn.Module]) -> dict[str, str]:

@@ -134,9 +134,9 @@ class QuantizedLinear(nn.Module):
         weight = weight_as_seen(linear, rotation, smooth)
         grid = weights if isinstance(weights, Grid) else decide.weight_grid(weight, weights)
         options: dict[str, Any] = {"rotation": rotation, "smooth": smooth, "clip": clip}
-        made = cls(decide.codes_of(weight, grid)[0], grid, linear.bias, activations=activations, **options)
-        made.train(linear.training)
-        return made
+        quantized = cls(decide.codes_of(weight, grid)[0], grid, linear.bias, activations=activations, **options)
+        quantized.train(linear.training)
+        return quantized
 
     @property
     def grid(self) -> Grid:

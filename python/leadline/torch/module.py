@@ -79,19 +79,19 @@ class GraphModule(nn.Module):
         if array.dtype != np.float32:
             self._fixed[name] = torch.from_numpy(np.array(array))
             return
-        own = re.sub(r"\W", "_", name)
-        while own in self._parameters or hasattr(self, own):
-            own += "_"
-        self.names[name] = own
+        attribute = re.sub(r"\W", "_", name)
+        while attribute in self._parameters or hasattr(self, attribute):
+            attribute += "_"
+        self.names[name] = attribute
         values = dequantize(codes[name], self._grids[name]) if name in codes else array
-        self.register_parameter(own, nn.Parameter(torch.from_numpy(np.array(values))))
+        self.register_parameter(attribute, nn.Parameter(torch.from_numpy(np.array(values))))
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         values: dict[str, Tensor] = dict(self._fixed)
-        for name, own in self.names.items():
-            values[name] = self._seen(name, getattr(self, own))
-        for value, given in zip(self._graph.inputs, inputs, strict=True):
-            values[value.name] = self._seen(value.name, given)
+        for name, attribute in self.names.items():
+            values[name] = self._seen(name, getattr(self, attribute))
+        for value, x in zip(self._graph.inputs, inputs, strict=True):
+            values[value.name] = self._seen(value.name, x)
         for call in self._calls:
             result = call.function(*(None if name is None else values[name] for name in call.inputs))
             written = result if isinstance(result, (tuple, list)) else (result,)
@@ -107,8 +107,8 @@ class GraphModule(nn.Module):
     def to_graph(self) -> Graph:
         """The graph with the parameters as they are now."""
         graph = self._graph.copy()
-        for name, own in self.names.items():
-            graph.weights[name] = getattr(self, own).detach().cpu().numpy().copy()
+        for name, attribute in self.names.items():
+            graph.weights[name] = getattr(self, attribute).detach().cpu().numpy().copy()
         return graph
 
 
@@ -162,15 +162,15 @@ class SimulatedModule(GraphModule):
             return x
         quantizer = self.quantizer(name)
         if name in self._biases:
-            weight, given = (self.quantizer(part) for part in self._biases[name])
-            if weight.scale.requires_grad or given.scale.requires_grad:
+            weight, activation = (self.quantizer(part) for part in self._biases[name])
+            if weight.scale.requires_grad or activation.scale.requires_grad:
                 with torch.no_grad():
                     quantizer.scale.copy_(torch.from_numpy(self._sums(name).scale))
         return quantizer(x)
 
     def _sums(self, bias: str) -> Grid:
-        weight, given = (self.quantizer(part).grid for part in self._biases[bias])
-        return accumulator_grid(weight, given, self._graph.weights[bias].size)
+        weight, activation = (self.quantizer(part).grid for part in self._biases[bias])
+        return accumulator_grid(weight, activation, self._graph.weights[bias].size)
 
     def to_quantized(self) -> Any:
         """The Quantized that this module came from, with the grids and weights as they are now, rounded to nearest.
@@ -239,18 +239,18 @@ class _Given:
 
 
 def _builder(node: Node) -> Builder:
-    found = (OWN if node.domain == DOMAIN else OPERATORS if node.domain in ("", "ai.onnx") else {}).get(node.op_type)
-    if found is None:
+    builder = (OWN if node.domain == DOMAIN else OPERATORS if node.domain in ("", "ai.onnx") else {}).get(node.op_type)
+    if builder is None:
         known = f"operator of '{node.name}' must be one of {', '.join(sorted(OPERATORS))}"
         received = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         raise refuse("to_module", known, received)
-    return found
+    return builder
 
 
-def _is_accumulator(source: Quantised, bias: str, weight: str, given: str) -> bool:
+def _is_accumulator(source: Quantised, bias: str, weight: str, activation: str) -> bool:
     """The bias is on the grid of its layer's integer sums, and has to stay there."""
     channels = source.graph.weights[bias].size
-    sums = decide.bias_grid(source.grids.get(weight), source.grids.get(given), channels)
+    sums = decide.bias_grid(source.grids.get(weight), source.grids.get(activation), channels)
     return sums is not None and np.array_equal(sums.scale, source.grids[bias].scale)
 
 

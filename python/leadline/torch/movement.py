@@ -146,13 +146,13 @@ def _gather(site: Site) -> Function:
         if len(site.graph.shape(site.node.inputs[1])) != 1:
             raise site.refused("indices that are computed must have one axis", site.graph.shape(site.node.inputs[1]))
         return lambda x, indices: x.index_select(axis, indices)
-    found = np.asarray(site.setting(1), np.int64) % site.shape[axis]
-    if found.ndim == 0:
-        position = int(found)
+    positions = np.asarray(site.setting(1), np.int64) % site.shape[axis]
+    if positions.ndim == 0:
+        position = int(positions)
         return lambda x: x.select(axis, position)
-    indices, shape = torch.from_numpy(found.reshape(-1)), site.graph.shape(site.node.outputs[0])
-    if np.array_equal(np.diff(found.reshape(-1)), np.ones(found.size - 1)):
-        start, count = int(found.reshape(-1)[0]), found.size
+    indices, shape = torch.from_numpy(positions.reshape(-1)), site.graph.shape(site.node.outputs[0])
+    if np.array_equal(np.diff(positions.reshape(-1)), np.ones(positions.size - 1)):
+        start, count = int(positions.reshape(-1)[0]), positions.size
         return lambda x: x.narrow(axis, start, count).reshape(shape)
     return lambda x: x.index_select(axis, indices).reshape(shape)
 
@@ -188,8 +188,8 @@ def _resize(site: Site) -> Function:
 
 
 def _scales(site: Site) -> Sequence[float] | None:
-    given = site.setting(2)
-    return None if given is None or given.size == 0 else [float(scale) for scale in given]
+    scales = site.setting(2)
+    return None if scales is None or scales.size == 0 else [float(scale) for scale in scales]
 
 
 MOVES: dict[str, Builder] = {

@@ -163,10 +163,10 @@ def _max_pool(site: Site) -> Function:
 
 def _reduce(run: Callable[[Tensor, tuple[int, ...], bool], Tensor]) -> Builder:
     def build(site: Site) -> Function:
-        given = site.integers(1, "axes")
-        if not given and site.attr("noop_with_empty_axes"):
+        stated = site.integers(1, "axes")
+        if not stated and site.attr("noop_with_empty_axes"):
             return _identity
-        axes = tuple(range(site.rank)) if not given else tuple(axis % site.rank for axis in given)
+        axes = tuple(range(site.rank)) if not stated else tuple(axis % site.rank for axis in stated)
         keep = bool(site.attr("keepdims", 1))
         return lambda x: run(x, axes, keep)
 

@@ -26,18 +26,18 @@ def of_error(module: nn.Module, error: BaseException) -> Origin | None:
     names = {id(child): name for name, child in module.named_modules()}
     cause: BaseException | None = error
     while cause is not None:
-        found: Origin | None = None
+        origin: Origin | None = None
         trace: TracebackType | None = cause.__traceback__
         while trace is not None:
             code = trace.tb_frame.f_code
             owner = trace.tb_frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
             if isinstance(owner, nn.Module) and id(owner) in names:
-                found = Origin(names[id(owner)], type(owner).__name__)
-            if found is not None and not is_torch(code.co_filename):
+                origin = Origin(names[id(owner)], type(owner).__name__)
+            if origin is not None and not is_torch(code.co_filename):
                 text = linecache.getline(code.co_filename, trace.tb_lineno).strip()
-                found = Origin(found.module, found.kind, code.co_filename, trace.tb_lineno, text)
+                origin = Origin(origin.module, origin.kind, code.co_filename, trace.tb_lineno, text)
             trace = trace.tb_next
-        if found is not None:
-            return found
+        if origin is not None:
+            return origin
         cause = cause.__cause__ or cause.__context__
     return None

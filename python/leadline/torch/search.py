@@ -69,8 +69,8 @@ class Search:
         with torch.no_grad():
             self.wanted = self.rows @ seen.linear.weight.T
         self.power = float(self.wanted.double().square().sum())
-        self.made = QuantizedLinear.from_float(seen.linear, weights, activations)
-        self.lowest = self.before = self.error(self.made)
+        self.best = QuantizedLinear.from_float(seen.linear, weights, activations)
+        self.lowest = self.before = self.error(self.best)
 
     def run(self, alphas: Sequence[float], method: str, gate: bool) -> tuple[QuantizedLinear, LayerRecord]:
         alpha, rounding = None, "nearest"
@@ -85,11 +85,11 @@ class Search:
             self.clip_tokens()
         if METHODS[method].uses_moments:
             codes, how = self.rounded(method)
-            if self.lowers(self.like_made(codes)):
+            if self.lowers(self.like_best(codes)):
                 rounding = how
-        linear, rotation = self.seen.linear, self.made.rotation
-        self.made.train(linear.training)
-        return self.made, LayerRecord(
+        linear, rotation = self.seen.linear, self.best.rotation
+        self.best.train(linear.training)
+        return self.best, LayerRecord(
             name=self.seen.name,
             inputs=linear.in_features,
             outputs=linear.out_features,
@@ -97,7 +97,7 @@ class Search:
             rotated=rotation is not None,
             blocks=0 if rotation is None else rotation.blocks,
             alpha=alpha,
-            clip=self.made.clip,
+            clip=self.best.clip,
             rounding=rounding,
             error_before=self.before,
             error_after=self.lowest,
@@ -106,7 +106,7 @@ class Search:
     def lowers(self, candidate: QuantizedLinear) -> bool:
         error = self.error(candidate)
         if error < self.lowest:
-            self.made, self.lowest = candidate, error
+            self.best, self.lowest = candidate, error
             return True
         return False
 
@@ -139,31 +139,31 @@ class Search:
         return decide.least_squares_grid(weight, grids, power, torch_threads())
 
     def clip_tokens(self) -> None:
-        best = 1.0
+        best_share = 1.0
         for share in TOKEN_SHARES:
-            self.made.clip = share
-            error = self.error(self.made)
+            self.best.clip = share
+            error = self.error(self.best)
             if error >= self.lowest:
                 break
-            best, self.lowest = share, error
-        self.made.clip = best
+            best_share, self.lowest = share, error
+        self.best.clip = best_share
 
     def rounded(self, method: str) -> tuple[NDArray[Any], str]:
         """Codes against what the layer sees, judged by what it sees once quantised."""
         assert self.seen.gram is not None
-        made = self.made
-        smooth = None if made.smooth is None else made.smooth.numpy()
+        best = self.best
+        smooth = None if best.smooth is None else best.smooth.numpy()
         gram = self.seen.gram.matrix()
-        if made.rotation is not None:
-            gram = made.rotation(made.rotation(gram), axis=0)
+        if best.rotation is not None:
+            gram = best.rotation(best.rotation(gram), axis=0)
         if smooth is not None:
             gram /= np.outer(smooth, smooth).astype(np.float64)
-        rows = made.prepare(self.rows)[0].double().numpy()
-        weight = weight_as_seen(self.seen.linear, made.rotation, smooth)
+        rows = best.prepare(self.rows)[0].double().numpy()
+        weight = weight_as_seen(self.seen.linear, best.rotation, smooth)
         held_out = rows.T @ rows / len(rows)
-        return decide.codes_of(weight, made.grid, method, gram, held_out=held_out, threads=torch_threads())
+        return decide.codes_of(weight, best.grid, method, gram, held_out=held_out, threads=torch_threads())
 
-    def like_made(self, codes: NDArray[Any]) -> QuantizedLinear:
-        made = self.made
-        options: dict[str, Any] = {"activations": self.activations, "rotation": made.rotation, "smooth": made.smooth}
-        return QuantizedLinear(codes, made.grid, self.seen.linear.bias, clip=made.clip, **options)
+    def like_best(self, codes: NDArray[Any]) -> QuantizedLinear:
+        best = self.best
+        options: dict[str, Any] = {"activations": self.activations, "rotation": best.rotation, "smooth": best.smooth}
+        return QuantizedLinear(codes, best.grid, self.seen.linear.bias, clip=best.clip, **options)

@@ -51,7 +51,7 @@ def load_weights(module: nn.Module, source: Graph | Quantised, inputs: Any) -> d
     """
     graph = source if isinstance(source, Graph) else _valued(source)
     fresh = to_graph(module, inputs)
-    shapes = [[value.shape for value in ends] for one in (graph, fresh) for ends in (one.inputs, one.outputs)]
+    shapes = [[value.shape for value in ends] for side in (graph, fresh) for ends in (side.inputs, side.outputs)]
     if shapes[:2] != shapes[2:]:
         rule = f"graph must have inputs and outputs of the module's shapes {shapes[2]} and {shapes[3]}"
         raise refuse("load_weights", rule, f"{shapes[0]} and {shapes[1]}")
@@ -79,12 +79,12 @@ def _valued(source: Quantised) -> Graph:
 
 
 def _write(module: nn.Module, fresh: Graph, graph: Graph) -> None:
-    own = dict(module.named_parameters()) | dict(module.named_buffers())
+    parameters = dict(module.named_parameters()) | dict(module.named_buffers())
     there = {node.name: node for node in graph.nodes}
     written: dict[str, Array] = {}
     for node in fresh.nodes:
         for index, name in enumerate(node.inputs):
-            if name in own and own[name].dtype == torch.float32:
+            if name in parameters and parameters[name].dtype == torch.float32:
                 array = _held(graph, there.get(node.name), node, index)
                 if name in written and not np.array_equal(array, written[name]):
                     raise refuse(
@@ -92,22 +92,23 @@ def _write(module: nn.Module, fresh: Graph, graph: Graph) -> None:
                     )
                 written[name] = array
     for name, array in written.items():
-        _put(own[name], array, fresh.weights[name], name)
+        _put(parameters[name], array, fresh.weights[name], name)
     for layer in fresh.layers():
-        found = there.get(layer.name)
-        bias = graph.weights.get(found.inputs[2]) if found is not None and len(found.inputs) > 2 else None
-        if layer.bias not in own and bias is not None and bias.any():  # the exporter writes zeros where there is none
+        counterpart = there.get(layer.name)
+        bias = graph.weights.get(counterpart.inputs[2]) if counterpart and len(counterpart.inputs) > 2 else None
+        # The exporter writes zeros where there is none.
+        if layer.bias not in parameters and bias is not None and bias.any():
             _give_bias(module, layer.weight, bias)
 
 
-def _held(graph: Graph, found: Node | None, node: Node, index: int) -> Array:
+def _held(graph: Graph, counterpart: Node | None, node: Node, index: int) -> Array:
     """What a graph holds for the constant input `index` of a node."""
-    if found is None:
+    if counterpart is None:
         return _neutral(graph, node, index)
-    name = found.inputs[index] if index < len(found.inputs) else ""
-    if found.op_type != node.op_type or name not in graph.weights:
+    name = counterpart.inputs[index] if index < len(counterpart.inputs) else ""
+    if counterpart.op_type != node.op_type or name not in graph.weights:
         rule = f"graph must hold a constant input {index} of {node.op_type} '{node.name}'"
-        raise refuse("load_weights", rule, f"{found.op_type} of '{name}'")
+        raise refuse("load_weights", rule, f"{counterpart.op_type} of '{name}'")
     held: Array = graph.weights[name]
     return held
 
@@ -149,11 +150,11 @@ def _give_bias(module: nn.Module, weight: str, bias: Array) -> None:
 def _prove(module: nn.Module, graph: Graph, inputs: Any) -> None:
     args, keywords = arguments(inputs)
     with evaluating(module):
-        found = tensors(module(*args, **keywords))
+        outputs = tensors(module(*args, **keywords))
     feed = {value.name: x.detach().numpy() for value, x in zip(graph.inputs, tensors(inputs), strict=True)}
     with Session(graph) as session:
         wanted = session.run(feed)
-    for (name, want), have in zip(wanted.items(), found, strict=True):
+    for (name, want), have in zip(wanted.items(), outputs, strict=True):
         difference = float(np.abs(have.detach().numpy().reshape(want.shape) - want).max())
         spread = float(want.std()) or 1.0
         if not difference <= CLOSE * spread:

@@ -121,12 +121,14 @@ class World:
         rectangles = self._rectangles(camera)
         large = rectangles.area > _LARGE
         # Large ones one by one, nearest first; small ones all together, since a loop would cost more than their rays.
-        for one, left, top, right, bottom, least in rectangles.rows(large):
+        for solid, left, top, right, bottom, least in rectangles.rows(large):
             part = slice(top, bottom), slice(left, right)
             if least < depth[part].max():
                 u, v = np.arange(left, right, dtype=np.float32), np.arange(top, bottom, dtype=np.float32)[:, None]
-                direction = tuple(m[0] * u + (m[1] * v + m[2]) for m in maps[one])
-                _nearer(one, shapes.enter(self._kinds[one], tuple(eyes[one]), direction), depth[part], owner[part])
+                direction = tuple(m[0] * u + (m[1] * v + m[2]) for m in maps[solid])
+                _nearer(
+                    solid, shapes.enter(self._kinds[solid], tuple(eyes[solid]), direction), depth[part], owner[part]
+                )
         who, row, column, closest = rectangles.pixels(~large)
         hidden = closest >= depth[row, column]
         who, row, column = who[~hidden], row[~hidden], column[~hidden]
@@ -136,9 +138,9 @@ class World:
             i, u, v, at = who[here], column[here].astype(np.float32), row[here].astype(np.float32), pixel[here]
             m, e = maps[i], eyes[i]
             direction = tuple(m[:, axis, 0] * u + m[:, axis, 1] * v + m[:, axis, 2] for axis in range(3))
-            found = shapes.enter(kind, (e[:, 0], e[:, 1], e[:, 2]), direction)
-            np.minimum.at(depth.ravel(), at, found)
-            first = (found == depth.ravel()[at]) & np.isfinite(found)
+            distance = shapes.enter(kind, (e[:, 0], e[:, 1], e[:, 2]), direction)
+            np.minimum.at(depth.ravel(), at, distance)
+            first = (distance == depth.ravel()[at]) & np.isfinite(distance)
             owner.ravel()[at[first]] = i[first]
         return depth, owner
 
@@ -238,7 +240,7 @@ class World:
     @cached_property
     def _shadow(self) -> tuple[FloatArray, Matrix]:
         """The scene's depth from the light, and the (3, 4) map from the world to its pixels and depth."""
-        casting = [one for one, shell in enumerate(self.solids.shell) if not shell]
+        casting = [solid for solid, shell in enumerate(self.solids.shell) if not shell]
         towards = np.asarray(self.light.towards, np.float64)
         aside = np.cross(towards, [0.0, 1.0, 0.0])
         aside /= np.linalg.norm(aside)
@@ -257,15 +259,17 @@ class World:
         depth = np.full((_SHADOW, _SHADOW), np.inf, np.float32)
         owner = np.full((_SHADOW, _SHADOW), -1, np.int32)
         axis = np.arange(_SHADOW, dtype=np.float32)
-        for one, bounds in zip(casting, corners, strict=True):
+        for solid, bounds in zip(casting, corners, strict=True):
             left, top = np.clip(np.floor((bounds.min(0)[:2] - low[:2]) / step - 0.5), 0, _SHADOW).astype(int)
             right, bottom = np.clip(np.ceil((bounds.max(0)[:2] - low[:2]) / step + 1), 0, _SHADOW).astype(int)
             rows, columns = slice(top, bottom), slice(left, right)
-            to_local = np.concatenate([self._to_local[one], [[0, 0, 0, 1.0]]]) @ start
+            to_local = np.concatenate([self._to_local[solid], [[0, 0, 0, 1.0]]]) @ start
             ray = to_local.astype(np.float32)
             origin = tuple(m[0] * axis[columns] + (m[1] * axis[rows, None] + m[3]) for m in ray[:3])
             direction = tuple(ray[:3, 2])
-            _nearer(one, shapes.enter(self._kinds[one], origin, direction), depth[rows, columns], owner[rows, columns])
+            _nearer(
+                solid, shapes.enter(self._kinds[solid], origin, direction), depth[rows, columns], owner[rows, columns]
+            )
         return depth, view
 
 
@@ -277,7 +281,7 @@ def _rays(camera: Camera) -> FloatArray:
     return m[:, 0] * u + (m[:, 1] * v + m[:, 2])
 
 
-def _nearer(one: int, found: FloatArray, depth: FloatArray, owner: NDArray[np.int32]) -> None:
-    closer = found < depth
-    np.copyto(depth, found, where=closer)
-    np.copyto(owner, one, where=closer)
+def _nearer(solid: int, distance: FloatArray, depth: FloatArray, owner: NDArray[np.int32]) -> None:
+    closer = distance < depth
+    np.copyto(depth, distance, where=closer)
+    np.copyto(owner, solid, where=closer)

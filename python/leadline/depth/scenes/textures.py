@@ -62,9 +62,9 @@ def pattern(kind: NDArray[np.int8], u: Values, v: Values, size: Values, footprin
     """
     a, b = u / size, v / size
     out = np.empty_like(a)
-    for one in np.unique(kind):
-        here = kind == one
-        out[here] = _PATTERNS[one](a[here], b[here])
+    for index in np.unique(kind):
+        here = kind == index
+        out[here] = _PATTERNS[index](a[here], b[here])
     sharp = np.clip(2 - _DETAIL[kind] * footprint / size, 0, 1)
     faded: Values = np.float32(0.35) + (out - np.float32(0.35)) * sharp
     return faded

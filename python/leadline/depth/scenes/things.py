@@ -70,8 +70,8 @@ def leaves(rng: Random) -> Look:
 
 
 def paint(rng: Random) -> Look:
-    one = colour(rng, 0.1, 0.8, 1.0)
-    return Look(textures.PLAIN, one, tuple(0.8 * c for c in one), 0.7)  # type: ignore[arg-type]
+    base = colour(rng, 0.1, 0.8, 1.0)
+    return Look(textures.PLAIN, base, tuple(0.8 * c for c in base), 0.7)  # type: ignore[arg-type]
 
 
 def any_look(rng: Random) -> Look:

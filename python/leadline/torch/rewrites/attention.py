@@ -97,8 +97,8 @@ def without_xformers(module: nn.Module) -> Patch | None:
     call none."""
     if not mentions(module, "memory_efficient_attention"):
         return None
-    found: dict[str, MethodType] = relinked(module, _in_place_of_xformers)
-    return Patch(module, found) if found else None
+    entries: dict[str, MethodType] = relinked(module, _in_place_of_xformers)
+    return Patch(module, entries) if entries else None
 
 
 def mentions(module: nn.Module, *names: str) -> bool:

@@ -53,26 +53,26 @@ class Finder:
         self._events.append(event)
         if function is None:
             return
-        given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        made = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-        if not made:
+        inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        if not outputs:
             return
-        grids = [t for t in given if id(t) in self._grids]
+        grids = [t for t in inputs if id(t) in self._grids]
         name = getattr(function, "__name__", "")
-        if len(grids) == len(given) and not any(word in name for word in _RANDOM):
-            self._kept += made
-            self._grids.update({id(t): event for t in made})
-        elif all(id(t) in self._weights or id(t) in self._grids for t in given):
-            self._kept += made
-            self._weights.update(id(t) for t in made)
+        if len(grids) == len(inputs) and not any(word in name for word in _RANDOM):
+            self._kept += outputs
+            self._grids.update({id(t): event for t in outputs})
+        elif all(id(t) in self._weights or id(t) in self._grids for t in inputs):
+            self._kept += outputs
+            self._weights.update(id(t) for t in outputs)
             if function is RESIZE:
-                event.baked, event.what = made[0].detach().clone(), f"{kwargs.get('mode', 'nearest')} resize"
+                event.baked, event.what = outputs[0].detach().clone(), f"{kwargs.get('mode', 'nearest')} resize"
         else:
             for t in grids:
                 if t.is_floating_point() and t.numel() > 1 and isinstance(result, Tensor):
                     self._grids[id(t)].baked, self._grids[id(t)].what = t.detach(), "grid"
 
-    def found(self) -> dict[nn.Module, tuple[Sequence, str]]:
+    def to_bake(self) -> dict[nn.Module, tuple[Sequence, str]]:
         """Modules with constants to bake: the calls of their first forward, less those of other such modules, and what
         was found."""
         owners = {event.stack[-1] for event in self._events if event.baked is not None}
@@ -98,14 +98,14 @@ def bake(module: nn.Module, calls: Sequence) -> Patch:
     values = nn.Module()  # of buffers that are no part of a checkpoint
     places: dict[Any, list[tuple[str, tuple[int, ...]] | None]] = {}
     for function, baked in calls:
-        own = places.setdefault(function, [])
+        sequence = places.setdefault(function, [])
         if baked is None:
-            own.append(None)
+            sequence.append(None)
             continue
         name = f"constant_{sum(1 for _ in values.buffers())}"
-        own.append((name, tuple(baked.shape)))
+        sequence.append((name, tuple(baked.shape)))
         values.register_buffer(name, _narrow(baked), persistent=False)
-    places = {function: own for function, own in places.items() if any(own)}
+    places = {function: sequence for function, sequence in places.items() if any(sequence)}
 
     def make(self: nn.Module) -> Handlers:
         baked = getattr(self, CHILD)
@@ -120,7 +120,7 @@ def bake(module: nn.Module, calls: Sequence) -> Patch:
 
             return call
 
-        return {function: handler(function, iter(own)) for function, own in places.items()}
+        return {function: handler(function, iter(sequence)) for function, sequence in places.items()}
 
     return Patch(module, {"forward": routed(module, make)}, {CHILD: values})
 

@@ -77,7 +77,7 @@ class _Work:
     def __init__(self, module: nn.Module, runner: Runner | None) -> None:
         self.module, self.runner = module, runner
         self.names = {m: name for name, m in module.named_modules()}
-        self.done: list[Rewrite] = []
+        self.rewrites: list[Rewrite] = []
         self.left: dict[str, str] = {}
         self.patches: list[Patch] = []
         self.reference: list[Tensor] | None = None
@@ -121,23 +121,23 @@ class _Work:
     def constants(self) -> None:
         if self.runner is None:
             return
-        found = constants.Finder(self.runner).found()
-        patches = {m: constants.bake(m, calls) for m, (calls, _) in found.items()}
-        self._record("constants", {m: label for m, (_, label) in found.items()}, self._prove(patches))
+        to_bake = constants.Finder(self.runner).to_bake()
+        patches = {m: constants.bake(m, calls) for m, (calls, _) in to_bake.items()}
+        self._record("constants", {m: label for m, (_, label) in to_bake.items()}, self._prove(patches))
 
     def attention(self) -> None:
         if self.runner is None:
-            found = [m for m in self.module.modules() if m in self.xformers or _speaks_of_attention(m)]
+            modules = [m for m in self.module.modules() if m in self.xformers or _speaks_of_attention(m)]
         else:
             called: dict[nn.Module, None] = {}
             self.runner.watch(lambda stack, f, *_: called.update({stack[-1]: None}) if f is FUSED else None)
-            found = [m for m in self.module.modules() if m in called]
-        differences = self._prove({m: unfuse(m) for m in found})
+            modules = [m for m in self.module.modules() if m in called]
+        differences = self._prove({m: unfuse(m) for m in modules})
         for m, first in self.xformers.items():
             last = differences.get(m)
             if first is not None and last is not None:
                 differences[m] = max(first, last)
-        labels = {m: "memory_efficient_attention" if m in self.xformers else FUSED.__name__ for m in found}
+        labels = {m: "memory_efficient_attention" if m in self.xformers else FUSED.__name__ for m in modules}
         self._record("attention", labels, differences)
 
     def undo(self) -> None:
@@ -148,7 +148,7 @@ class _Work:
         whole = None
         if self.runner is not None and self.reference is not None:
             whole = difference(self.reference, self.runner.run())
-        return Rewrites(tuple(self.done), dict(self.left), whole, tuple(self.patches))
+        return Rewrites(tuple(self.rewrites), dict(self.left), whole, tuple(self.patches))
 
     def _prove(self, patches: Mapping[nn.Module, Patch]) -> dict[nn.Module, float | None]:
         """Applies and keeps the patches that prove equal; their differences, None where there is nothing to run."""
@@ -170,7 +170,7 @@ class _Work:
     ) -> None:
         for m, label in labels.items():
             if m in differences:
-                self.done.append(Rewrite(self.names[m], pattern, label, differences[m]))
+                self.rewrites.append(Rewrite(self.names[m], pattern, label, differences[m]))
 
 
 def _each(module: nn.Module, make: Callable[[nn.Module], Patch | None]) -> dict[nn.Module, Patch]:

@@ -26,8 +26,8 @@ def without(module: nn.Module) -> Patch | None:
     if type(module).__module__.startswith("einops.layers") and hasattr(module, "pattern"):
         kind = {"Rearrange": rearrange, "Reduce": reduce}.get(type(module).__name__)
         return None if kind is None else Patch(module, {"forward": MethodType(_layer, module)})
-    found: dict[str, MethodType] = relinked(module, _in_place_of)
-    return Patch(module, found) if found else None
+    entries: dict[str, MethodType] = relinked(module, _in_place_of)
+    return Patch(module, entries) if entries else None
 
 
 def rearrange(tensor: Any, pattern: str, **sizes: int) -> Tensor:
@@ -107,8 +107,8 @@ def _sides(function: str, pattern: str, ndim: int) -> tuple[list[Group], list[Gr
     parts = pattern.split("->")
     if len(parts) != 2:
         raise refuse(function, "pattern must have two sides, as in 'a b -> (a b)'", repr(pattern))
-    found = [re.findall(r"\([^()]*\)|\.\.\.|\w+|…", side) for side in parts]
-    rest = ndim - sum(token not in ("...", "…") for token in found[0])
+    sides = [re.findall(r"\([^()]*\)|\.\.\.|\w+|…", side) for side in parts]
+    rest = ndim - sum(token not in ("...", "…") for token in sides[0])
     dots = tuple(f".{i}" for i in range(max(rest, 0)))
     ones = iter(range(10**6))
 
@@ -121,7 +121,7 @@ def _sides(function: str, pattern: str, ndim: int) -> tuple[list[Group], list[Gr
     def groups(tokens: list[str]) -> list[Group]:
         return [g for t in tokens for g in ([(d,) for d in dots] if t in ("...", "…") else [names(t)])]
 
-    return groups(found[0]), groups(found[1])
+    return groups(sides[0]), groups(sides[1])
 
 
 def _sizes(function: str, pattern: str, left: list[Group], shape: list[int], sizes: dict[str, int]) -> dict[str, int]:

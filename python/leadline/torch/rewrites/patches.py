@@ -32,21 +32,21 @@ class Patch:
     def apply(self) -> None:
         if self._before is not None:
             return
-        own = self.module.__dict__
-        self._before = {name: own.get(name, _ABSENT) for name in self.entries}
-        own.update(self.entries)
+        attributes = self.module.__dict__
+        self._before = {name: attributes.get(name, _ABSENT) for name in self.entries}
+        attributes.update(self.entries)
         for name, child in self.children.items():
             self.module.add_module(name, child)
 
     def undo(self) -> None:
         if self._before is None:
             return
-        own = self.module.__dict__
+        attributes = self.module.__dict__
         for name, value in self._before.items():
             if value is _ABSENT:
-                own.pop(name, None)
+                attributes.pop(name, None)
             else:
-                own[name] = value
+                attributes[name] = value
         for name in self.children:
             self.module._modules.pop(name, None)
         self._before = None
@@ -92,20 +92,20 @@ def routed(module: nn.Module, make: Callable[[nn.Module], Handlers]) -> MethodTy
 
 def relinked(module: nn.Module, replace: Callable[[str, Any], Any]) -> dict[str, MethodType]:
     """The module's own methods, rebuilt to see other globals: the ones for which `replace(name, value)` is not None."""
-    made: dict[str, MethodType] = {}
+    rebuilt: dict[str, MethodType] = {}
     for name, function in methods(module):
-        found = {}
+        replaced = {}
         for used in names_in(function.__code__):
             value = function.__globals__.get(used)
             other = None if value is None else replace(used, value)
             if other is not None:
-                found[used] = other
-        if found:
-            globals_ = {**function.__globals__, **found}
+                replaced[used] = other
+        if replaced:
+            globals_ = {**function.__globals__, **replaced}
             copy = FunctionType(function.__code__, globals_, name, function.__defaults__, function.__closure__)
             copy.__kwdefaults__ = function.__kwdefaults__
-            made[name] = MethodType(copy, module)
-    return made
+            rebuilt[name] = MethodType(copy, module)
+    return rebuilt
 
 
 def methods(module: nn.Module) -> Iterator[tuple[str, FunctionType]]:
@@ -130,9 +130,9 @@ def names_in(code: CodeType) -> set[str]:
 
 def function_of(module: nn.Module, name: str) -> Any:
     """A method as a function of the module: of its own dictionary, or of its class."""
-    own = module.__dict__.get(name)
-    if isinstance(own, MethodType) and own.__self__ is module:
-        return own.__func__
-    if own is not None:
-        return lambda _, *args, **kwargs: own(*args, **kwargs)
+    override = module.__dict__.get(name)
+    if isinstance(override, MethodType) and override.__self__ is module:
+        return override.__func__
+    if override is not None:
+        return lambda _, *args, **kwargs: override(*args, **kwargs)
     return getattr(type(module), name, None)

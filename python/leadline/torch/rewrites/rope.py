@@ -30,10 +30,10 @@ class StaticRotary(nn.Module):
         super().__init__()
         self.partners: dict[tuple[int, ...], list[int]] = {}
 
-    def add(self, shape: tuple[int, ...], own: Tensor, other: Tensor, partners: list[int], positions: Tensor) -> None:
+    def add(self, shape: tuple[int, ...], cos: Tensor, sin: Tensor, partners: list[int], positions: Tensor) -> None:
         name = self._name(shape)
         self.partners[shape] = partners
-        for part, table in (("cos", own), ("sin", other), ("positions", positions)):
+        for part, table in (("cos", cos), ("sin", sin), ("positions", positions)):
             self.register_buffer(f"{part}_{name}", table, persistent=False)
 
     def fits(self, tokens: Tensor, positions: Tensor) -> bool:
@@ -49,8 +49,8 @@ class StaticRotary(nn.Module):
         """(..., tokens, features), rotated."""
         shape = tuple(tokens.shape)
         name = self._name(shape)
-        own, other = getattr(self, f"cos_{name}"), getattr(self, f"sin_{name}")
-        rotated: Tensor = tokens * own + _gather(tokens, self.partners[shape]) * other
+        cos, sin = getattr(self, f"cos_{name}"), getattr(self, f"sin_{name}")
+        rotated: Tensor = tokens * cos + _gather(tokens, self.partners[shape]) * sin
         return rotated
 
     @staticmethod
@@ -114,10 +114,10 @@ def bake(module: nn.Module, calls: list[Call]) -> Patch | str:
             if not static.fits(torch.zeros(call.tokens), call.positions):
                 return "tokens of one shape come at several positions"
             continue
-        found = _tables(module, call)
-        if isinstance(found, str):
-            return found
-        static.add(call.tokens, *found, call.positions)
+        tables = _tables(module, call)
+        if isinstance(tables, str):
+            return tables
+        static.add(call.tokens, *tables, call.positions)
     inner = function_of(module, "forward")
 
     def forward(self: nn.Module, tokens: Tensor, positions: Tensor) -> Any:
@@ -140,16 +140,16 @@ def _tables(module: nn.Module, call: Call) -> tuple[Tensor, Tensor, list[int]] |
     matrix = torch.stack(columns, -2)  # (..., token, feature read, feature written)
     if not torch.equal(module(torch.zeros(shape, dtype=call.dtype), call.positions), torch.zeros(shape)):
         return "it is not linear in its tokens"
-    own = matrix.diagonal(dim1=-2, dim2=-1).clone()
-    rest = matrix - torch.diag_embed(own)
+    cos = matrix.diagonal(dim1=-2, dim2=-1).clone()
+    rest = matrix - torch.diag_embed(cos)
     strength = rest.abs().flatten(0, -3).amax(0)
     partners = strength.argmax(0)
-    other = rest.gather(-2, partners.expand(*rest.shape[:-2], 1, width)).squeeze(-2)
+    sin = rest.gather(-2, partners.expand(*rest.shape[:-2], 1, width)).squeeze(-2)
     if strength.count_nonzero(0).max() > 1:
         return "a feature depends on more than one other"
-    if lead and lead[0] > 1 and all(torch.equal(t, t[:1].expand_as(t)) for t in (own, other)):
-        own, other = own[:1].clone(), other[:1].clone()
-    return own, other, partners.tolist()
+    if lead and lead[0] > 1 and all(torch.equal(t, t[:1].expand_as(t)) for t in (cos, sin)):
+        cos, sin = cos[:1].clone(), sin[:1].clone()
+    return cos, sin, partners.tolist()
 
 
 def _gather(x: Tensor, partners: list[int]) -> Tensor:
