@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from data_samples import Tensor, refused
 from leadline import Grid, Scheme, affine
-from leadline.rounding import Clipped, adaround, coupled_error, descend, gptq, layer_error, refit, round_best
+from leadline.rounding import Clipped, adaround, coupled_error, descend, gptq, k_best, layer_error, refit, round_best
 from leadline.rounding.problem import Problem
 from reference import rounding as spec
 
@@ -87,6 +89,41 @@ def test_gptq_is_the_specification(ordered, bits, rows, features):
         assert np.array_equal(codes[i], wanted) or layer_error(weight, gram, grid, codes)[i] == pytest.approx(
             same, rel=0.1
         )
+
+
+@pytest.mark.parametrize("paths", [1, 3, 8])
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(("rows", "features"), [(3, 7), (2, 33), (3, 70)])
+def test_k_best_is_the_specification_unless_gptq_is_better(paths, bits, rows, features):
+    problem = weight, gram, grid = layer(bits + features, rows, features, bits)
+    reached, greedy = (layer_error(weight, gram, grid, c) for c in (k_best(*problem, paths=paths), gptq(*problem)))
+    for i in range(rows):
+        wanted = spec.k_best(*row(problem, i), grid.scheme.qmin, grid.scheme.qmax, paths)
+        best = min(spec.error(*row(problem, i), wanted), greedy[i])
+        assert reached[i] == pytest.approx(best, rel=0.01) and reached[i] <= greedy[i]
+
+
+def test_enough_paths_find_the_best_rounding_there_is():
+    """Known answer: of all 2^6 roundings to a neighbour of each weight; damping aside, none is better."""
+    weight, gram, grid = layer(1, 4, 6, 4, spread=0.5)
+    low = np.floor(weight / grid.scale[:, None]).astype(int)
+    every = low[:, None] + np.array(list(itertools.product((0, 1), repeat=6)))
+    every = np.clip(every, grid.scheme.qmin, grid.scheme.qmax).astype(grid.scheme.dtype)
+    lowest = np.min([layer_error(weight, gram, grid, every[:, i]) for i in range(64)], 0)
+    codes = k_best(weight, gram, grid, paths=64, damping=0.0)
+    assert (layer_error(weight, gram, grid, codes) <= lowest * (1 + 1e-6)).all()
+
+
+@given(layers, st.integers(1, 6))
+@settings(max_examples=20, deadline=None)
+def test_paths_never_lose_to_gptq(problem, paths):
+    assert (layer_error(*problem, k_best(*problem, paths=paths)) <= layer_error(*problem, gptq(*problem))).all()
+
+
+@pytest.mark.parametrize("paths", [0, -1, 1.5, True])
+def test_paths_are_a_whole_number(paths):
+    with refused("[k_best] paths must be an integer of at least 1"):
+        k_best(*layer(0, 2, 8), paths=paths)
 
 
 @pytest.mark.parametrize(("rows", "features", "bits"), [(3, 8, 4), (2, 40, 3), (2, 24, 8)])

@@ -55,6 +55,35 @@ def gptq(weight, gram, scale, zero, qmin, qmax, damping=0.01, ordered=True):
     return codes
 
 
+def k_best(weight, gram, scale, zero, qmin, qmax, paths, damping=0.01):
+    """A list of roundings as far as they go: each continues with the two codes nearest to the value that is best for
+    the error so far, the later features taking their best real values; the `paths` of least error stay."""
+    n = len(weight)
+    diagonal = np.diag(gram).copy()
+    mean = diagonal.mean() if diagonal.mean() > 0 else 1.0
+    h = gram + np.diag(np.where(diagonal > 0, damping * mean, mean))
+    order = list(np.argsort(-diagonal, kind="stable"))
+    alive = [(0.0, [], np.zeros(0))]  # error, codes, differences, in order
+    for k, j in enumerate(order):
+        done, left = order[: k + 1], order[k + 1 :]
+        schur = h[np.ix_(done, done)]  # of what is rounded, once the rest has made up for it
+        if left:
+            schur = schur - h[np.ix_(done, left)] @ np.linalg.inv(h[np.ix_(left, left)]) @ h[np.ix_(left, done)]
+        longer = []
+        for _, codes, d in alive:
+            wanted = weight[j] - d @ schur[:k, k] / schur[k, k]
+            place = wanted / scale[j] + zero[j]
+            near = int(np.clip(np.rint(place), qmin, qmax))
+            other = int(np.clip(near + (1 if place >= near else -1), qmin, qmax))
+            for code in dict.fromkeys((near, other)):
+                moved = np.append(d, scale[j] * (code - zero[j]) - weight[j])
+                longer.append((float(moved @ schur @ moved), [*codes, code], moved))
+        alive = sorted(longer, key=lambda path: path[0])[:paths]
+    result = np.zeros(n, int)
+    result[order] = alive[0][1]
+    return result
+
+
 def rectified(v):
     return np.clip(1 / (1 + np.exp(-v)) * (ZETA - GAMMA) + GAMMA, 0, 1)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from leadline._native import thread_count
 from leadline.affine import quantize
+from leadline.rounding.lattice import PATHS, k_best
 from leadline.rounding.problem import Clipped, Codes, Doubles, Problem
 from leadline.types import Grid, Option, refuse
 
@@ -28,6 +29,7 @@ __all__ = [
     "coupled_error",
     "descend",
     "gptq",
+    "k_best",
     "layer_error",
     "refit",
     "round_best",
@@ -320,6 +322,12 @@ def _choose_by_gptq(weight: Any, gram: Any, grid: Grid, held_out: Any, threads: 
     return gptq(weight, gram, grid, threads=threads), "gptq"
 
 
+def _choose_by_paths(
+    weight: Any, gram: Any, grid: Grid, held_out: Any, threads: int | None, paths: int
+) -> tuple[Codes, str]:
+    return k_best(weight, gram, grid, paths=paths, threads=threads), f"k-best of {paths}"
+
+
 def _choose_by_adaround(
     weight: Any, gram: Any, grid: Grid, held_out: Any, threads: int | None, iterations: int
 ) -> tuple[Codes, str]:
@@ -334,6 +342,11 @@ METHODS: Mapping[str, Method] = {
     "nearest": Method(_choose_nearest, "Half to even, as ONNX QuantizeLinear.", uses_moments=False),
     "descent": Method(_choose_by_descent, "Cyclic coordinate descent from the nearest codes."),
     "gptq": Method(_choose_by_gptq, "GPTQ (Frantar et al., 2022)."),
+    "k-best": Method(
+        _choose_by_paths,
+        "GPTQ that keeps the `paths` best roundings of each row on its way (K-best decoding).",
+        {"paths": Option(PATHS, 1, 256)},
+    ),
     "adaround": Method(
         _choose_by_adaround,
         "AdaRound (Nagel et al., 2020) in Gram form; `iterations`: its steps for each layer.",
