@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from leadline import report
-from leadline.audit import Audit, audit, litert
+from leadline.audit import Audit, audit
 from leadline.types import InputError
 from test_cli import spawn
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 quantizer = pytest.mark.skipif(
-    not litert.find_spec("ai_edge_quantizer"), reason="needs ai-edge-quantizer: pip install 'leadline[tflite]'"
+    not find_spec("ai_edge_quantizer"), reason="needs ai-edge-quantizer: pip install 'leadline[tflite]'"
 )
 pytestmark = pytest.mark.torch
 nn = torch.nn
