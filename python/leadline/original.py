@@ -6,7 +6,7 @@ No pass of leadline has touched it, so what a pass gets wrong shows. `Original` 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,18 @@ class OriginalSession(Session):
 
 def _single(array: NDArray[Any]) -> NDArray[Any]:
     return array.astype(np.float32, copy=False) if array.dtype.kind in "fV" else array
+
+
+class Running:
+    """A network that is no ONNX, on feeds of the Graph that stands for its ends."""
+
+    def __init__(self, run: Callable[[Feed], Arrays]) -> None:
+        self.run = run
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 class Proof:

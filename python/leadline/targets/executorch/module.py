@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from leadline.data import Samples
-from leadline.data.samples import Feed, Item
+from leadline.data.samples import Item
 from leadline.graph import Graph, Node, Value
 from leadline.graph.tail import check_whole
-from leadline.original import Original
+from leadline.original import Original, Running
 from leadline.torch.module import GraphModule
 from leadline.types import Grid, refuse
 
@@ -203,7 +201,7 @@ class FloatModule(Original):
     def __str__(self) -> str:
         return self.name
 
-    def run_once(self, feed: Feed) -> dict[str, NDArray[Any]]:
+    def run_once(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The outputs, by number."""
         with torch.no_grad():
             result = self._module(*map(torch.from_numpy, feed.values()))
@@ -211,4 +209,4 @@ class FloatModule(Original):
         return {f"output {i}": tensor.numpy() for i, tensor in enumerate(tensors)}
 
     def session(self, graph: Graph, threads: int | None = None, inner: bool = False) -> Any:
-        return nullcontext(SimpleNamespace(run=self.run_once))
+        return Running(self.run_once)

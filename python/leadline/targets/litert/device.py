@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from rich.filesize import decimal
 
 from leadline.agreement import DeviceAgreement
-from leadline.data.samples import Feed
 from leadline.graph import Graph
-from leadline.original import Original
+from leadline.original import Original, Running
 from leadline.sqnr import Sqnr
 from leadline.targets.litert.expected import expected
 from leadline.targets.litert.files import Size, compare, content_of, size_of
@@ -215,17 +214,4 @@ class FloatTflite(Original):
         return self.name
 
     def session(self, graph: Graph, threads: int | None = None, inner: bool = False) -> Any:
-        return _Float(self._runner)
-
-
-class _Float:
-    def __init__(self, runner: Interpreter) -> None:
-        self._runner = runner
-
-    def __enter__(self) -> _Float:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def run(self, feed: Feed) -> Arrays:
-        return self._runner.run(feed)
+        return Running(self._runner.run)
