@@ -10,13 +10,14 @@ import onnx
 import pytest
 
 import head_networks
+import operator_kinds
 import small_networks as small
 from data_samples import refused
 from graph_models import model, node
 from leadline import pipeline
 from leadline.audit import audit
 from leadline.graph import Graph
-from leadline.recipe import ACTIVATIONS, WEIGHTS, Calibrate, CorrectBias, Fold, Recipe, Rotate, Round
+from leadline.recipe import ACTIVATIONS, WEIGHTS, Calibrate, CorrectBias, Fold, Override, Recipe, Rotate, Round
 from leadline.targets import target_for, target_of
 from leadline.targets.openvino.rules import OPENVINO
 from leadline.targets.openvino.target import OpenVINO
@@ -133,6 +134,29 @@ def test_wide_heads_stay_in_float(tmp_path):
     found = verify(made.graph, tmp_path / "model.qdq.onnx", made.held_out, target=EXACT)
     assert found.facts.integers and not found.collapse
     assert all(output.device > output.sqnr - 1 for output in found.outputs)
+
+
+@pytest.mark.parametrize("kind", ["Resize, down, antialias", "Pad, wrap", "AveragePool, ceil_mode", "Gelu"])
+def test_what_openvino_gets_wrong_is_spelled_in_others(kind):
+    proto, shape = operator_kinds.network(kind)
+    made = small.quantized(proto, plan(), small.samples(4, shape), target="openvino")
+    (output,) = verify(made.graph, made.artefact, made.held_out, target=EXACT, threads=1).outputs
+    assert abs(output.device - output.sqnr) < 1
+
+
+@pytest.mark.parametrize("kind", ["AveragePool, count_include_pad", "LSTM", "GRU"])
+def test_what_it_does_not_take_is_warned_of_and_so_is_the_way_out(kind):
+    proto, shape = operator_kinds.network(kind)
+    with pytest.warns(UserWarning, match="OpenVINO does not take"):
+        made = small.quantized(proto, plan(), small.samples(4, shape), target="openvino")
+    (output,) = verify(made.graph, made.artefact, made.held_out, target=EXACT, threads=1).outputs
+    assert output.device is None or output.device < output.sqnr - 10
+    if not kind.startswith("AveragePool"):
+        floats = plan().changed(overrides=(Override(kinds=("recurrent",), weights="float"),))
+        with pytest.warns(UserWarning, match="leave their weights in float"):
+            made = small.quantized(proto, floats, small.samples(4, shape), target="openvino")
+        (output,) = verify(made.graph, made.artefact, made.held_out, target=EXACT, threads=1).outputs
+        assert abs(output.device - output.sqnr) < 1
 
 
 def test_networks_with_many_parts_give_what_was_promised():

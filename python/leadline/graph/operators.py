@@ -130,6 +130,8 @@ def variant(graph: Graph, node: Node) -> str:
             return f"{kind}, nearest"
         case "AveragePool" if attrs.get("ceil_mode"):
             return f"{kind} with ceil_mode"
+        case "AveragePool" if attrs.get("count_include_pad") and any(attrs.get("pads", [])):
+            return f"{kind} that counts its padding"
         case "MaxPool" if len(shape) > 4:
             return f"{kind} over three axes"
         case "MaxPool" if any(step != 1 for step in attrs.get("dilations", [])):
