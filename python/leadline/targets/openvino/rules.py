@@ -28,6 +28,6 @@ names, and the distance from the artefact as written; `tests/test_targets_openvi
   behind a ReLU that lives in its grid the output is noise (0 to 2 dB). Of 9 and 12 bits 40 and 58 dB are left.
 - Refused here: activations per channel, weights with zero points, and weights of more than 8 bits, which all run in
   float; activations per token and leadline's own operators, whose functions it does not read.
-- Of 201 kinds of operators (`tests/operator_kinds.py`, a layer on either side) 196 kept the promise within 1.5 dB. Resize
-  with antialias (0.8 dB of 24) and Pad by wrapping (not read) are spelled in others; the other three are named.
+- Of 201 kinds of operators (`tests/operator_kinds.py`, a layer on either side) 196 kept the promise within 1.5 dB.
+  Resize with antialias (0.8 dB of 24) and Pad by wrapping (not read) are spelled in others; the other three are named.
 """
