@@ -1,5 +1,5 @@
 """What Qualcomm's emulation of the HTP takes, operator by operator, and how its arithmetic strays: the measurements
-behind `leadline.profiles.HEXAGON`.
+behind `leadline.rules.HEXAGON`.
 
     python benchmarks/hexagon_operators.py          # a minute
 
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from leadline.graph import Session
-from leadline.profiles import lost
+from leadline.rules import lost
 from leadline.targets.hexagon.emulator import Emulator
 from leadline.targets.hexagon.rules import HEXAGON
 

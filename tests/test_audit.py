@@ -18,8 +18,8 @@ from leadline.audit import Audit, audit
 from leadline.audit.findings import Finding, Rewrite, ordered
 from leadline.audit.operators import forms, quantised
 from leadline.graph import Graph
-from leadline.profiles import ONNXRUNTIME
 from leadline.recipe import Recipe
+from leadline.rules import ONNXRUNTIME
 from leadline.targets.hexagon.rules import HEXAGON
 from leadline.targets.litert import audit as litert
 from leadline.types import InputError
@@ -128,8 +128,8 @@ def test_every_recipe_can_be_asked_with(name: str) -> None:
     from leadline.export import qdq
 
     for form in forms(transformer()):
-        for profile in (ONNXRUNTIME, HEXAGON):
-            proto, _ = quantised(form.graph, Recipe.load(name), profile)
+        for rules in (ONNXRUNTIME, HEXAGON):
+            proto, _ = quantised(form.graph, Recipe.load(name), rules)
             layers = {layer.weight for layer in form.graph.layers()}
             assert layers <= qdq.read(proto).grids.keys()
 

@@ -15,8 +15,8 @@ from graph_models import FLOAT_NOISE, distance, model, node
 from leadline import pipeline
 from leadline.graph import Graph, Session
 from leadline.graph.spellings import SPELLINGS
-from leadline.profiles import ONNXRUNTIME
 from leadline.recipe import Recipe
+from leadline.rules import ONNXRUNTIME
 from leadline.steps.fitting import refusals, respell
 from leadline.targets.hexagon.rules import HEXAGON
 from operator_kinds import KINDS, network

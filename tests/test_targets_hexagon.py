@@ -15,8 +15,8 @@ from data_samples import refused
 from graph_models import model, node
 from leadline.export.limits import limits
 from leadline.graph import Graph, Session
-from leadline.profiles import ONNXRUNTIME, lost
 from leadline.recipe import Recipe
+from leadline.rules import ONNXRUNTIME, lost
 from leadline.targets import target_of
 from leadline.targets.hexagon import emulator as hexagon
 from leadline.targets.hexagon.expected import expected

@@ -21,9 +21,9 @@ from leadline.export import qdq
 from leadline.graph import Graph, Session, inspect_inputs
 from leadline.graph.features import network_features
 from leadline.graph.tail import Tail
-from leadline.profiles import Profile
 from leadline.progress import Progress, Quiet
 from leadline.recipe import Recipe
+from leadline.rules import Rules
 from leadline.steps import Record, Setup, State, adapt
 from leadline.targets import Target, target_of
 from leadline.types import refuse
@@ -60,10 +60,10 @@ def prepare(
     return state, samples
 
 
-def _kept_behind(tail: Tail, profile: Profile) -> str:
+def _kept_behind(tail: Tail, rules: Rules) -> str:
     more = f" and {len(tail.causes) - 1} more" if len(tail.causes) > 1 else ""
     what = f"{len(tail.nodes)} operators behind the quantised part stay as they are, in float"
-    where = f"; {profile.name} leaves them to the CPU" if profile.integers_only else ""
+    where = f"; {rules.name} leaves them to the CPU" if rules.integers_only else ""
     return f"{what}: shapes depend on the data from {tail.causes[0]}{more} on{where}"
 
 

@@ -16,8 +16,8 @@ from leadline.types import Grid, Scheme
 if TYPE_CHECKING:
     import onnx
 
-    from leadline.profiles import Profile
     from leadline.recipe import Recipe
+    from leadline.rules import Rules
 
 _SETTINGS = 1024  # elements: integer constants up to here are shapes, axes and pads
 _FEW = 16  # elements: float constants up to here are factors and bounds
@@ -72,7 +72,7 @@ def _alone(graph: Graph, node: Node) -> Graph:
     return Graph([only], weights, [values[name] for name in inputs], outputs, dict(values), "operator")
 
 
-def quantised(graph: Graph, recipe: Recipe, profile: Profile) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+def quantised(graph: Graph, recipe: Recipe, rules: Rules) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """A network as the exporter writes it for a target, on plausible grids, and what the target made it change.
 
     Grids are where the recipe places them (its overrides by name aside): of weights from their values, of activations
@@ -83,10 +83,10 @@ def quantised(graph: Graph, recipe: Recipe, profile: Profile) -> tuple[onnx.Mode
     from leadline.steps.placement import place
 
     graph = graph.copy()
-    spelled = respell(graph, recipe, profile)
-    placement = place(graph, replace(recipe, overrides=()), profile)
+    spelled = respell(graph, recipe, rules)
+    placement = place(graph, replace(recipe, overrides=()), rules)
     known = len(placement.notes)
-    placement = fit(graph, placement, profile)
+    placement = fit(graph, placement, rules)
     grids: dict[str, Grid] = {}
     for name, scheme in (*placement.constants.items(), *((layer.weight, scheme) for layer, scheme in placement.layers)):
         if name not in grids:
@@ -96,7 +96,7 @@ def quantised(graph: Graph, recipe: Recipe, profile: Profile) -> tuple[onnx.Mode
         writer = writers.get(placement.root[tensor])
         bounds = _BOUNDS.get(writer.op_type, _ORDINARY) if writer else _ORDINARY
         grids[tensor] = _grid(bounds, scheme, graph.shape(tensor))
-    grids |= dict(_biases(graph, grids, profile.single_bias_scale))
+    grids |= dict(_biases(graph, grids, rules.single_bias_scale))
     return qdq.to_qdq(graph, grids), (*spelled, *placement.notes[known:])
 
 

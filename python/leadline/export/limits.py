@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from leadline.graph import DOMAIN, Graph
-from leadline.profiles import ONNXRUNTIME, Profile
+from leadline.rules import ONNXRUNTIME, Rules
 from leadline.types import Grid
 
 _OPERATORS = {
@@ -15,9 +15,9 @@ _OPERATORS = {
 }
 
 
-def limits(graph: Graph, grids: Mapping[str, Grid], profile: Profile = ONNXRUNTIME) -> list[str]:
+def limits(graph: Graph, grids: Mapping[str, Grid], rules: Rules = ONNXRUNTIME) -> list[str]:
     """One line for each thing that makes an artefact a simulation: activations with a scale per channel or per token,
-    which no integer kernel sums over, operators of leadline's own, and what the profile's target refuses. Empty:
+    which no integer kernel sums over, operators of leadline's own, and what the rules' target refuses. Empty:
     deployable."""
     lines = []
     activations = {name: grid.scheme.granularity for name, grid in grids.items() if name in graph.values}
@@ -31,10 +31,10 @@ def limits(graph: Graph, grids: Mapping[str, Grid], profile: Profile = ONNXRUNTI
             rows = (graph.shape(node.outputs[0]) + graph.shape(node.inputs[1])[-1:] for node in nodes)
             flops = sum(math.prod(shape) for shape in rows) / 1e6
             lines.append(f"{len(nodes)} {text.format(flops=flops)}")
-    return lines + (_not_integers(graph, grids, profile) if profile.integers_only else [])
+    return lines + (_not_integers(graph, grids, rules) if rules.integers_only else [])
 
 
-def _not_integers(graph: Graph, grids: Mapping[str, Grid], profile: Profile) -> list[str]:
+def _not_integers(graph: Graph, grids: Mapping[str, Grid], rules: Rules) -> list[str]:
     layers = {layer.weight: layer for layer in graph.layers()}
     refused = {
         "weights in blocks": [name for name in layers if name in grids and grids[name].scheme.granularity == "block"],
@@ -43,7 +43,7 @@ def _not_integers(graph: Graph, grids: Mapping[str, Grid], profile: Profile) -> 
         "layers with float inputs": [layer.name for layer in layers.values() if layer.input not in grids],
     }
     return [
-        f"{len(names)} {what}, which {profile.name} does not take, such as {names[0]}"
+        f"{len(names)} {what}, which {rules.name} does not take, such as {names[0]}"
         for what, names in refused.items()
         if names
     ]

@@ -32,8 +32,8 @@ def prove_batch(state: State, models: Callable[[Graph], Iterable[Any]], judge: J
     if batch is None:
         return
     name = ", ".join(batch.inputs)
-    if state.setup.profile.integers_only:
-        note = f"batch {batch.size}, as quantised: {state.setup.profile.name} takes fixed shapes"
+    if state.setup.rules.integers_only:
+        note = f"batch {batch.size}, as quantised: {state.setup.rules.name} takes fixed shapes"
         state.log.append(Record("batch", name, note, kept=False))
         return
     feeds = _pair([*state.setup.held_out.take(2), *state.setup.calibration.take(2)], batch.inputs)

@@ -55,14 +55,14 @@ def run(step: Calibrate, state: State) -> None:
     another for moving averages."""
     own_biases(state.graph)
     own_branches(state.graph)
-    profile = state.setup.profile
-    if profile.integers_only:
+    rules = state.setup.rules
+    if rules.integers_only:
         for name in keep_positive(state.graph):
             state.log.append(Record("calibrate", name, "kept above zero, which its reader cannot take"))
     for name in level_masks(state):
         note = "masks whole rows, so each row's largest value is taken away from it"
         state.log.append(Record("calibrate", name, note))
-    state.placement = placement = fit(state.graph, place(state.graph, state.recipe, profile), profile)
+    state.placement = placement = fit(state.graph, place(state.graph, state.recipe, rules), rules)
     state.log += [Record.of("calibrate", note) for note in placement.notes]
     ranges, masks = _observe(step, state, placement)
     weights: dict[str, Grid] = {}
@@ -269,7 +269,7 @@ def bias_grid(state: State, layer: Layer) -> None:
     if layer.bias is None or layer.weight not in state.grids:
         return
     bias, weight, read = state.graph.weights[layer.bias], state.grids[layer.weight], state.grids.get(layer.input)
-    grid = decide.bias_grid(weight, read, bias.size, state.setup.profile.single_bias_scale)
+    grid = decide.bias_grid(weight, read, bias.size, state.setup.rules.single_bias_scale)
     if grid is None and _reads_many_scales(state, layer):
         grid = decide.fine_bias_grid(bias)
     if grid is not None:

@@ -19,8 +19,8 @@ from leadline.graph.relative import relative, sensitive
 from leadline.graph.spelling import spell
 from leadline.graph.spellings import SPELLINGS
 from leadline.graph.tables import tables
-from leadline.profiles import Profile, lost
 from leadline.recipe import Recipe
+from leadline.rules import Rules, lost
 from leadline.steps.placement import Placement
 from leadline.steps.state import Record, State
 from leadline.types import Grid, Scheme, few
@@ -40,37 +40,37 @@ _KEEPS_WIDTH = frozenset("Div Reciprocal Pow Elu HardSigmoid LpNormalization".sp
 
 def adapt(state: State) -> None:
     """Before any step: spell what the target has no operators for, and warn of what it will not take."""
-    lines = respell(state.graph, state.recipe, state.setup.profile)
-    state.log += [Record.of("adapt", f"{line}, for {state.setup.profile.name}") for line in lines]
-    for line in [*refusals(state.graph, state.setup.profile), *spans(state)]:
+    lines = respell(state.graph, state.recipe, state.setup.rules)
+    state.log += [Record.of("adapt", f"{line}, for {state.setup.rules.name}") for line in lines]
+    for line in [*refusals(state.graph, state.setup.rules), *spans(state)]:
         warnings.warn(line, stacklevel=4)
 
 
-def respell(graph: Graph, recipe: Recipe, profile: Profile) -> list[str]:
+def respell(graph: Graph, recipe: Recipe, rules: Rules) -> list[str]:
     """Spell in place what a target lacks or gets wrong; one line for each node."""
     wide = max((scheme.bits for scheme in recipe.schemes("activations").values() if scheme), default=0) > 8
-    lines = spell(graph, profile.spelled, SPELLINGS)
-    if profile.spelled_wide and (wide or relative(graph)):
-        lines += spell(graph, profile.spelled_wide, SPELLINGS)
+    lines = spell(graph, rules.spelled, SPELLINGS)
+    if rules.spelled_wide and (wide or relative(graph)):
+        lines += spell(graph, rules.spelled_wide, SPELLINGS)
     return lines
 
 
-def refusals(graph: Graph, profile: Profile) -> list[str]:
+def refusals(graph: Graph, rules: Rules) -> list[str]:
     """What a target does not take, or only with loss: one line for each kind of operator."""
     nodes_of: dict[str, list[str]] = {}
     for node in graph.nodes:
         nodes_of.setdefault(variant(graph, node), []).append(node.name)
     return [
-        f"{profile.name} does not take {kind} ({few(names)}) without loss: {profile.refused[kind]}"
+        f"{rules.name} does not take {kind} ({few(names)}) without loss: {rules.refused[kind]}"
         for kind, names in nodes_of.items()
-        if kind in profile.refused
+        if kind in rules.refused
     ]
 
 
 def spans(state: State) -> list[str]:
     """Where integers are all that a target has: what is divided by, or read by a logarithm, and lies so far apart that
     small values are lost between the steps of a grid, as far as one sample tells; one line for each such node."""
-    if not state.setup.profile.integers_only or state.recipe.activations is None:
+    if not state.setup.rules.integers_only or state.recipe.activations is None:
         return []
     watched = sensitive(state.graph)
     if not watched:
@@ -85,7 +85,7 @@ def spans(state: State) -> list[str]:
     for node, tensors in watched.items():
         lost, tensor = max((_lost(seen[name]), name) for name in tensors)
         if lost > SCARCE:
-            rule = f"{state.setup.profile.name} gives something else for {node}, which cannot take zero"
+            rule = f"{state.setup.rules.name} gives something else for {node}, which cannot take zero"
             why = f"{lost:.0%} of what '{tensor}' holds is less than one step of its grid, 1/{FINEST} of the largest"
             lines.append(f"{rule}: {why}; bring these values nearer to each other, or keep it behind the network")
     return lines
@@ -98,34 +98,32 @@ def _lost(values: NDArray[Any]) -> float:
     return float(lost.mean()) if sizes.size else 0.0
 
 
-def fit(graph: Graph, placement: Placement, profile: Profile) -> Placement:
+def fit(graph: Graph, placement: Placement, rules: Rules) -> Placement:
     """The placement as a target takes it. Where an input needs other bits than its tensor has, an Identity goes before
     the reader, in place; its two sides are one requantisation on the device, and `export.qdq` writes it as that."""
     layers, notes = [], list(placement.notes)
     for layer, scheme in placement.layers:
-        if _is_too_narrow(graph, layer, scheme, profile):
-            scheme = replace(scheme, bits=profile.single_scale_bits)
-            notes.append(
-                f"{layer.name}: {scheme.bits}-bit weights, since {profile.name} takes no narrower single scale"
-            )
+        if _is_too_narrow(graph, layer, scheme, rules):
+            scheme = replace(scheme, bits=rules.single_scale_bits)
+            notes.append(f"{layer.name}: {scheme.bits}-bit weights, since {rules.name} takes no narrower single scale")
         layers.append((layer, scheme))
     constants = dict(placement.constants)
-    if profile.integers_only:
+    if rules.integers_only:
         for table in tables(graph):
             if constants.pop(table.weight, None) is not None:
-                notes.append(f"{table.weight}: float, as {table.op_type} {table.name} is on {profile.name}")
+                notes.append(f"{table.weight}: float, as {table.op_type} {table.name} is on {rules.name}")
     placement = replace(placement, layers=layers, constants=constants, notes=notes)
-    if profile.one_type:
+    if rules.one_type:
         _keep_width(graph, placement)
-        _requantise(graph, placement, profile)
-    if profile.resize_keeps_grid:
+        _requantise(graph, placement, rules)
+    if rules.resize_keeps_grid:
         _share_resizes(graph, placement)
     current = {layer.name: layer for layer in graph.layers()}
     return replace(placement, layers=[(current[layer.name], scheme) for layer, scheme in layers])
 
 
-def _is_too_narrow(graph: Graph, layer: Layer, scheme: Scheme, profile: Profile) -> bool:
-    if layer.kind == "linear" or scheme.bits >= profile.single_scale_bits:
+def _is_too_narrow(graph: Graph, layer: Layer, scheme: Scheme, rules: Rules) -> bool:
+    if layer.kind == "linear" or scheme.bits >= rules.single_scale_bits:
         return False
     return scheme.granularity == "tensor" or graph.weights[layer.weight].shape[layer.axis] == 1
 
@@ -152,19 +150,19 @@ def _keep_width(graph: Graph, placement: Placement) -> None:
             placement.notes.append(f"{written}: 16 bits, as {node.name} cannot narrow what it reads")
 
 
-def _requantise(graph: Graph, placement: Placement, profile: Profile) -> None:
+def _requantise(graph: Graph, placement: Placement, rules: Rules) -> None:
     schemes, made = placement.schemes, dict[tuple[str, int], str]()
     nodes: list[Node] = []
     for node in graph.nodes:
         written = _written(graph, schemes, node)
         if written is not None and not moves_data(node):
             for position, name in enumerate(node.inputs):
-                if name in placement.constants and profile.constants.get(node.op_type):
+                if name in placement.constants and rules.constants.get(node.op_type):
                     continue  # of a width that does not depend on the output's
                 if name in placement.constants and _width(placement.constants[name]) != _width(written):
                     node.inputs[position] = _own_constant(graph, placement, name, written)
                 elif name in schemes and schemes[name].granularity == "tensor":
-                    want = _wanted(node, position, _width(schemes[name]), _width(written), profile)
+                    want = _wanted(node, position, _width(schemes[name]), _width(written), rules)
                     if want != _width(schemes[name]):
                         if (name, want) not in made:
                             made[name, want] = _insert(graph, placement, name, want, nodes)
@@ -198,11 +196,11 @@ def _clamped(graph: Graph, tensor: str, known: Mapping[str, object]) -> str | No
     return tensor
 
 
-def _wanted(node: Node, position: int, have: int, output: int, profile: Profile) -> int:
+def _wanted(node: Node, position: int, have: int, output: int, rules: Rules) -> int:
     """Bits that a node's input must have, where its tensor has `have` and the node's output `output`."""
     bits = output if have < output or node.op_type in _SAME else have
     second = node.op_type == "MatMul" and position == 1
-    return min(bits, profile.second_operand_bits) if second else bits
+    return min(bits, rules.second_operand_bits) if second else bits
 
 
 def _own_constant(graph: Graph, placement: Placement, name: str, scheme: Scheme) -> str:
@@ -236,7 +234,7 @@ def _whole(grid: Grid | None) -> Grid | None:
 def suit_multipliers(state: State) -> None:
     """Enlarge scales, by less than a thousandth, until input scale x weight scale / output scale is a factor that the
     target holds exactly: scales of weights, and those of the outputs of products of two activations."""
-    bits, placement = state.setup.profile.multiplier_bits, state.placement
+    bits, placement = state.setup.rules.multiplier_bits, state.placement
     if bits is None or placement is None:
         return
     grids = state.grids
@@ -270,18 +268,18 @@ def recentre(state: State) -> None:
     """Give the biases what the target's sums lose on average by rounding down: half a unit, and half a unit more over
     16-bit inputs, where the bias itself is rounded down on its own. Logged, but not gated: the simulation rounds to
     nearest, so that it cannot tell."""
-    profile, moved = state.setup.profile, 0
+    rules, moved = state.setup.rules, 0
     for layer in state.graph.layers():
         read, written = _whole(state.grids.get(layer.input)), output_grid(state, layer.output)
         if layer.bias is None or layer.bias not in state.codes or read is None or written is None:
             continue
         grid = state.grids[layer.bias]
-        unit = lost(profile, read.scheme.bits, grid.scale.astype(np.float64) / float(written.scale))
+        unit = lost(rules, read.scheme.bits, grid.scale.astype(np.float64) / float(written.scale))
         mean = np.where(unit > 1, unit if read.scheme.bits > 8 else unit / 2, 0).astype(np.int64)
         if mean.any():
             codes = state.codes[layer.bias] + mean
             state.codes[layer.bias] = np.clip(codes, grid.scheme.qmin, grid.scheme.qmax).astype(np.int32)
             moved += 1
     if moved:
-        note = f"{moved} biases take back what {profile.name}'s sums lose on average by rounding down"
+        note = f"{moved} biases take back what {rules.name}'s sums lose on average by rounding down"
         state.log.append(Record("recentre", state.graph.name, note))

@@ -61,7 +61,7 @@ def run(step: Heads, state: State) -> None:
             state.overrides += tuple(Override(escape(name), weights={"bits": WEIGHT_BITS}) for name in head.layers)
             note += f", {len(head.layers)} last layers with weights of {WEIGHT_BITS}"
         state.log.append(Record.of("heads", f"{head}: {note}"))
-    if step.widen and state.recipe.activations is not None and not state.setup.profile.one_type:
+    if step.widen and state.recipe.activations is not None and not state.setup.rules.one_type:
         _widen_features(step, state)
 
 

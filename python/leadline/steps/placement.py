@@ -18,8 +18,8 @@ from leadline.graph.masks import Masks
 from leadline.graph.operators import ABSORBING, CLAMPS, ELEMENTWISE, MOVES_DATA, channel_axes, moves_data
 from leadline.graph.relative import relative
 from leadline.graph.tables import tables
-from leadline.profiles import ONNXRUNTIME, Profile
 from leadline.recipe import Recipe
+from leadline.rules import ONNXRUNTIME, Rules
 from leadline.types import Scheme, refuse
 
 QUANTISED = (
@@ -48,7 +48,7 @@ class Placement:
     notes: list[str] = field(default_factory=list)
 
 
-def place(graph: Graph, recipe: Recipe, profile: Profile = ONNXRUNTIME) -> Placement:
+def place(graph: Graph, recipe: Recipe, rules: Rules = ONNXRUNTIME) -> Placement:
     """Decide which tensors of a normalised graph are quantised under a recipe. What no grid holds, masks that reach
     their readers and tensors whose relative error counts, stays float, or has 16 bits where the target has no float.
 
@@ -58,25 +58,25 @@ def place(graph: Graph, recipe: Recipe, profile: Profile = ONNXRUNTIME) -> Place
     _check_patterns(graph, recipe, kinds)
     layers, notes = _layers(graph, recipe, kinds)
     extreme, fine = Masks(graph).extreme, relative(graph)
-    quantised = QUANTISED | profile.operators
-    plain = extreme if profile.integers_only else extreme | fine
+    quantised = QUANTISED | rules.operators
+    plain = extreme if rules.integers_only else extreme | fine
     schemes, root = _activations(
-        graph, recipe, kinds, {layer.input for layer, _ in layers}, plain, quantised, profile.integers_only
+        graph, recipe, kinds, {layer.input for layer, _ in layers}, plain, quantised, rules.integers_only
     )
-    if profile.integers_only:
+    if rules.integers_only:
         schemes |= {name: replace(schemes[name], bits=16) for name in schemes if name in fine}
     if schemes:
         notes += [f"{name}: float, since masks reach its readers" for name in graph.values if name in extreme]
-        what = "16 bits" if profile.integers_only else "float"
+        what = "16 bits" if rules.integers_only else "float"
         notes += [f"{name}: {what}, since its relative error counts" for name in graph.values if name in fine]
     constants = {
         name: scheme
         for node in graph.nodes
-        if node.op_type in ELEMENTWISE or node.op_type == "Concat" or node.op_type in profile.constants
+        if node.op_type in ELEMENTWISE or node.op_type == "Concat" or node.op_type in rules.constants
         for position, name in enumerate(node.inputs)
         if name in graph.weights and graph.weights[name].dtype == np.float32
         if name not in extreme or node.outputs[0] in schemes
-        if (scheme := _constant(graph, node, position, schemes, profile)) is not None
+        if (scheme := _constant(graph, node, position, schemes, rules)) is not None
     }
     matrices, more = _tables(graph, recipe)
     return Placement(schemes, root, constants | matrices, layers, notes + more)
@@ -283,11 +283,11 @@ def _absorbed(graph: Graph, producer: Node | None, readers: list[Node], integers
     )
 
 
-def _constant(graph: Graph, node: Node, position: int, schemes: dict[str, Scheme], profile: Profile) -> Scheme | None:
+def _constant(graph: Graph, node: Node, position: int, schemes: dict[str, Scheme], rules: Rules) -> Scheme | None:
     """The scheme of a constant operand: its partner's, unless the target wants a width of its own. What a normalisation
     adds goes straight to its sums, in 32 bits."""
     scheme = _partner(graph, node, node.inputs[position], schemes)
-    bits = profile.constants.get(node.op_type)
+    bits = rules.constants.get(node.op_type)
     if not bits or scheme is None:
         return scheme
     if position == 2:

@@ -21,7 +21,7 @@ def run(step: Polish, state: State) -> None:
     The float function stays what it was; the grid comes to lie on the tensor between the two, over the range that the
     choice of the bends assumed. Channels that are better off without pass through.
     """
-    placement = place(state.graph, state.recipe, state.setup.profile)
+    placement = place(state.graph, state.recipe, state.setup.rules)
     readers: dict[str, list[Layer]] = {}
     for layer, _ in placement.layers:
         scheme = placement.schemes.get(layer.input)

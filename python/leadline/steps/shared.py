@@ -18,7 +18,7 @@ FOUND = tuple(field.name for field in fields(State) if field.name not in ("setup
 def stepped(step: Step, state: State, run: Callable[[], None]) -> None:
     """Change the state as `run` does: by running it, or as it did when the same step met the same state.
 
-    A step sees the state, the recipe's schemes, the target's profile, and, of the steps behind it, how trials calibrate
+    A step sees the state, the recipe's schemes, the target's rules, and, of the steps behind it, how trials calibrate
     and whether biases will be corrected.
     """
     setup, begun = state.setup, len(state.log)
@@ -31,7 +31,7 @@ def stepped(step: Step, state: State, run: Callable[[], None]) -> None:
     # What calibration saw follows from the rest.
     so_far = {name: getattr(state, name) for name in FOUND if name not in ("placement", "histograms")}
     placed = state.placement and state.placement.schemes
-    met = (setup.profile, setup.calibration, setup.held_out, setup.held_out_given, placed, so_far)
+    met = (setup.rules, setup.calibration, setup.held_out, setup.held_out_given, placed, so_far)
 
     def changes() -> dict[str, Any]:
         run()

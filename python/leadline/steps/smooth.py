@@ -57,7 +57,7 @@ def run(step: Smooth, state: State) -> None:
         reason = FLOAT if parts else "no activation whose channels can be scaled"
         state.log.append(Record("smooth", state.graph.name, reason, kept=False))
         return
-    seen, placement = _observe(state, parts), place(state.graph, state.recipe, state.setup.profile)
+    seen, placement = _observe(state, parts), place(state.graph, state.recipe, state.setup.rules)
     best_error = trial_error(state, state.graph)
     for part in parts:
         with state.setup.progress(f"smooth {part.what}"):
@@ -75,7 +75,7 @@ def run(step: Smooth, state: State) -> None:
 def fold_scales(step: Smooth, state: State) -> list[Record]:
     """Smooth every place of the state's graph, in place and whatever simulation says."""
     parts, _ = _parts(step, state.graph)
-    seen, placement = _observe(state, parts), place(state.graph, state.recipe, state.setup.profile)
+    seen, placement = _observe(state, parts), place(state.graph, state.recipe, state.setup.rules)
     return [record for part in parts for record in _fold_part(step, state, state.graph, placement, part, seen)]
 
 

@@ -13,9 +13,9 @@ from leadline.cache import Cache
 from leadline.data import Samples
 from leadline.graph import Graph, Session
 from leadline.observers import Histogram
-from leadline.profiles import ONNXRUNTIME, Profile
 from leadline.progress import Progress
 from leadline.recipe import Override, Recipe
+from leadline.rules import ONNXRUNTIME, Rules
 from leadline.steps.placement import Placement
 from leadline.types import Grid
 
@@ -52,7 +52,7 @@ class Setup:
     simulate: Callable[[State, Sequence[str]], Session]
     """The artefact as it stands, unfused, returning these tensors: given by the caller, who knows the exporter."""
     threads: int | None = None
-    profile: Profile = ONNXRUNTIME
+    rules: Rules = ONNXRUNTIME
     cache: Cache | None = None
     """Where runs that have something in common find it; see `leadline.steps.shared`."""
     held_out_given: bool = False

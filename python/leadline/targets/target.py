@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from numpy.typing import NDArray
 
-from leadline.profiles import ONNXRUNTIME, Profile
 from leadline.recipe import Recipe
+from leadline.rules import ONNXRUNTIME, Rules
 from leadline.types import Grid, refuse
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Target:
         As ``--target`` takes it.
     title : str
         As a table's head calls what it gives.
-    rules : Profile
+    rules : Rules
         What it takes: bits, granularities, widths where they meet, scales, biases.
     file : str
         What its artefact is called in a run's folder.
@@ -127,7 +127,7 @@ class Target:
 
     name: ClassVar[str]
     title: ClassVar[str]
-    rules: ClassVar[Profile] = ONNXRUNTIME
+    rules: ClassVar[Rules] = ONNXRUNTIME
     file: ClassVar[str] = "model.qdq.onnx"
     frames: ClassVar[int | None] = None
 

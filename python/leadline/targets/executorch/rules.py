@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from leadline.profiles import Profile
+from leadline.rules import Rules
 
-EXECUTORCH = Profile(
+EXECUTORCH = Rules(
     "ExecuTorch",
     activation_bits=frozenset(range(2, 9)),
     activation_scales=("tensor",),

@@ -12,7 +12,7 @@ from leadline.audit.each import WRONG, Answer, apart, ask_each
 from leadline.audit.findings import Audit
 from leadline.audit.operators import Form, quantised
 from leadline.graph.operators import variant
-from leadline.profiles import ONNXRUNTIME
+from leadline.rules import ONNXRUNTIME
 from leadline.targets.hexagon.emulator import Build, Emulator
 from leadline.targets.hexagon.expected import expected
 from leadline.targets.hexagon.rules import HEXAGON
@@ -33,7 +33,7 @@ def audit_hexagon(network: Network, recipe: Recipe) -> Audit:
 
 
 def _ask(emulator: Emulator, form: Form, recipe: Recipe) -> Answer:
-    """The answer to one operator as Hexagon's profile has it; where that changes something, what it is without."""
+    """The answer to one operator as Hexagon's rules have it; where that changes something, what it is without."""
     advice = HEXAGON.refused.get(variant(form.graph, form.graph.nodes[0]), "")
     fitted, changes = quantised(form.graph, recipe, HEXAGON)
     build = emulator.build(fitted)

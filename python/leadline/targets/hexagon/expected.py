@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from leadline.profiles import lost
+from leadline.rules import lost
 from leadline.targets.hexagon.rules import HEXAGON
 
 

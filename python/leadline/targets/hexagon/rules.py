@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from leadline.profiles import Profile
+from leadline.rules import Rules
 
-HEXAGON = Profile(
+HEXAGON = Rules(
     "hexagon",
     activation_bits=frozenset({8, 16}),
     activation_scales=("tensor",),

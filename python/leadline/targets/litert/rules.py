@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from leadline.profiles import Profile
+from leadline.rules import Rules
 
-LITERT = Profile(
+LITERT = Rules(
     "LiteRT",
     activation_bits=frozenset({8}),
     activation_scales=("tensor",),

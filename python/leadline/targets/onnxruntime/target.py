@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from leadline.profiles import ONNXRUNTIME
+from leadline.rules import ONNXRUNTIME
 from leadline.targets.target import Device, Target
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ WIDTHS = frozenset(range(2, 17))
 
 
 @dataclass(frozen=True)
-class Profile:
+class Rules:
     """The rules of one target, for recipes, placement and export.
 
     Attributes
@@ -169,10 +169,10 @@ def _listed(bits: frozenset[int]) -> str:
     return " or ".join(map(str, numbers))
 
 
-ONNXRUNTIME = Profile("onnxruntime")
+ONNXRUNTIME = Rules("onnxruntime")
 
 
-def lost(profile: Profile, bits: int, factor: NDArray[np.float64]) -> NDArray[np.float64]:
+def lost(rules: Rules, bits: int, factor: NDArray[np.float64]) -> NDArray[np.float64]:
     """The unit that sums over inputs of so many bits are cut to, counted in products of codes; below 1: not cut.
 
     Parameters
@@ -182,9 +182,9 @@ def lost(profile: Profile, bits: int, factor: NDArray[np.float64]) -> NDArray[np
         Input scale x weight scale / output scale.
     """
     if bits > 8:
-        return np.full(np.shape(factor), 0.0 if profile.dropped_bits is None else 2.0**profile.dropped_bits)
-    if profile.fraction_bits is None:
+        return np.full(np.shape(factor), 0.0 if rules.dropped_bits is None else 2.0**rules.dropped_bits)
+    if rules.fraction_bits is None:
         return np.zeros(np.shape(factor))
     exponent = np.frexp(factor)[1] - 1
-    unit: NDArray[np.float64] = np.ldexp(1.0, -exponent - profile.fraction_bits)
+    unit: NDArray[np.float64] = np.ldexp(1.0, -exponent - rules.fraction_bits)
     return unit

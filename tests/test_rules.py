@@ -11,7 +11,6 @@ import small_tflite
 from data_samples import refused
 from leadline import pipeline
 from leadline.cli import main
-from leadline.profiles import ONNXRUNTIME, WIDTHS, Profile
 from leadline.recipe import (
     ACTIVATIONS,
     WEIGHTS,
@@ -25,6 +24,7 @@ from leadline.recipe import (
     Rotate,
     Round,
 )
+from leadline.rules import ONNXRUNTIME, WIDTHS, Rules
 from leadline.targets.executorch.rules import EXECUTORCH
 from leadline.targets.hexagon.rules import HEXAGON
 from leadline.targets.litert import calibrate as tflite
@@ -48,18 +48,18 @@ def plan(*steps, **fields) -> Recipe:
     return Recipe("mine", (Fold(), *steps, Calibrate("minmax", "minmax"), Round(), CorrectBias()), **fields)
 
 
-def takes(profile: Profile, recipe: Recipe) -> bool:
+def takes(rules: Rules, recipe: Recipe) -> bool:
     try:
-        profile.check(recipe)
+        rules.check(recipe)
     except InputError:
         return False
     return True
 
 
 @pytest.mark.parametrize("name", Recipe.names())
-@pytest.mark.parametrize("profile", TARGETS, ids=lambda one: one.name)
-def test_which_shipped_recipes_a_target_takes(profile, name):
-    assert takes(profile, Recipe.load(name)) == (name in TAKEN[profile.name])
+@pytest.mark.parametrize("rules", TARGETS, ids=lambda one: one.name)
+def test_which_shipped_recipes_a_target_takes(rules, name):
+    assert takes(rules, Recipe.load(name)) == (name in TAKEN[rules.name])
 
 
 @pytest.mark.parametrize("bits", sorted(WIDTHS))
@@ -108,16 +108,16 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("profile", "recipe", "words"), REFUSED, ids=lambda one: getattr(one, "name", str(one)[:30]))
-def test_refusals_name_recipe_target_and_what_was_asked(profile, recipe, words):
+@pytest.mark.parametrize(("rules", "recipe", "words"), REFUSED, ids=lambda one: getattr(one, "name", str(one)[:30]))
+def test_refusals_name_recipe_target_and_what_was_asked(rules, recipe, words):
     with refused("[somewhere] recipe mine: ", words):
-        profile.check(recipe, "somewhere")
+        rules.check(recipe, "somewhere")
 
 
 def test_heads_and_rotations_that_ask_for_nothing_pass():
     """Where a target mixes no widths, wide heads stay in float."""
-    for profile in TARGETS:
-        profile.check(plan(Heads(), Rotate()))
+    for rules in TARGETS:
+        rules.check(plan(Heads(), Rotate()))
 
 
 @pytest.mark.parametrize("target", ["hexagon", "onnxruntime"])
