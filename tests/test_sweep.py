@@ -16,7 +16,8 @@ from data_samples import refused
 from leadline.cache import Cache
 from leadline.sweep import Sweep, page, run
 from leadline.sweep import results as found
-from leadline.sweep.cell import grid
+from leadline.sweep.cell import Cell, grid
+from leadline.sweep.measure import quantize_cell
 from leadline.sweep.outcome import Results, latex, markdown, tables, write
 from leadline.sweep.store import Row, sqlite
 from small_sweeps import VARY, Inline, figures, small
@@ -543,3 +544,19 @@ def test_storages_that_cannot_be_opened(tmp_path):
             run(small(tmp_path), tmp_path / "out", storage=url, engine=Inline())
     with refused("[sweep] engine must be local or ray", "'dask'"):
         run(small(tmp_path), tmp_path / "out", engine="dask")
+
+
+def test_targets_vary_as_recipes_do(tmp_path):
+    """Grids are fitted to each target, and a recipe that one does not take is refused before any cell."""
+    file = small(tmp_path, targets=["onnxruntime", "hexagon"], vary=None)
+    cells = list(grid(Sweep.load(file)))
+    assert [cell.target for cell in cells] == ["onnxruntime", "hexagon"] and len({cell.key for cell in cells}) == 2
+    assert [cell.values["target"] for cell in cells] == ["onnxruntime", "hexagon"]
+    assert [Cell.from_dict(cell.to_dict(), cell.values).target for cell in cells] == ["onnxruntime", "hexagon"]
+    varied = small(tmp_path / "varied", vary=[{"target": ["onnxruntime", "litert"]}])
+    assert [cell.target for cell in grid(Sweep.load(varied))] == ["onnxruntime", "litert"]
+    assert len({quantize_cell(cell, threads=1)[1].target.name for cell in cells}) == 2
+    with refused("Sweep.load", "'tpu'"):
+        Sweep.load(small(tmp_path / "unknown", targets=["tpu"]))
+    with refused("hexagon takes no float activations"):
+        list(grid(Sweep.load(small(tmp_path / "unfit", targets=["hexagon"], recipes=["weight-only-int8"], vary=None))))

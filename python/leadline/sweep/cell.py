@@ -19,6 +19,7 @@ from leadline.depth import networks
 from leadline.graph import external_files
 from leadline.recipe import Recipe
 from leadline.sweep.spec import EVALUATION_ONLY, Data, Range, Sweep, check_data
+from leadline.targets import target_of
 from leadline.types import refuse
 
 Value = str | int | float | bool | None
@@ -31,6 +32,7 @@ class Cell:
 
     network: str
     recipe: Recipe
+    target: str
     data: Data
     evaluation: tuple[Data, ...]
     values: Mapping[str, Value]
@@ -40,20 +42,33 @@ class Cell:
         """Of the content of everything that the result depends on, leadline's own code included."""
         named = replace(self.recipe, name="", description="")
         sources = (data_identity(self.data), [data_identity(data) for data in self.evaluation])
-        return digest(environment(), content(self.file), named.to_toml(), *sources)
+        return digest(environment(), content(self.file), named.to_toml(), self.target, *sources)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but `values`, as plain types."""
         evaluation = [asdict(data) for data in self.evaluation]
         recipe = {"name": self.recipe.name, "toml": self.recipe.to_toml()}
-        return {"network": self.network, "recipe": recipe, "data": asdict(self.data), "evaluation": evaluation}
+        return {
+            "network": self.network,
+            "recipe": recipe,
+            "target": self.target,
+            "data": asdict(self.data),
+            "evaluation": evaluation,
+        }
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any], values: Mapping[str, Value]) -> Cell:
         """What `to_dict` gave."""
         recipe = Recipe.from_toml(table["recipe"]["toml"], f"recipe {table['recipe']['name']}")
         evaluation = tuple(Data(**data) for data in table["evaluation"])
-        return cls(table["network"], recipe, Data(**table["data"]), evaluation, dict(values))
+        return cls(
+            table["network"],
+            recipe,
+            table.get("target", "onnxruntime"),
+            Data(**table["data"]),
+            evaluation,
+            dict(values),
+        )
 
     @property
     def file(self) -> Path:
@@ -105,6 +120,7 @@ def grid(sweep: Sweep) -> Iterator[Cell]:
     that cannot be."""
     for block in sweep.vary:
         choices: dict[str, tuple[Any, ...]] = {"network": sweep.networks, "recipe": sweep.recipes}
+        choices["target"] = sweep.targets
         choices |= {key: _listed(key, values) for key, values in block.items()}
         for combination in itertools.product(*choices.values()):
             yield make(sweep, dict(zip(choices, combination, strict=True)))
@@ -120,10 +136,11 @@ def _listed(key: str, values: tuple[Any, ...] | Range) -> tuple[Any, ...]:
 
 
 def make(sweep: Sweep, values: Mapping[str, Any]) -> Cell:
-    """The cell at these values: "network", "recipe", and dotted keys."""
+    """The cell at these values: "network", "recipe", "target", and dotted keys. Raises InputError where the target does
+    not take the recipe."""
     recipe = Recipe.load(values["recipe"])
     document = tomllib.loads(recipe.to_toml())
-    own = {key: value for key, value in values.items() if key not in ("network", "recipe")}
+    own = {key: value for key, value in values.items() if key not in ("network", "recipe", "target")}
     dropped = {key.partition(".")[2] for key, value in own.items() if key.count(".") == 1 and value is False}
     data = sweep.data
     # Steps are left out first: what else is said of them is void then.
@@ -133,9 +150,11 @@ def make(sweep: Sweep, values: Mapping[str, Any]) -> Cell:
         else:
             _set(document, key, value, dropped, recipe.name)
     made = Recipe.from_toml(_toml(document), f"recipe {recipe.name}")
-    shown: dict[str, Value] = {"network": Path(values["network"]).stem, "recipe": recipe.name}
+    target = target_of(values["target"], "sweep")
+    target.settle(made)
+    shown: dict[str, Value] = {"network": Path(values["network"]).stem, "recipe": recipe.name, "target": target.name}
     shown |= {key: _plain(_get(document, data, key, own)) for key in sweep.varied if key not in shown}
-    return Cell(values["network"], made, data, sweep.evaluation, {key: shown[key] for key in sweep.varied})
+    return Cell(values["network"], made, target.name, data, sweep.evaluation, {key: shown[key] for key in sweep.varied})
 
 
 def _toml(document: dict[str, Any]) -> str:

@@ -197,7 +197,8 @@ def _search_space(sweep: Sweep) -> dict[str, BaseDistribution]:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     space: dict[str, BaseDistribution] = {}
-    choices: dict[str, Any] = {"network": sweep.networks, "recipe": sweep.recipes} | dict(sweep.vary[0])
+    choices: dict[str, Any] = {"network": sweep.networks, "recipe": sweep.recipes, "target": sweep.targets}
+    choices |= dict(sweep.vary[0])
     for key, values in choices.items():
         if isinstance(values, Range):
             whole = isinstance(values.low, int) and isinstance(values.high, int)

@@ -86,6 +86,7 @@ def quantize_cell(
         graph,
         cell.recipe,
         _given(data, pool),
+        target=cell.target,
         threads=threads,
         progress=progress,
         cache=cache,

@@ -12,7 +12,7 @@ from typing import Any
 
 from leadline.display import table as html_table
 from leadline.files import replacing
-from leadline.sweep.spec import DIRECTIONS, WHOLE
+from leadline.sweep.metrics import DIRECTIONS, WHOLE
 from leadline.sweep.store import Row
 from leadline.types import refuse
 

@@ -12,8 +12,8 @@ from leadline.files import replacing, to_json
 from leadline.report.artefacts import render, write_page
 from leadline.report.charts import available, script, spec
 from leadline.sweep import charts
+from leadline.sweep.metrics import DIRECTIONS
 from leadline.sweep.outcome import Results, Table, tables
-from leadline.sweep.spec import DIRECTIONS
 
 FEWEST = 4
 """Cells from which importance can be told."""

@@ -12,30 +12,12 @@ from typing import Any, Literal, get_args
 
 from leadline.data.choice import CHOICES
 from leadline.depth import networks as depth_networks
+from leadline.sweep.metrics import DIRECTIONS, WHOLE
+from leadline.targets import target_of
 from leadline.types import refuse
 
 Method = Literal["grid", "random", "bayesian"]
 Scenes = Literal["", "rooms", "streets", "both"]
-
-DIRECTIONS: dict[str, Literal["minimize", "maximize"]] = {
-    "sqnr": "maximize",
-    "delta1": "maximize",
-    "abs_rel": "minimize",
-    "rmse": "minimize",
-    "edge_f1": "maximize",
-    "pearson": "maximize",
-    "ssim": "maximize",
-    "alignment_error": "minimize",
-    "warped_change": "minimize",
-    "flicker": "minimize",
-    "collapsed": "minimize",
-    "size": "minimize",
-    "seconds": "minimize",
-}
-"""Every metric, and which way is better."""
-
-WHOLE = ("size", "seconds")
-"""Metrics of the artefact and the run, not of an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -115,12 +97,14 @@ class Sweep:
 
     `vary` is one table or several, each a grid of its own: a dotted key of a recipe ("weights.bits",
     "steps.round.method", or "steps.polish" with false to leave the step out) or of the data ("data.num_samples"),
-    "network" or "recipe", with the values it takes."""
+    "network", "recipe" or "target", with the values it takes. Of a target's cells the simulation of its artefact is
+    judged."""
 
     name: str
     networks: tuple[str, ...]
     recipes: tuple[str, ...]
     data: Data
+    targets: tuple[str, ...] = ("onnxruntime",)
     evaluation: tuple[Data, ...] = ()
     metrics: tuple[str, ...] = ()
     vary: tuple[Mapping[str, tuple[Any, ...] | Range], ...] = ({},)
@@ -154,8 +138,9 @@ class Sweep:
 
     @property
     def varied(self) -> list[str]:
-        """What varies, "network" and "recipe" first where they do."""
-        keys = [key for key, names in (("network", self.networks), ("recipe", self.recipes)) if len(names) > 1]
+        """What varies, "network", "recipe" and "target" first where they do."""
+        stated = {"network": self.networks, "recipe": self.recipes, "target": self.targets}
+        keys = [key for key, names in stated.items() if len(names) > 1]
         return list(dict.fromkeys([*keys, *(key for block in self.vary for key in block)]))
 
     @property
@@ -195,9 +180,10 @@ def _parse(text: str, name: str, folder: Path) -> Sweep:
     sweep = Sweep(
         name=_text(document.get("name", name), f"{name}: name"),
         description=_text(document.get("description", ""), f"{name}: description"),
-        networks=tuple(_network(one, folder) for one in _texts(document["networks"], f"{name}: networks")),
-        recipes=tuple(_recipe(one, folder) for one in _texts(document["recipes"], f"{name}: recipes")),
+        networks=_read("network", document["networks"], f"{name}: networks", folder),
+        recipes=_read("recipe", document["recipes"], f"{name}: recipes", folder),
         data=_data(document["data"], f"{name}: data", EVALUATION_ONLY, folder),
+        targets=_read("target", document.get("targets", ["onnxruntime"]), f"{name}: targets", folder),
         evaluation=tuple(
             _data(one, f"{name}: evaluation[{i}]", CALIBRATION_ONLY, folder) for i, one in enumerate(evaluations)
         ),
@@ -268,8 +254,8 @@ def _checked(sweep: Sweep) -> Sweep:
         for key in (*table.rows, *table.columns):
             if key not in sweep.varied:
                 raise refuse("Sweep.load", f"{sweep.name}: a table's keys must be among what varies", repr(key))
-    if not sweep.networks or not sweep.recipes:
-        raise refuse("Sweep.load", f"{sweep.name}: there must be networks and recipes", "none")
+    if not (sweep.networks and sweep.recipes and sweep.targets):
+        raise refuse("Sweep.load", f"{sweep.name}: there must be networks, recipes and targets", "none")
     if search.objectives:
         return sweep
     return replace(sweep, search=replace(search, objectives=(sweep.full(sweep.metrics[0])[0],)))
@@ -339,10 +325,7 @@ def _vary(table: Any, where: str, folder: Path) -> dict[str, tuple[Any, ...] | R
         values = tuple(value) if isinstance(value, list) else (value,)
         if not values:
             raise refuse("Sweep.load", f"{where}.{key} must have at least one value", "none")
-        if key in ("network", "recipe"):
-            read = _network if key == "network" else _recipe
-            values = tuple(read(one, folder) for one in _texts(list(values), f"{where}.{key}"))
-        found[key] = values
+        found[key] = _read(key, list(values), f"{where}.{key}", folder) if key in _WHOLE else values
     return found
 
 
@@ -391,3 +374,15 @@ def _network(text: str, folder: Path) -> str:
 
 def _recipe(text: str, folder: Path) -> str:
     return _path(text, folder) if text.endswith(".toml") else text
+
+
+def _target(text: str, folder: Path) -> str:
+    return target_of(text, "Sweep.load").name
+
+
+_WHOLE = {"network": _network, "recipe": _recipe, "target": _target}
+"""What is named as a whole, in a list of its own or among what varies."""
+
+
+def _read(key: str, value: Any, where: str, folder: Path) -> tuple[str, ...]:
+    return tuple(_WHOLE[key](text, folder) for text in _texts(value, where))
