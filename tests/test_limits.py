@@ -11,7 +11,7 @@ from leadline.steps.rotate import rotate_inputs
 from leadline.types import Scheme
 from small_networks import conv_relu_conv, gemm_relu_gemm, quantized, residual
 
-ALL = ["model.encodings", "model.encodings.onnx", "model.fp32.onnx", "model.qdq.onnx"]
+ALL = ["model.encodings", "model.encodings.onnx", "model.fp32.onnx", "model.qdq.onnx", "run.json"]
 
 
 def run(proto, *before, activations=None, weights=None, **fields):
