@@ -28,6 +28,7 @@ from leadline.recipe import (
     Round,
     Smooth,
 )
+from leadline.rounding import METHODS
 from leadline.steps import handler
 from leadline.types import InputError, Scheme
 
@@ -279,7 +280,7 @@ def test_recipes_are_frozen_and_change_by_copy():
         (lambda: Smooth(alpha=1.5), "smooth: alpha must lie from 0 to 1. Received 1.5."),
         (lambda: Polish(percentile=0.0), "polish: percentile must lie from 1 to 100. Received 0.0."),
         (lambda: Calibrate(widen=-0.1), "calibrate: widen must lie from 0 to 1. Received -0.1."),
-        (lambda: Round("foo"), "round: method must be one of nearest, descent, gptq, k-best, adaround, best. Received 'foo'."),
+        (lambda: Round("foo"), f"round: method must be one of {', '.join(METHODS)}. Received 'foo'."),
     ],
 )
 def test_options_out_of_range_are_refused(step, message):

@@ -3,6 +3,6 @@
 Each has a folder, and a class in the folder's ``target.py``; nothing of it is imported before it is asked for by name.
 """
 
-from leadline.targets.target import TARGETS, Artefact, Device, Target, target_for, target_of
+from leadline.targets.target import TARGETS, Device, Target, target_for, target_of
 
-__all__ = ["TARGETS", "Artefact", "Device", "Target", "target_for", "target_of"]
+__all__ = ["TARGETS", "Device", "Target", "target_for", "target_of"]

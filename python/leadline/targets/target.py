@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from leadline.audit.network import Network
     from leadline.data import Data, Samples
     from leadline.graph import Graph
+    from leadline.graph.quantised import Judged
     from leadline.original import Original
     from leadline.progress import Progress
     from leadline.scores import OutputScore
@@ -31,25 +32,6 @@ TARGETS = ("onnxruntime", "hexagon", "litert", "executorch", "openvino")
 """Each has its class in ``leadline.targets.<name>.target``. A new one is a folder, and its name here."""
 
 Arrays = dict[str, NDArray[Any]]
-
-
-class Run(Protocol):
-    """What exporters need of a quantised network; `leadline.pipeline.Quantized` is one."""
-
-    @property
-    def graph(self) -> Graph: ...
-    @property
-    def grids(self) -> Mapping[str, Grid]: ...
-    @property
-    def codes(self) -> Mapping[str, NDArray[Any]]: ...
-    @property
-    def held_out(self) -> Samples: ...
-
-
-class Artefact(Protocol):
-    """A run in a target's own format, not yet in a file: a QDQ model, or what a target makes of it."""
-
-    def save(self, path: Path) -> None: ...
 
 
 class Facts(Protocol):
@@ -181,7 +163,7 @@ class Target:
         any other."""
         return None
 
-    def make(self, run: Run, threads: int | None = None) -> Any:
+    def make(self, run: Judged, threads: int | None = None) -> Any:
         """A run as this target's artefact: what `open` takes, and `write`."""
         from leadline.export import qdq
 

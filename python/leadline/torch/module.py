@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from leadline import decide
 from leadline.affine import accumulator_grid, dequantize, quantize
 from leadline.graph import DOMAIN, Graph, Node
 from leadline.graph.operators import moves_data
+from leadline.graph.quantised import Quantised
 from leadline.graph.tail import check_whole
 from leadline.torch.fake import FakeQuantize
 from leadline.torch.movement import Builder, Function, Site
@@ -23,17 +24,6 @@ from leadline.torch.operators import OPERATORS, OWN
 from leadline.types import Grid, refuse
 
 __all__ = ["GraphModule", "SimulatedModule", "to_module"]
-
-
-class Quantised(Protocol):
-    """What `leadline.quantize` gives."""
-
-    @property
-    def graph(self) -> Graph: ...
-    @property
-    def grids(self) -> dict[str, Grid]: ...
-    @property
-    def codes(self) -> dict[str, NDArray[Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -130,7 +120,9 @@ class SimulatedModule(GraphModule):
         self._biases = {
             layer.bias: (layer.weight, layer.input)
             for layer in source.graph.layers()
-            if layer.bias in source.grids and _is_accumulator(source, layer.bias, layer.weight, layer.input)
+            if layer.bias is not None
+            and layer.bias in source.grids
+            and _is_accumulator(source, layer.bias, layer.weight, layer.input)
         }
         self.quantizers = nn.ModuleDict()
         self._keys: dict[str, str] = {}

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from leadline.affine import dequantize
 from leadline.graph import Graph, Node, Session
+from leadline.graph.quantised import Quantised
 from leadline.torch.export import to_graph
-from leadline.torch.module import Quantised
 from leadline.torch.observation import arguments, evaluating, tensors
 from leadline.types import InputError, refuse
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from leadline.targets.executorch.rules import EXECUTORCH
-from leadline.targets.target import Device, Run, Target
+from leadline.targets.target import Device, Target
 from leadline.types import refuse
 
 if TYPE_CHECKING:
     from leadline.data import Data
     from leadline.graph import Graph
+    from leadline.graph.quantised import Judged
     from leadline.original import Original
     from leadline.targets.executorch.device import Pte
 
@@ -58,7 +59,7 @@ class ExecuTorch(Target):
         original = FloatModule(network, data.source)
         return original.graph, original, original.samples
 
-    def make(self, run: Run, threads: int | None = None) -> Pte:
+    def make(self, run: Judged, threads: int | None = None) -> Pte:
         from leadline.targets.executorch.device import Pte
         from leadline.targets.executorch.program import lower_grids, simulation
 

@@ -14,7 +14,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from leadline.export.widths import without_wide
 from leadline.files import replacing
 from leadline.graph import Graph, Layer, Node
 from leadline.graph.edit import add_constant, add_value, new_name
+from leadline.graph.quantised import Judged, Quantised
 from leadline.graph.tail import check_whole
 from leadline.targets.litert.kernels import BLOCKS, Plan, block_scales, channel_grid, tie
 from leadline.targets.litert.match import Matching, Site, match, to_tflite
@@ -38,19 +39,6 @@ from leadline.types import Grid, Scheme, refuse
 __all__ = ["Converted", "Io", "Plan", "Preset", "convert", "plan", "save"]
 
 Codes = NDArray[Any]
-
-
-class Quantized(Protocol):
-    """What `plan` needs of a ``leadline.pipeline.Quantized``."""
-
-    @property
-    def graph(self) -> Graph: ...
-    @property
-    def grids(self) -> Mapping[str, Grid]: ...
-    @property
-    def codes(self) -> Mapping[str, NDArray[np.integer[Any]]]: ...
-    @property
-    def held_out(self) -> Samples: ...
 
 
 @dataclass(frozen=True)
@@ -139,7 +127,7 @@ _FACTORS = ("Add", "Sub", "Mul", "Div")
 
 
 def plan(
-    quantized: Quantized, data: Samples | None = None, *, content: bytes | None = None, threads: int | None = None
+    quantized: Judged, data: Samples | None = None, *, content: bytes | None = None, threads: int | None = None
 ) -> Converted:
     """What a Quantized becomes in a ``.tflite``.
 
@@ -222,7 +210,7 @@ def _values(array: NDArray[Any]) -> bytes:
     return np.sort(np.clip(array, limits.min, limits.max), axis=None).tobytes()
 
 
-def _weight(layer: Layer, graph: Graph, quantized: Quantized, site: Site) -> tuple[tuple[Grid, Codes], list[str]]:
+def _weight(layer: Layer, graph: Graph, quantized: Quantised, site: Site) -> tuple[tuple[Grid, Codes], list[str]]:
     grid, weight = quantized.grids[layer.weight], graph.weights[layer.weight]
     codes = quantized.codes.get(layer.weight)
     if grid.scheme.granularity != "block":
@@ -240,7 +228,7 @@ def _weight(layer: Layer, graph: Graph, quantized: Quantized, site: Site) -> tup
 def _bias(
     layer: Layer,
     graph: Graph,
-    quantized: Quantized,
+    quantized: Quantised,
     site: Site,
     model: Tflite,
     activations: Mapping[str, Grid],
@@ -261,7 +249,7 @@ def _bias(
 
 
 def save(
-    source: Plan | Quantized | str | os.PathLike[str],
+    source: Plan | Judged | str | os.PathLike[str],
     path: str | os.PathLike[str],
     *,
     preset: Preset | None = None,

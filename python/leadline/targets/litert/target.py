@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from leadline.recipe import Recipe
 from leadline.targets.litert.rules import LITERT
-from leadline.targets.target import Device, Run, Target, option
+from leadline.targets.target import Device, Target, option
 
 if TYPE_CHECKING:
     from leadline.audit import Audit
     from leadline.audit.network import Network
     from leadline.data import Data
     from leadline.graph import Graph
+    from leadline.graph.quantised import Judged
     from leadline.original import Original
     from leadline.progress import Progress
     from leadline.steps import Record
@@ -118,7 +119,7 @@ class LiteRT(Target):
         original = FloatTflite(network)
         return original.graph, original, load_samples(data, original.graph)
 
-    def make(self, run: Run, threads: int | None = None) -> Tflite:
+    def make(self, run: Judged, threads: int | None = None) -> Tflite:
         from leadline.targets.litert.convert import plan
         from leadline.targets.litert.write import write
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from leadline.targets.openvino.rules import OPENVINO
-from leadline.targets.target import Device, Run, Target, option
+from leadline.targets.target import Device, Target, option
 from leadline.types import refuse
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from leadline.audit import Audit
     from leadline.audit.network import Network
     from leadline.graph import Graph
+    from leadline.graph.quantised import Judged
     from leadline.original import Original
     from leadline.recipe import Recipe
 
@@ -49,7 +50,7 @@ class OpenVINO(Target):
 
         check_installed(function)
 
-    def make(self, run: Run, threads: int | None = None) -> onnx.ModelProto:
+    def make(self, run: Judged, threads: int | None = None) -> onnx.ModelProto:
         """Activations of more than 8 bits (a detector's last layers, and all behind them) stay in float."""
         from leadline.export import qdq
         from leadline.export.widths import without_wide
