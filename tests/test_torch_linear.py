@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from data_samples import refused
 from leadline import Grid, Scheme, hadamard
 from leadline.affine import choose_grid, range_of
+from leadline.rounding import METHODS
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytestmark = pytest.mark.torch
@@ -527,7 +528,7 @@ def test_refused_calibrations():
     refusal("activation_bits must be an integer from 2 to 16", "4.0", activation_bits=4.0)
     refusal("smooth must lie in [0, 1]", "1.5", smooth=1.5)
     refusal("smooth must lie in [0, 1]", "(0.5, True)", smooth=(0.5, True))
-    refusal("rounding must be one of nearest, descent, gptq, adaround, best", "'up'", rounding="up")
+    refusal(f"rounding must be one of {', '.join(METHODS)}", "'up'", rounding="up")
     refusal("momentum must lie in [0, 1)", "1.0", momentum=1.0)
     refusal("pattern must match an nn.Linear", "'encoder.*'", pattern="encoder.*")
     refusal("data must be an iterable of batches", "a Tensor", model, data[0])
