@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from rich.progress import track
 from torch import Tensor
@@ -241,6 +242,12 @@ def export(module: torch.nn.Module, examples: tuple[Tensor, ...], names: list[st
         module, examples, str(file), input_names=names, output_names=["inverse_depth"],
         dynamo=True, opset_version=21, external_data=False, verbose=False,
     )  # fmt: skip
+    model = onnx.load(str(file))
+    for node in model.graph.node:  # which lines of which machine's files it came from
+        kept = [entry for entry in node.metadata_props if entry.key != "pkg.torch.onnx.stack_trace"]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
+    onnx.save(model, str(file))
 
 
 def main() -> None:
