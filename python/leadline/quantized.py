@@ -227,10 +227,10 @@ class Quantized:
         with filling(folder, files()) as out:
             if self.graph.nodes:  # a float .tflite has no other form
                 self.graph.save(out / "model.fp32.onnx")
-                if self.target.file != "model.qdq.onnx":
+                if self.target.file != Target.file:
                     qdq.save(self.to_qdq(), out / "model.qdq.onnx")
             self.target.write(self.artefact, out / self.target.file)
-            if self.target.file == "model.qdq.onnx" and not self.limits:
+            if self.target.file == Target.file and not self.limits:
                 encoded = self.encoded_graph()
                 encoded.save(out / "model.encodings.onnx")
                 whole = encodings.Encodings.from_grids(encoded, self.grids)

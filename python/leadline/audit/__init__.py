@@ -62,7 +62,7 @@ def audit(
         known = chosen.audit_file(file)
         if known is not None:
             return known
-        if any(kind.file != "model.qdq.onnx" and Path(kind.file).suffix == file.suffix for kind in every_target()):
+        if any(kind.file != Target.file and Path(kind.file).suffix == file.suffix for kind in every_target()):
             raise refuse("audit", f"a network for {chosen.name} must be an ONNX file", f"'{file.name}'")
         from leadline.audit.network import open_network
 

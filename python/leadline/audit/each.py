@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leadline.audit.findings import Audit, Finding, Status, ordered
+from leadline.audit.findings import Audit, Finding, Status, ordered, unread
 from leadline.audit.operators import Form, forms
 from leadline.graph import Session
 from leadline.sqnr import Sqnr
@@ -31,8 +31,7 @@ Answer = tuple[Status, str]
 def ask_each(network: Network, target: str, basis: str, ask: Callable[[Form], Answer]) -> Audit:
     """One finding for all operators of a type whose answers are the same."""
     if network.graph is None:
-        return Audit(network.file, target, "leadline's import, which the network does not pass", network.nodes,
-                     network.nodes, (), ordered(network.obstacles))  # fmt: skip
+        return unread(network, target)
     groups: dict[tuple[str, Status, str], list[Form]] = {}
     for form in forms(network.graph):
         groups.setdefault((form.nodes[0].op_type, *ask(form)), []).append(form)
@@ -42,6 +41,13 @@ def ask_each(network: Network, target: str, basis: str, ask: Callable[[Form], An
     ]
     return Audit(network.file, target, basis, network.nodes, len(network.graph.nodes), network.rewrites,
                  ordered(findings))  # fmt: skip
+
+
+def wrong(distance: float | None) -> str:
+    """Why a result so far from what was expected is refused, in words; empty where it is not."""
+    if distance is None or distance >= WRONG:
+        return ""
+    return f"taken, but its result is wrong: {distance:.0f} dB from what it should be"
 
 
 def apart(

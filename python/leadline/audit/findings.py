@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from leadline.types import few
+
+if TYPE_CHECKING:
+    from leadline.audit.network import Network
 
 Status = Literal["unsupported", "unknown", "rewrite", "float", "supported"]
 """Worst first. "rewrite": taken in the form that leadline's exporter gives it, not as it is. "float": runs, but stays
@@ -123,6 +126,12 @@ class Audit:
                 note = f"{few(finding.where or finding.names, longest)}: {note}"
             rows.append((finding.operator, str(len(finding.names)), finding.status, note.strip()))
         return rows
+
+
+def unread(network: Network, target: str) -> Audit:
+    """Of a network that leadline's import does not pass: its obstacles."""
+    basis = "leadline's import, which the network does not pass"
+    return Audit(network.file, target, basis, network.nodes, network.nodes, (), ordered(network.obstacles))
 
 
 def located(audit: Audit, origins: Mapping[str, object]) -> Audit:

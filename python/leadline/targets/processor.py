@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from leadline.scores import OutputScore
+
+
+def strays(outputs: Iterable[OutputScore]) -> bool:
+    """Whether kernels that saturate bring an output more than a decibel below the artefact as written."""
+    below = any(output.device is not None and output.device < output.sqnr - 1 for output in outputs)
+    return below and kernels_saturate()
 
 
 def kernels_saturate() -> bool:

@@ -163,7 +163,7 @@ class Target:
         any other."""
         return None
 
-    def make(self, run: Judged, threads: int | None = None) -> Any:
+    def make(self, run: Judged) -> Any:
         """A run as this target's artefact: what `open` takes, and `write`."""
         from leadline.export import qdq
 

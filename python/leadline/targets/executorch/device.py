@@ -83,12 +83,10 @@ class InRuntime(Device):
     def simulate(self, feed: Mapping[str, NDArray[Any]]) -> Arrays:
         if self._exported is None:
             return self.run(feed)
-        import torch
+        from leadline.targets.executorch.module import called
 
-        with torch.no_grad():
-            result = self._exported.expected(*map(torch.from_numpy, feed.values()))
-        tensors = result if isinstance(result, (tuple, list)) else (result,)
-        return {name: tensor.numpy() for (name, _), tensor in zip(self._outputs, tensors, strict=True)}
+        arrays = called(self._exported.expected, feed)
+        return {name: array for (name, _), array in zip(self._outputs, arrays, strict=True)}
 
     def run(self, feed: Mapping[str, NDArray[Any]]) -> Arrays:
         import torch

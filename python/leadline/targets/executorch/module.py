@@ -180,6 +180,13 @@ def _arguments(grid: Grid) -> tuple[float, int, int, int, torch.dtype]:
     return float(grid.scale), int(grid.zero_point) - _shift(grid), low, high, torch.int8
 
 
+def called(module: nn.Module, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    """A module's outputs, in order."""
+    with torch.no_grad():
+        result = module(*map(torch.from_numpy, feed.values()))
+    return [tensor.numpy() for tensor in (result if isinstance(result, (tuple, list)) else (result,))]
+
+
 class FloatModule(Original):
     """A float torch module on what it is called with, which verification judges by.
 
@@ -203,10 +210,7 @@ class FloatModule(Original):
 
     def run_once(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The outputs, by number."""
-        with torch.no_grad():
-            result = self._module(*map(torch.from_numpy, feed.values()))
-        tensors = result if isinstance(result, (tuple, list)) else (result,)
-        return {f"output {i}": tensor.numpy() for i, tensor in enumerate(tensors)}
+        return {f"output {i}": array for i, array in enumerate(called(self._module, feed))}
 
     def session(self, graph: Graph, threads: int | None = None, inner: bool = False) -> Any:
         return Running(self.run_once)

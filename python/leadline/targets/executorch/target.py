@@ -59,7 +59,7 @@ class ExecuTorch(Target):
         original = FloatModule(network, data.source)
         return original.graph, original, original.samples
 
-    def make(self, run: Judged, threads: int | None = None) -> Pte:
+    def make(self, run: Judged) -> Pte:
         from leadline.targets.executorch.device import Pte
         from leadline.targets.executorch.program import lower_grids, simulation
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from leadline.audit.each import WRONG, Answer, apart, ask_each
+from leadline.audit.each import Answer, apart, ask_each, wrong
 from leadline.audit.findings import Audit
 from leadline.audit.operators import Form, quantised
 from leadline.graph.operators import variant
@@ -43,8 +43,8 @@ def _ask(emulator: Emulator, form: Form, recipe: Recipe) -> Answer:
         distance = apart(form, expected(fitted), emulator.run) if build.accepted else None
     except InputError as error:
         return "unsupported", f"built, but not run: {error}"
-    if distance is not None and distance < WRONG:
-        return "unsupported", f"taken, but its result is wrong: {distance:.0f} dB from what it should be"
+    if reason := wrong(distance):
+        return "unsupported", reason
     if advice:
         return "unsupported", f"taken with loss: {advice}"
     if not changes:

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leadline.audit.findings import Audit, Finding, Status, ordered
+from leadline.audit.findings import Audit, Finding, Status, ordered, unread
 from leadline.targets.litert.kernels import operation, tool
 from leadline.types import InputError
 
@@ -70,8 +70,7 @@ def audit_onnx(network: Network) -> Audit:
     """A network as litert-torch converts it; where that is not installed, by what it is known to write."""
     graph = network.graph
     if graph is None:
-        return Audit(network.file, "litert", "leadline's import, which the network does not pass", network.nodes,
-                     network.nodes, (), ordered(network.obstacles))  # fmt: skip
+        return unread(network, "litert")
     findings = _listed(graph)
     basis = "what each operator becomes through litert-torch: a list; ai-edge-quantizer's policy for that: asked"
     if find_spec("litert_torch") and not any(finding.status == "unsupported" for finding in findings):

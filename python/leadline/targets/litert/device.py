@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +43,6 @@ class InLiteRT:
 
     Attributes
     ----------
-    preset, io : str
-        As it was written; empty where that is not known.
     partitions : int
         Parts that XNNPACK has taken over: 1 is all, or all in one piece.
     milliseconds : dict of kernels to float
@@ -135,7 +133,6 @@ class InInterpreter(Device):
         self._least: dict[str, float] = {kind: np.inf for kind in kernels}
         self._sqnr = {str(kind): {name: Sqnr() for name in self._names} for kind in kernels[1:]}
         self._agreement = {str(kind): dict.fromkeys(self._names, DeviceAgreement()) for kind in kernels[1:]}
-        self._latest: tuple[Arrays, Arrays] = {}, {}
         self._seen: dict[str, Arrays] = {}
 
     def __exit__(self, *_: object) -> None:
@@ -205,8 +202,7 @@ class FloatTflite(Original):
         self.content = content_of(source)
         self.name = "the float .tflite" if isinstance(source, bytes) else f"'{Path(source).name}'"
         self._runner = Interpreter(self.content, "plain", threads)
-        values = (self._runner.inputs, self._runner.outputs)
-        inputs, outputs = ([replace(value, name=name) for name, value in part.items()] for part in values)
+        inputs, outputs = (list(part.values()) for part in (self._runner.inputs, self._runner.outputs))
         known = {value.name: value for value in (*inputs, *outputs)}
         self.graph = Graph([], {}, inputs, outputs, known, self.name)
 

@@ -119,11 +119,11 @@ class LiteRT(Target):
         original = FloatTflite(network)
         return original.graph, original, load_samples(data, original.graph)
 
-    def make(self, run: Judged, threads: int | None = None) -> Tflite:
+    def make(self, run: Judged) -> Tflite:
         from leadline.targets.litert.convert import plan
         from leadline.targets.litert.write import write
 
-        planned = getattr(run, "made", None) or plan(run, threads=threads)
+        planned = getattr(run, "made", None) or plan(run)
         preset: Any = self.preset or ("cpu" if planned.activations else "dynamic")
         return Tflite(write(planned, preset, self.io), planned)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from leadline.export.qdq import Qdq
 from leadline.graph import Session
 from leadline.scores import OutputScore
-from leadline.targets.processor import kernels_saturate
+from leadline.targets.processor import kernels_saturate, strays
 from leadline.targets.simulation import Simulated
 from leadline.targets.target import Arrays
 
@@ -47,9 +47,7 @@ class Fused(Simulated):
         return self._fused.run(feed)
 
     def facts(self, outputs: Sequence[OutputScore]) -> Kernels:
-        saturates = kernels_saturate()
-        strays = any(output.device is not None and output.device < output.sqnr - 1 for output in outputs)
-        return Kernels(saturates, saturates and strays)
+        return Kernels(kernels_saturate(), strays(outputs))
 
 
 def _fits(written: Qdq) -> bool:

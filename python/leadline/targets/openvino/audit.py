@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from leadline.audit.each import WRONG, Answer, apart, ask_each
+from leadline.audit.each import Answer, apart, ask_each, wrong
 from leadline.audit.findings import Audit
 from leadline.audit.operators import Form, quantised
 from leadline.targets.openvino.rules import OPENVINO
@@ -33,8 +33,8 @@ def _ask(form: Form, recipe: Recipe) -> Answer:
         distance = apart(form, model, lambda feed: dict(zip(outputs, runtime.run(feed), strict=True)))
     except InputError as error:
         return "unsupported", f"compiled, but not run: {error}"
-    if distance is not None and distance < WRONG:
-        return "unsupported", f"taken, but its result is wrong: {distance:.0f} dB from what it should be"
+    if reason := wrong(distance):
+        return "unsupported", reason
     node = form.graph.nodes[0]
     kernel = runtime.kernel(node.name) or runtime.kernel(node.outputs[0])
     if not kernel:

@@ -14,7 +14,7 @@ from leadline.graph import Graph
 from leadline.graph.tail import drop
 from leadline.scores import OutputScore
 from leadline.targets.openvino.runtime import Runtime, in_integers
-from leadline.targets.processor import kernels_saturate
+from leadline.targets.processor import strays
 from leadline.targets.simulation import Simulated, whole
 from leadline.targets.target import Arrays
 from leadline.types import few
@@ -88,14 +88,13 @@ class OnCpu(Simulated):
 
     def facts(self, outputs: Sequence[OutputScore]) -> Compiled:
         kernels = dict(self._runtime.products(_operators(self.graph)))
-        strays = any(output.device is not None and output.device < output.sqnr - 1 for output in outputs)
         return Compiled(
             self._runtime.reason,
             tuple(name for name, kernel in kernels.items() if in_integers(kernel)),
             {name: kernel for name, kernel in kernels.items() if not in_integers(kernel)},
             self._execution,
             self._runtime.milliseconds,
-            strays and kernels_saturate(),
+            strays(outputs),
         )
 
 

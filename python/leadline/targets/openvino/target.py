@@ -50,7 +50,7 @@ class OpenVINO(Target):
 
         check_installed(function)
 
-    def make(self, run: Judged, threads: int | None = None) -> onnx.ModelProto:
+    def make(self, run: Judged) -> onnx.ModelProto:
         """Activations of more than 8 bits (a detector's last layers, and all behind them) stay in float."""
         from leadline.export import qdq
         from leadline.export.widths import without_wide
