@@ -75,6 +75,13 @@ $(VENV)/.cpp: $(BIN)/python
 	$(call install,.cache/$*/bin/python,test)
 	@touch $@
 
+# Peers that are measured only need no leadline beside them.
+.cache/nncf/.peer: $(BIN)/python
+	@echo "making .cache/nncf"
+	@$(PYTHON) -m venv .cache/nncf
+	@.cache/nncf/bin/python $(QUIET_PIP) install nncf==3.4.0 onnx onnxruntime
+	@touch $@
+
 demo: $(VENV)/.installed
 	$(BIN)/leadline demo --out demo
 	@echo "open demo/report.html"
@@ -112,9 +119,10 @@ test-full-%: .cache/%/.tests
 	@.cache/$*/bin/python -m pytest $(TESTS_$*) $(PYTEST)
 
 bench: $(VENV)/.installed
-	@for script in benchmarks/bench_*.py benchmarks/accuracy.py benchmarks/depth_recipes.py benchmarks/memory.py; do \
+	@for script in benchmarks/bench_*.py benchmarks/accuracy.py benchmarks/depth_recipes.py benchmarks/memory.py \
+			benchmarks/speed.py; do \
 		echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(WHEEL) $(RIVALS:%=.cache/%) build dist demo benchmarks/out
+	rm -rf $(VENV) $(WHEEL) $(RIVALS:%=.cache/%) .cache/nncf build dist demo benchmarks/out
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -19,8 +19,6 @@ found of those that the float network finds, D pictures whose first class stays.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import logging
 import subprocess
@@ -36,12 +34,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime import quantization
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from PIL import Image, ImageOps
 from rich.console import Console
 from rich.table import Table
 
+import peers
 import tasks
 from leadline import pipeline
 from leadline.data import Data, Preprocess, Samples, load_samples
@@ -55,7 +52,6 @@ from leadline.targets.processor import kernels_saturate
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import testbed
 
-RIVALS = ("MinMax", "Entropy", "Percentile")
 AIMET = Path(__file__).resolve().parents[1] / ".cache" / "aimet" / "bin" / "python"
 """Made by `make test-full`."""
 CALIBRATION, SCORED = 24, 12
@@ -85,7 +81,9 @@ def main() -> int:
     parser.add_argument(
         "--recipes", nargs="*", default=["minmax-w8a8", "w8a8"], help="leadline recipes: names or files"
     )
-    parser.add_argument("--rivals", nargs="*", default=RIVALS, choices=RIVALS, help="onnxruntime calibration methods")
+    parser.add_argument(
+        "--rivals", nargs="*", default=peers.METHODS, choices=peers.METHODS, help="onnxruntime calibration methods"
+    )
     parser.add_argument("--json", type=Path, help="also write the scores here, after each of them")
     options = parser.parse_args()
     ort.set_default_logger_severity(3)
@@ -118,7 +116,7 @@ def contest(name: str, rivals: Sequence[str], recipes: Sequence[str]) -> Iterato
         for method in rivals:
             start = time.monotonic()
             artefact = folder / f"{method}.onnx"
-            onnxruntime_static(fixed, prepared, artefact, method, calibration)
+            peers.onnxruntime_static(fixed, prepared, artefact, method, calibration)
             yield score(name, f"onnxruntime {method}", start, artefact, reference, scored)
         for recipe in recipes:
             start = time.monotonic()
@@ -179,39 +177,6 @@ def fix_shapes(path: Path, feed: Outputs, target: Path) -> Path:
     return target
 
 
-class Reader(quantization.CalibrationDataReader):
-    """Feeds Samples to onnxruntime."""
-
-    def __init__(self, samples: Samples) -> None:
-        self._feeds = iter(samples)
-
-    def get_next(self) -> Outputs | None:
-        return next(self._feeds, None)
-
-
-def prepare(fixed: Path, prepared: Path) -> None:
-    """onnxruntime's quant_pre_process, once: folds BatchNorm, infers shapes."""
-    if not prepared.exists():
-        with contextlib.redirect_stdout(io.StringIO()):
-            quant_pre_process(str(fixed), str(prepared), skip_symbolic_shape=True)
-
-
-def onnxruntime_static(fixed: Path, prepared: Path, artefact: Path, method: str, samples: Samples) -> None:
-    """onnxruntime's documented route: `prepare`, then quantize_static."""
-    prepare(fixed, prepared)
-    with contextlib.redirect_stdout(io.StringIO()):
-        quantization.quantize_static(
-            str(prepared),
-            str(artefact),
-            Reader(samples),
-            quant_format=quantization.QuantFormat.QDQ,
-            per_channel=True,
-            weight_type=quantization.QuantType.QInt8,
-            activation_type=quantization.QuantType.QUInt8,
-            calibrate_method=getattr(quantization.CalibrationMethod, method),
-        )
-
-
 def aimet(
     python: Path, fixed: Path, folder: Path, samples: Samples, *, bits: int, threads: int, iterations: int | None
 ) -> dict[str, float]:
@@ -219,7 +184,7 @@ def aimet(
 
     `iterations` of AdaRound: 0 rounds to nearest, None is aimet-onnx's default. Raises CalledProcessError.
     """
-    prepare(fixed, folder / "prepared.onnx")
+    peers.prepare(fixed, folder / "prepared.onnx")
     feeds = list(samples)
     np.savez(folder / "calibration.npz", **{key: np.stack([feed[key] for feed in feeds]) for key in feeds[0]})
     command = [str(python), str(Path(__file__).with_name("accuracy_aimet.py")), str(folder), "--bits", str(bits)]

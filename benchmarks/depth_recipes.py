@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 import accuracy
+import peers
 import smalldepth
 from leadline.comparison import compare_recipes
 from leadline.data import Preprocess, load_samples
@@ -85,7 +86,7 @@ def contest(name: str, recipes: list[str], folder: Path) -> dict[str, list[dict[
     fixed = accuracy.fix_shapes(file, next(iter(samples)), folder / "fixed.onnx")
     for method in RIVALS:
         artefact = folder / f"{method}.onnx"
-        accuracy.onnxruntime_static(fixed, folder / "prepared.onnx", artefact, method, samples)
+        peers.onnxruntime_static(fixed, folder / "prepared.onnx", artefact, method, samples)
         found[f"onnxruntime {method}"] = [
             judge(predict(onnx.load(artefact), f.frames, preprocess), f, own)
             for f, own in zip(footage, done.floats, strict=True)

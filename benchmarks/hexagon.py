@@ -36,6 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 import accuracy
+import peers
 import smalldepth
 from leadline import pipeline
 from leadline.data import Preprocess, Samples, load_samples
@@ -151,14 +152,14 @@ def contestants(
 def onnxruntime_qnn(contest: Contest, fixed: Path, artefact: Path) -> None:
     """onnxruntime's documented route for Qualcomm."""
     shaped, changed = fixed.with_name("prepared.onnx"), fixed.with_name("qnn.onnx")
-    accuracy.prepare(fixed, shaped)
+    peers.prepare(fixed, shaped)
     model = onnx.load(shaped)
     del model.metadata_props[:]  # qnn_preprocess_model fails on them
     onnx.save(model, shaped)
     source = str(changed if qnn_preprocess_model(str(shaped), str(changed)) else shaped)
     config = get_qnn_qdq_config(
         source,
-        accuracy.Reader(contest.calibration),
+        peers.reader(contest.calibration),
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
         per_channel=True,

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import accuracy
+import peers
 import testbed
 from leadline import pipeline
 from leadline.data import Data, Preprocess, Samples, load_samples
@@ -74,7 +75,7 @@ def calibrate(who: str, count: int, folder: Path) -> None:
     samples = pictures(path, count)
     if who == RIVAL:
         fixed = accuracy.fix_shapes(path, next(iter(samples)), folder / "fixed.onnx")
-        accuracy.onnxruntime_static(fixed, folder / "prepared.onnx", folder / "rival.onnx", "Entropy", samples)
+        peers.onnxruntime_static(fixed, folder / "prepared.onnx", folder / "rival.onnx", "Entropy", samples)
         return
     recipe = Recipe.load("w8a8")
     recipe = recipe.changed(steps=tuple(s for s in recipe.steps if isinstance(s, Fold | Calibrate | Round)))
