@@ -4,6 +4,7 @@
 #include <string>
 
 #include "bindings.hpp"
+#include "leadline/instruction_set.hpp"
 
 namespace leadline::bindings {
 namespace {
@@ -20,7 +21,7 @@ bool supports_v3() {
 
 py::dict build_info() {
     py::dict info;
-    info["isa"] = LEADLINE_ISA_NAME;
+    info["isa"] = instruction_set();
 #if defined(__clang__)
     info["compiler"] = "clang " __clang_version__;
 #else
@@ -36,11 +37,7 @@ py::dict build_info() {
     return info;
 }
 
-}  // namespace
-}  // namespace leadline::bindings
-
-PYBIND11_MODULE(LEADLINE_MODULE, module) {
-    using namespace leadline::bindings;
+void bind(py::module_& module) {
     main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
     module.def("supports_v3", &supports_v3);
     module.def("build_info", &build_info);
@@ -53,3 +50,11 @@ PYBIND11_MODULE(LEADLINE_MODULE, module) {
     bind_polishing(module);
     bind_smoothing(module);
 }
+
+}  // namespace
+}  // namespace leadline::bindings
+
+// Python calls the one that bears the file's name.
+PYBIND11_MODULE(_core, module) { leadline::bindings::bind(module); }
+PYBIND11_MODULE(_core_v2, module) { leadline::bindings::bind(module); }
+PYBIND11_MODULE(_core_v3, module) { leadline::bindings::bind(module); }

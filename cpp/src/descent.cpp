@@ -4,7 +4,7 @@ namespace leadline::rounding {
 namespace {
 
 // Features whose mutual influence is applied at once; that on all others waits for one product per panel.
-constexpr std::int64_t panel_features = 64;
+constexpr std::int64_t descent_panel = 64;
 
 // How often products are taken afresh, so that float errors of updates do not pile up.
 constexpr std::int64_t refresh = 8;
@@ -44,9 +44,9 @@ void descend(const Problem& p, const Descent& options, std::span<std::int32_t> c
         for (std::int64_t sweep = 0; sweep < options.sweeps; ++sweep) {
             if (sweep % refresh == 0) rows.product.noalias() = rows.difference * gram;
             std::vector<char> moved(static_cast<std::size_t>(tile.rows), 0);
-            for (std::int64_t first = 0; first < p.features; first += panel_features) {
+            for (std::int64_t first = 0; first < p.features; first += descent_panel) {
                 watch.look();
-                const std::int64_t count = std::min(panel_features, p.features - first);
+                const std::int64_t count = std::min(descent_panel, p.features - first);
                 rows.change.setZero(tile.rows, count);
                 bool any = false;
                 for (std::int64_t r = 0; r < tile.rows; ++r) {
