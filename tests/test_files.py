@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_samples import refused
-from leadline.files import filling, replacing, to_json
+from leadline.files import filling, kept, replacing, to_json
 
 
 class Broken(Exception):
@@ -142,3 +142,19 @@ def test_a_folder_in_the_way_is_refused_before_anything_moves(tmp_path):
         (folder / "a").write_text("new")
         (folder / "b").write_text("new")
     assert listing(tmp_path) == ["b"]
+
+
+@pytest.mark.parametrize("folder", ["new", "made", "a file is in the way", "no home"])
+def test_what_is_kept_is_made_once_where_it_can_be_written(folder, tmp_path, monkeypatch):
+    home = tmp_path / "cache"
+    if folder == "made":
+        (home / "leadline").mkdir(parents=True)
+    if folder == "a file is in the way":
+        home.write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative, which the standard ignores" if folder == "no home" else str(home))
+    monkeypatch.chdir(tmp_path)
+    made = []
+    for _ in range(2):
+        assert kept("script-1.js", lambda: made.append(1) or "vega \u2265 5") == "vega ≥ 5"
+    assert len(made) == (1 if folder in ("new", "made") else 2)
+    assert listing(tmp_path) == (["cache"] if folder != "no home" else [])

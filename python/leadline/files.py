@@ -6,12 +6,12 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from leadline.types import refuse
+from leadline.types import InputError, refuse
 
 REPORT = ("report.json", "report.html", "report-error.txt")
 """What a run says of its artefacts. It goes when the artefacts are replaced."""
@@ -40,6 +40,20 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def kept(name: str, make: Callable[[], str]) -> str:
+    """A text from the user's cache folder (XDG_CACHE_HOME, by default ~/.cache), made where it is not there yet; `name`
+    says all that it depends on. Without such a folder it is made each time."""
+    file = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "leadline" / name
+    if not file.is_absolute():
+        return make()
+    with suppress(OSError, UnicodeDecodeError):
+        return file.read_text("utf-8")
+    text = make()
+    with suppress(OSError, InputError), replacing(file) as temporary:
+        temporary.write_text(text, "utf-8")
+    return text
 
 
 @contextmanager

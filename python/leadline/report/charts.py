@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from leadline.files import to_json
+from leadline.files import kept, to_json
 from leadline.types import refuse
 
 if TYPE_CHECKING:
@@ -18,20 +20,19 @@ RUNS = ("#d1495b", "#0b4f6c", "#edae49", "#5b8e7d", "#7b4b94", "#30638e")
 
 def available() -> bool:
     """Whether the report extra is installed."""
-    try:
-        import altair  # noqa: F401
-        import vl_convert  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return find_spec("altair") is not None and find_spec("vl_convert") is not None
 
 
 def script() -> str:
-    """Vega, Vega-Lite and vega-embed as one script to be put into a page."""
-    import vl_convert
+    """Vega, Vega-Lite and vega-embed as one script to be put into a page; bundling takes seconds, so it is kept."""
 
-    bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]
-    return bundle.replace("</script", "<\\/script")
+    def bundle() -> str:
+        import vl_convert
+
+        made: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]
+        return made.replace("</script", "<\\/script")
+
+    return kept(f"vega-{version('vl-convert-python')}.js", bundle)
 
 
 def layers(tensors: list[dict[str, Any]]) -> str:
@@ -42,7 +43,7 @@ def layers(tensors: list[dict[str, Any]]) -> str:
         for t in tensors
     ]
     chart = (
-        alt.Chart(alt.Data(values=rows))
+        alt.Chart(alt.Data(name="rows"))
         .mark_bar(color=DEEP)
         .encode(
             x=alt.X("order:O", title="tensors, in the order of computation", axis=alt.Axis(labels=False, ticks=False)),
@@ -51,7 +52,7 @@ def layers(tensors: list[dict[str, Any]]) -> str:
             tooltip=["tensor:N", "operator:N", "dB:Q"],
         )
     )
-    return spec(chart, 220)
+    return spec(chart, 220, rows=rows)
 
 
 def histograms(rows: list[dict[str, Any]], densities: dict[str, list[float]], first: str) -> str:
@@ -83,7 +84,7 @@ def histograms(rows: list[dict[str, Any]], densities: dict[str, list[float]], fi
     )
     chosen = "datum.tensor == tensor"
     bars = (
-        alt.Chart(alt.Data(values=data))
+        alt.Chart(alt.Data(name="shares"))
         .transform_filter(chosen)
         .mark_bar(color=DEEP)
         .encode(
@@ -95,7 +96,7 @@ def histograms(rows: list[dict[str, Any]], densities: dict[str, list[float]], fi
         )
     )
     limits = (
-        alt.Chart(alt.Data(values=marks))
+        alt.Chart(alt.Data(name="marks"))
         .transform_filter(chosen)
         .mark_rule(color=WARN, strokeWidth=2)
         .encode(
@@ -103,7 +104,7 @@ def histograms(rows: list[dict[str, Any]], densities: dict[str, list[float]], fi
             tooltip=[alt.Tooltip("limit:Q", title="end of the grid"), alt.Tooltip("clipped:Q", title="clipped, %")],
         )
     )
-    return spec((bars + limits).add_params(menu), 220)
+    return spec((bars + limits).add_params(menu), 220, shares=data, marks=marks)
 
 
 def rounding(rows: list[dict[str, Any]]) -> str:
@@ -123,7 +124,7 @@ def rounding(rows: list[dict[str, Any]]) -> str:
         for order, row in enumerate(rows)
     ]
     chart = (
-        alt.Chart(alt.Data(values=data))
+        alt.Chart(alt.Data(name="rows"))
         .mark_bar()
         .encode(
             x=alt.X("order:O", title="weights, in the order of the network", axis=alt.Axis(labels=False, ticks=False)),
@@ -132,7 +133,7 @@ def rounding(rows: list[dict[str, Any]]) -> str:
             tooltip=["weight:N", *(f"{key}:Q" for key in data[0] if key not in ("order", "weight"))],
         )
     )
-    return spec(chart, 220)
+    return spec(chart, 220, rows=data)
 
 
 def learned(steps: list[dict[str, Any]]) -> str | None:
@@ -153,7 +154,7 @@ def learned(steps: list[dict[str, Any]]) -> str | None:
         for order, row in enumerate(rows)
     ]
     chart = (
-        alt.Chart(alt.Data(values=data))
+        alt.Chart(alt.Data(name="rows"))
         .mark_bar(color=DEEP)
         .encode(
             x=alt.X("order:O", title="layers, in the order of the network", axis=alt.Axis(labels=False, ticks=False)),
@@ -161,7 +162,7 @@ def learned(steps: list[dict[str, Any]]) -> str | None:
             tooltip=["layer:N", "how:N", "error left, %:Q", "nearest:Q", "chosen:Q"],
         )
     )
-    return spec(chart, 180)
+    return spec(chart, 180, rows=data)
 
 
 def profile(series: dict[str, list[float]], unit: str) -> str:
@@ -176,7 +177,7 @@ def profile(series: dict[str, list[float]], unit: str) -> str:
     runs = [name for name in names if name != "float"]
     colours = [FLOAT if name == "float" else RUNS[runs.index(name) % len(RUNS)] for name in names]
     chart = (
-        alt.Chart(alt.Data(values=data))
+        alt.Chart(alt.Data(name="rows"))
         .mark_line(point=True)
         .encode(
             x=alt.X("frame:Q", title="frame"),
@@ -187,16 +188,21 @@ def profile(series: dict[str, list[float]], unit: str) -> str:
             tooltip=["network:N", "frame:Q", "value:Q"],
         )
     )
-    return spec(chart, 200)
+    return spec(chart, 200, rows=data)
 
 
 def _short(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def spec(chart: altair.TopLevelMixin, height: int) -> str:
-    """JSON that may stand inside a script element."""
+def spec(chart: altair.TopLevelMixin, height: int, **tables: list[dict[str, Any]]) -> str:
+    """JSON that may stand inside a script element. Data that bear the name of a table become it: altair would look at
+    each of its values several times."""
     spec = chart.properties(width="container", height=height).configure(font="system-ui, sans-serif").to_dict()
+    for part in (spec, *spec.get("layer", ())):
+        name = part.get("data", {}).get("name")
+        if name in tables:
+            part["data"] = {"values": tables[name]}
     return to_json(spec, indent=None).replace("<", "\\u003c")
 
 
