@@ -3,6 +3,7 @@
 # make test-cpp    the C++ tests and library      make notebooks  execute them on small data
 # make test-full   the tests with aimet-onnx, PyTorch, litert-torch, ExecuTorch and Ray (environments of their own, 8 GB)
 # make bench       every benchmark                make clean
+# make regress REF=v0.1.0    time, memory and accuracy beside an earlier leadline (default: the newest tag v*)
 #
 # Needs Python 3.11 or newer, a C++20 compiler, make. Everything else goes into .venv; networks and pictures go into
 # $LEADLINE_CACHE (default ~/.cache/leadline).
@@ -27,7 +28,7 @@ TESTS_torch := -p no:anyio -m "torch or full" tests/test_graph_torch.py tests/te
 SOURCES := pyproject.toml CMakeLists.txt $(shell find cpp python -type f -not -name '*.pyc' -not -name '*.so')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check test-cpp notebooks test-full bench clean
+.PHONY: help demo test check test-cpp notebooks test-full bench regress clean
 .DELETE_ON_ERROR:
 .PRECIOUS: .cache/%/.tests
 
@@ -123,6 +124,9 @@ bench: $(VENV)/.installed
 			benchmarks/speed.py; do \
 		echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
+regress: $(VENV)/.installed
+	@$(BIN)/python benchmarks/regress.py $(REF)
+
 clean:
-	rm -rf $(VENV) $(WHEEL) $(RIVALS:%=.cache/%) .cache/nncf build dist demo benchmarks/out
+	rm -rf $(VENV) $(WHEEL) $(RIVALS:%=.cache/%) .cache/nncf .cache/regress build dist demo benchmarks/out
 	find . -name __pycache__ -prune -exec rm -rf {} +
