@@ -118,7 +118,7 @@ def test_model_that_onnxruntime_refuses(tmp_path):
     with pytest.raises(InputError, match=r"^\[Session\] model must load in onnxruntime. Received .*NoSuchOperator"):
         Session(broken)
     (tmp_path / "text.onnx").write_text("not a network")
-    with pytest.raises(InputError, match=r"model must load in onnxruntime. Received '.*text.onnx'"):
+    with pytest.raises(InputError, match=r"path must be a whole ONNX file. Received '.*text.onnx'"):
         Session(tmp_path / "text.onnx")
 
 

@@ -108,10 +108,12 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str], limit: int = 2_00
     InputError
         The folder cannot be written.
     """
+    from leadline.graph.wire import write
+
     target = Path(path)
     if sum(len(tensor.raw_data) for tensor in model.graph.initializer) < limit:
-        with replacing(target) as temporary:
-            temporary.write_bytes(model.SerializeToString())
+        with replacing(target) as temporary, temporary.open("wb") as stream:
+            write(model, stream)
         return
     data = target.with_name(target.name + ".data")
     with replacing(target) as temporary, replacing(data) as temporary_data:
@@ -122,6 +124,8 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str], limit: int = 2_00
 def _with_external_data(model: onnx.ModelProto, file: Path, location: str) -> onnx.ModelProto:
     """A copy without large weights; their bytes go to `file`."""
     import onnx
+
+    from leadline.graph.wire import place
 
     light = onnx.ModelProto()
     for field, value in model.ListFields():
@@ -137,10 +141,7 @@ def _with_external_data(model: onnx.ModelProto, file: Path, location: str) -> on
                 continue
             stream.seek(-(-stream.tell() // 4096) * 4096)  # whole pages can be mapped into memory
             moved = light.graph.initializer.add(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
-            moved.data_location = onnx.TensorProto.EXTERNAL
-            entries = (("location", location), ("offset", str(stream.tell())), ("length", str(len(tensor.raw_data))))
-            for key, text in entries:
-                moved.external_data.add(key=key, value=text)
+            place(moved, location, stream.tell(), len(tensor.raw_data))
             stream.write(tensor.raw_data)
     return light
 

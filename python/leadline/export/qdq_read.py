@@ -138,16 +138,16 @@ class _Reader:
         return stem if stem != quantised else _stem(output)
 
     def _array(self, name: str) -> NDArray[Any] | None:
-        from onnx import numpy_helper
+        from leadline.graph.read import array
 
         tensor = self._tensors.get(name)
         if tensor is None:
             return None
         try:
-            return numpy_helper.to_array(tensor, self._folder)
-        except Exception as error:  # onnx raises OSError, ValueError, TypeError and its checker's own error
+            return array(tensor, self._folder or None, "the model")
+        except InputError as error:
             rule = f"tensor '{name}' must be complete, its external data beside the file"
-            raise refuse("qdq.read", rule, f"{type(error).__name__}: {error}") from error
+            raise refuse("qdq.read", rule, str(error)) from error
 
 
 def _record(text: str) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from leadline.graph.ir import Array, Node
 from leadline.graph.names import scope
+from leadline.graph.wire import LARGE, skeleton
 from leadline.types import refuse
 
 Dims = tuple[int | None, ...]
@@ -23,6 +25,10 @@ Dims = tuple[int | None, ...]
 
 _WIDER = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16", TensorProto.DOUBLE: "float64"}
 """Types whose activations a Graph holds in float32."""
+
+
+_PACKED = ("int4", "uint4", "int2", "uint2")
+"""Several to a byte."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,8 @@ def is_float(dtype: np.dtype[Any]) -> bool:
 
 
 def parse(path: str | os.PathLike[str], function: str = "Graph.load") -> onnx.ModelProto:
-    """The model of a file, external data left where it is."""
+    """The model of a file. External data are left where they are, and so are large weights: they count as external
+    data, too, in this very file."""
     file = Path(path)
     if not file.is_file():
         raise refuse(
@@ -55,8 +62,8 @@ def parse(path: str | os.PathLike[str], function: str = "Graph.load") -> onnx.Mo
         )
     model = onnx.ModelProto()
     try:
-        model.ParseFromString(file.read_bytes())
-    except DecodeError:
+        model.ParseFromString(skeleton(file.resolve()))
+    except (DecodeError, ValueError, IndexError):
         raise refuse(function, "path must be a whole ONNX file", f"'{path}', which is truncated or no ONNX") from None
     if not model.graph.node or not model.opset_import:
         raise refuse(function, "path must be a whole ONNX file", f"'{path}', which holds no network")
@@ -71,10 +78,10 @@ def read(path: str | os.PathLike[str]) -> Source:
 def external_files(path: str | os.PathLike[str]) -> list[Path]:
     """The files of weights that an ONNX file names, wherever it names them: weights, constants, bodies of operators.
     Sorted; they need not exist. None of a file that is no whole ONNX."""
-    file, model = Path(path), onnx.ModelProto()
+    file, model = Path(path).resolve(), onnx.ModelProto()
     try:
-        model.ParseFromString(file.read_bytes())
-    except DecodeError:
+        model.ParseFromString(skeleton(file))
+    except (DecodeError, ValueError, IndexError):
         return []
     named = {
         entry.value
@@ -84,7 +91,7 @@ def external_files(path: str | os.PathLike[str]) -> list[Path]:
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    return [file.resolve().parent / location for location in sorted(named)]
+    return [file.parent / location for location in sorted(named - {file.name})]
 
 
 def _tensors(nodes: Iterable[onnx.NodeProto], graph: onnx.GraphProto | None) -> Iterator[TensorProto]:
@@ -200,15 +207,30 @@ def array(tensor: TensorProto, base_dir: str | os.PathLike[str] | None, label: s
         raise refuse("Graph.from_model", rule, f"a weight in another file, '{location}'")
     if os.path.isabs(location) or ".." in Path(location).parts:
         raise refuse("Graph.load", rule, f"'{location}'")
-    count = int(np.prod(tensor.dims, dtype=np.int64))
     try:
-        values = np.fromfile(Path(base_dir) / location, dtype, count, offset=int(entry.get("offset", 0)))
+        file, offset = Path(base_dir) / location, int(entry.get("offset", 0))
+        if dtype.name in _PACKED:
+            packed = np.fromfile(file, np.uint8, int(entry["length"]), offset=offset)
+            whole = TensorProto(dims=tensor.dims, data_type=tensor.data_type, raw_data=packed.tobytes())
+            return np.asarray(numpy_helper.to_array(whole))
+        values = _stored(file, offset, dtype, tuple(tensor.dims))
     except OSError:
         raise refuse("Graph.load", rule, f"'{location}', which cannot be read") from None
-    if values.size != count:
-        raise refuse("Graph.load", rule, f"'{location}', which is too short")
-    values = values.reshape(tensor.dims)
+    except ValueError:
+        raise refuse("Graph.load", rule, f"'{location}', which is too short") from None
     return values.astype(np.float32) if values.dtype.name == "bfloat16" else values
+
+
+def _stored(file: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    """What a file holds at a place: mapped into memory where that is large and aligned, else read. Raises ValueError
+    where the file ends before."""
+    count = math.prod(shape)
+    if count * dtype.itemsize > LARGE and offset % dtype.itemsize == 0:
+        return np.asarray(np.memmap(file, dtype, "r", offset, shape))
+    values = np.fromfile(file, dtype, count, offset=offset)
+    if values.size != count:
+        raise ValueError("a file that ends before")
+    return values.reshape(shape)
 
 
 def to_node(proto: onnx.NodeProto) -> Node:

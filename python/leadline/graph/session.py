@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -16,6 +23,11 @@ from leadline.types import refuse
 if TYPE_CHECKING:
     import onnx
 
+PACKED = 128_000_000
+"""Bytes of weights up to which onnxruntime keeps a second copy of them, laid out for its kernels. Without, larger
+networks run as fast; sums are taken in another order."""
+
+_FOLDER = "session.model_external_initializers_file_folder_path"
 _DTYPES = {"float": "float32", "double": "float64"}
 
 
@@ -50,22 +62,25 @@ class Session:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what is raised is not printed as well
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
         if threads is not None:
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1
-        content, shared = _content(model, outputs)
-        if isinstance(model, (str, os.PathLike)):
-            folder = str(Path(model).resolve().parent)
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+        content = _content(model, outputs, optimize)
+        options.add_session_config_entry(_FOLDER, content.folder)
+        if content.bytes > PACKED:
+            options.add_session_config_entry("session.disable_prepacking", "1")
         # Kept alive by the session: the values borrow the memory of the arrays.
-        self._values = [ort.OrtValue.ortvalue_from_numpy(array) for array in shared.values()]
-        if shared:
-            options.add_external_initializers(list(shared), self._values)
+        self._values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in content.arrays.items()}
+        for name in content.borrowed:
+            options.add_initializer(name, self._values[name])
+        handed = {name: value for name, value in self._values.items() if name not in content.borrowed}
+        if handed:
+            options.add_external_initializers(list(handed), list(handed.values()))
         try:
-            self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(content.model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
             label = f"'{model}': " if isinstance(model, (str, os.PathLike)) else ""
             raise refuse("Session", "model must load in onnxruntime", f"{label}{error}") from error
@@ -115,6 +130,7 @@ class Session:
         """Give the memory back; the session cannot run any more."""
         del self._session
         self._values.clear()
+        give_back()
 
     def __enter__(self) -> Self:
         return self
@@ -138,28 +154,70 @@ def _dtype(name: str) -> np.dtype[Any]:
         raise refuse("Session", "inputs must be tensors of a numpy type", name) from None
 
 
-def _content(
-    model: Graph | onnx.ModelProto | str | os.PathLike[str], outputs: Sequence[str] | None
-) -> tuple[bytes | str, dict[str, Array]]:
-    """What InferenceSession takes, and the weights to hand over beside it."""
-    from leadline.graph.read import parse
-    from leadline.graph.write import INLINE_BYTES, to_model
+@dataclass(frozen=True)
+class _Content:
+    """What InferenceSession takes.
 
-    shared: dict[str, Array] = {}
+    `arrays` are weights handed over beside the model: those `borrowed` are read where they are, of the others
+    onnxruntime makes a copy, which its optimisations may change. `folder` holds external data. `bytes` of all weights.
+    """
+
+    model: bytes
+    folder: str
+    arrays: dict[str, Array] = field(default_factory=dict)
+    borrowed: frozenset[str] = frozenset()
+    bytes: int = 0
+
+
+def _content(
+    model: Graph | onnx.ModelProto | str | os.PathLike[str], outputs: Sequence[str] | None, optimize: bool
+) -> _Content:
+    from leadline.graph.read import external_files, parse
+    from leadline.graph.write import INLINE_BYTES, layout, to_model
+
+    if isinstance(model, (str, os.PathLike)):
+        proto, file = parse(model, "Session"), Path(model).resolve()
+        _expose(proto, outputs)
+        sizes = [path.stat().st_size for path in (file, *external_files(file)) if path.is_file()]
+        return _Content(proto.SerializeToString(), str(file.parent), bytes=sum(sizes))
     if isinstance(model, Graph):
         proto = to_model(model.front(), INLINE_BYTES)
-        shared = {
-            name: np.ascontiguousarray(array) for name, array in model.weights.items() if array.nbytes > INLINE_BYTES
-        }
-    elif isinstance(model, (str, os.PathLike)):
-        if outputs is None:
-            return str(model), shared
-        proto = parse(model, "Session")
+        apart = {name: array for name, array, offset in layout(model, INLINE_BYTES) if offset is not None}
     else:
-        proto, shared = _without_weights(model)
+        proto, apart = _without_weights(model)
     _expose(proto, outputs)
     stored = {tensor.name for tensor in proto.graph.initializer}
-    return proto.SerializeToString(), {name: array for name, array in shared.items() if name in stored}
+    arrays = {name: np.ascontiguousarray(array) for name, array in apart.items() if name in stored}
+    borrowed = arrays.keys() if not optimize else _products(proto) & arrays.keys()
+    total = sum(array.nbytes for array in arrays.values())
+    return _Content(proto.SerializeToString(), _nowhere(), arrays, frozenset(borrowed), total)
+
+
+def _products(model: onnx.ModelProto) -> set[str]:
+    """Weights of linear layers that no optimisation changes: all but those in front of a BatchNormalization, since
+    onnxruntime joins the two."""
+    normalised = {name for node in model.graph.node if node.op_type == "BatchNormalization" for name in node.input[:1]}
+    products = [node for node in model.graph.node if node.op_type in ("Gemm", "MatMul")]
+    plain = {node.input[1] for node in products if not normalised.intersection(node.output)}
+    others = [n.input[:1] if n.op_type in ("Gemm", "MatMul") else n.input for n in model.graph.node]
+    return plain.difference(*others)
+
+
+@cache
+def _nowhere() -> str:
+    """A folder with an empty file "weights": onnxruntime wants one to be where the model says that borrowed weights
+    are, and fails, instead of reading something else, where it reads it."""
+    folder = tempfile.mkdtemp(prefix="leadline-session-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    Path(folder, "weights").touch()
+    return folder
+
+
+def give_back() -> None:
+    """Ask the allocator to return what is free: glibc's keeps what large networks leave."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _expose(proto: onnx.ModelProto, outputs: Sequence[str] | None) -> None:

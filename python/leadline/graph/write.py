@@ -11,9 +11,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from leadline.files import replacing
+from leadline.graph import wire
 from leadline.graph.batch import free
 from leadline.graph.functions import definitions
 from leadline.graph.ir import DOMAIN, Array, Graph, Node, Value
+from leadline.graph.wire import place
 
 IR_VERSION = 10
 INLINE_BYTES = 1024  # smaller tensors stay in the model: shape inference needs the values of shapes, axes and scales
@@ -43,26 +45,19 @@ def value_info(value: Value) -> onnx.ValueInfoProto:
 def placeholder(name: str, array: Array, location: str, offset: int = 0) -> TensorProto:
     """A tensor whose bytes are elsewhere: in the file `location`, or handed to the runtime under its name."""
     dtype = helper.np_dtype_to_tensor_dtype(array.dtype)
-    tensor = TensorProto(name=name, dims=array.shape, data_type=dtype, data_location=TensorProto.EXTERNAL)
-    for key, value in (("location", location), ("offset", str(offset)), ("length", str(array.nbytes))):
-        tensor.external_data.add(key=key, value=value)
+    tensor = TensorProto(name=name, dims=array.shape, data_type=dtype)
+    place(tensor, location, offset, array.nbytes)
     return tensor
 
 
 def to_model(graph: Graph, inline: int | None = None, location: str = "weights") -> onnx.ModelProto:
     """The graph as a model. Weights above `inline` bytes (None: no bound) are laid out in the file `location`."""
-    tensors = []
-    for name, array, offset in layout(graph, inline):
-        tensors.append(
-            numpy_helper.from_array(array, name) if offset is None else placeholder(name, array, location, offset)
-        )
     ends = {value.name for value in (*graph.inputs, *graph.outputs)}
     body = helper.make_graph(
         [to_node(node) for node in graph.nodes],
         graph.name,
         [value_info(value) for value in graph.inputs],
         [value_info(value) for value in graph.outputs],
-        tensors,
         value_info=[value_info(value) for name, value in graph.values.items() if name not in ends],
     )
     domains = sorted({node.domain for node in graph.nodes} - {""})
@@ -72,6 +67,9 @@ def to_model(graph: Graph, inline: int | None = None, location: str = "weights")
         body, opset_imports=opsets, ir_version=IR_VERSION, producer_name="leadline", functions=functions
     )
     helper.set_model_props(model, graph.metadata)
+    for name, array, offset in layout(graph, inline):  # one by one, and last, since each of the above is copied
+        tensor = numpy_helper.from_array(array, name) if offset is None else placeholder(name, array, location, offset)
+        model.graph.initializer.append(tensor)
     if graph.batch is not None and graph.batch.proven:
         free(model, graph.batch)
     if graph.tail is not None:
@@ -83,7 +81,7 @@ def layout(graph: Graph, inline: int | None) -> Iterator[tuple[str, Array, int |
     """(name, array, offset in the external file); offset None for a tensor kept in the model."""
     end = 0
     for name, array in graph.weights.items():
-        if inline is None or array.nbytes <= inline:
+        if inline is None or array.nbytes <= inline or array.dtype.kind == "V":  # what numpy does not have stays
             yield name, array, None
         else:
             start = -(-end // _ALIGN) * _ALIGN
@@ -92,12 +90,13 @@ def layout(graph: Graph, inline: int | None) -> Iterator[tuple[str, Array, int |
 
 
 def save(graph: Graph, path: Path, limit: int) -> None:
-    """The data go in place first, so that a model never points at missing data."""
+    """One weight after the other. The data go in place first, so that a model never points at missing data."""
     large = sum(array.nbytes for array in graph.weights.values()) >= limit
     data = path.with_name(path.name + ".data")
-    with replacing(path) as file:
-        model = to_model(graph, INLINE_BYTES if large else None, data.name)
-        file.write_bytes(model.SerializeToString())
+    with replacing(path) as file, file.open("wb") as model:
+        bound = INLINE_BYTES if large else wire.LARGE
+        apart = {name: array for name, array, offset in layout(graph, bound) if offset is not None}
+        wire.write(to_model(graph, bound, data.name), model, {} if large else apart)
         if large:
             with replacing(data) as values, values.open("wb") as stream:
                 for _, array, offset in layout(graph, INLINE_BYTES):

@@ -25,11 +25,12 @@ def read_onnx(file: Path) -> Artefact:
     """A QDQ model, a float network, or one that holds a context binary."""
     from leadline.export import qdq
     from leadline.export.qdq_read import open_model
+    from leadline.graph import external_files
     from leadline.inspector.context_file import NODE, read_context
 
     model, _ = open_model(file, "inspect")
     network = Network(model)
-    size = file.stat().st_size + _external_bytes(model, file.parent)
+    size = file.stat().st_size + sum(beside.stat().st_size for beside in external_files(file))
     if any(node.op_type == NODE for node in model.graph.node):
         return read_context(file, model, network.inputs, network.outputs, size)
     written = qdq.read(file)
@@ -198,13 +199,6 @@ def _bytes(tensor: onnx.TensorProto) -> int:
     if tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
         return -(-count // 2)
     return count * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-
-
-def _external_bytes(model: onnx.ModelProto, folder: Path) -> int:
-    files = {
-        item.value for tensor in model.graph.initializer for item in tensor.external_data if item.key == "location"
-    }
-    return sum((folder / name).stat().st_size for name in files)
 
 
 def _port(value: onnx.ValueInfoProto) -> str:
