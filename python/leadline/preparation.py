@@ -131,5 +131,5 @@ def _first_call(module: Any, data: Data) -> tuple[dict[str, Any], Data]:
 
 def simulate(state: State, outputs: Sequence[str]) -> Session:
     """The artefact as a state has it, unfused, returning these tensors."""
-    model = qdq.to_qdq(state.graph.front(), state.grids, state.codes)
+    model = qdq.placed(state.graph.front(), state.grids, state.codes)
     return Session(model, outputs=outputs, optimize=False, threads=state.setup.threads)

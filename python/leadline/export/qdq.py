@@ -80,17 +80,25 @@ def to_qdq(graph: Graph, grids: Mapping[str, Grid], codes: Mapping[str, Codes] |
     InputError
         A grid or codes for a tensor that the graph does not have, that is not float32, or whose shape does not fit.
     """
-    codes = codes or {}
-    for name, grid in grids.items():
-        _check_grid(graph, name, grid)
-    for name, array in codes.items():
-        _check_codes(graph, name, grids.get(name), array)
-    writer = _Writer(graph, grids, codes)
+    writer = _written(graph, grids, codes or {})
     model = writer.graph.to_model()
     for node in model.graph.node:
         if node.name in writer.notes:
             node.doc_string = writer.notes[node.name]
     return model
+
+
+def placed(graph: Graph, grids: Mapping[str, Grid], codes: Mapping[str, Codes] | None = None) -> Graph:
+    """The same as a Graph, for onnxruntime: weights are shared, no bytes are copied."""
+    return _written(graph, grids, codes or {}).graph
+
+
+def _written(graph: Graph, grids: Mapping[str, Grid], codes: Mapping[str, Codes]) -> _Writer:
+    for name, grid in grids.items():
+        _check_grid(graph, name, grid)
+    for name, array in codes.items():
+        _check_codes(graph, name, grids.get(name), array)
+    return _Writer(graph, grids, codes)
 
 
 def save(model: onnx.ModelProto, path: str | os.PathLike[str], limit: int = 2_000_000_000) -> None:
@@ -367,7 +375,7 @@ class _Writer:
         if transposed:
             codes, stored = codes.T, transpose(grid)
         self.graph.values[output] = Value(output, np.dtype(np.float32), codes.shape)
-        quantised = self._constant(f"{name}.q", codes.astype(container(grid.scheme), "C"))
+        quantised = self._constant(f"{name}.q", codes.astype(container(grid.scheme), "C", copy=False))
         inputs, attrs = self._grid_inputs(name, stored, container(grid.scheme))
         node = self._node("DequantizeLinear", [quantised, *inputs], output, f"{name}.dequantize", attrs)
         self._note(node, name, grid.scheme, transposed)

@@ -8,8 +8,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -59,6 +59,24 @@ class Session:
         optimize: bool = True,
         threads: int | None = None,
     ) -> None:
+        content = _content(model, outputs, optimize)
+        self._values: dict[str, Any] = {}
+        try:
+            try:
+                self._parts = [self._started(content, part, optimize, threads) for part in content.parts]
+            except Exception:
+                if not (optimize and content.borrowed):
+                    raise
+                content = replace(content, borrowed=frozenset())  # an optimisation reads one after all
+                self._parts = [self._started(content, part, optimize, threads) for part in content.parts]
+        except Exception as error:  # onnxruntime raises a dozen unrelated classes
+            label = f"'{model}': " if isinstance(model, (str, os.PathLike)) else ""
+            raise refuse("Session", "model must load in onnxruntime", f"{label}{error}") from error
+        self.inputs = [(i.name, _dtype(i.type), tuple(i.shape)) for i in self._parts[0].get_inputs()]
+        self.outputs = list(outputs) if outputs is not None else [o.name for o in self._parts[-1].get_outputs()]
+        self._asked = frozenset(self.outputs)
+
+    def _started(self, content: _Content, part: onnx.ModelProto, optimize: bool, threads: int | None) -> Any:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
@@ -68,35 +86,41 @@ class Session:
         if threads is not None:
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1
-        content = _content(model, outputs, optimize)
         options.add_session_config_entry(_FOLDER, content.folder)
         if content.bytes > PACKED:
             options.add_session_config_entry("session.disable_prepacking", "1")
-        # Kept alive by the session: the values borrow the memory of the arrays.
-        self._values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in content.arrays.items()}
-        for name in content.borrowed:
-            options.add_initializer(name, self._values[name])
-        handed = {name: value for name, value in self._values.items() if name not in content.borrowed}
-        if handed:
-            options.add_external_initializers(list(handed), list(handed.values()))
-        try:
-            self._session = ort.InferenceSession(content.model, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises a dozen unrelated classes
-            label = f"'{model}': " if isinstance(model, (str, os.PathLike)) else ""
-            raise refuse("Session", "model must load in onnxruntime", f"{label}{error}") from error
-        self.inputs = [(i.name, _dtype(i.type), tuple(i.shape)) for i in self._session.get_inputs()]
-        self.outputs = list(outputs) if outputs is not None else [o.name for o in self._session.get_outputs()]
+        if len(content.parts) > 1:
+            options.enable_cpu_mem_arena = False  # each would keep what it once needed
+        # The values borrow the memory of the arrays; the session keeps these alive.
+        values = {
+            tensor.name: ort.OrtValue.ortvalue_from_numpy(content.arrays[tensor.name])
+            for tensor in part.graph.initializer
+            if tensor.name in content.arrays
+        }
+        self._values.update(values)
+        for name in content.borrowed & values.keys():
+            options.add_initializer(name, values.pop(name))
+        if values:
+            options.add_external_initializers(list(values), list(values.values()))
+        return ort.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """One forward pass.
+        """One forward pass; see `pieces`."""
+        arrays: dict[str, Array] = {}
+        for piece in self.pieces(feed):
+            arrays |= piece
+        return {name: arrays[name] for name in self.outputs}
+
+    def pieces(self, feed: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+        """One forward pass, whose outputs come as they are computed: whoever lets go of them holds a few at a time.
 
         Parameters
         ----------
         feed : dict of input name to array
             Exactly the network's inputs, with its dtypes and shapes.
 
-        Returns
-        -------
+        Yields
+        ------
         dict of output name to array
 
         Raises
@@ -120,15 +144,23 @@ class Session:
             )
             if not fits:
                 raise refuse("Session.run", f"input '{name}' must have shape {_text(dims)}", _text(array.shape))
-        try:
-            arrays = self._session.run(self.outputs, dict(feed))
-        except Exception as error:  # onnxruntime raises a dozen unrelated classes
-            raise refuse("Session.run", "the model must run on its inputs", str(error).splitlines()[0]) from error
-        return dict(zip(self.outputs, arrays, strict=True))
+        alive = dict(feed)
+        for place, part in enumerate(self._parts):
+            names = self.outputs if len(self._parts) == 1 else [output.name for output in part.get_outputs()]
+            inputs = {value.name: alive[value.name] for value in part.get_inputs()}
+            try:
+                arrays = dict(zip(names, part.run(names, inputs), strict=True))
+            except Exception as error:  # onnxruntime raises a dozen unrelated classes
+                raise refuse("Session.run", "the model must run on its inputs", str(error).splitlines()[0]) from error
+            del inputs
+            later = {value.name for other in self._parts[place + 1 :] for value in other.get_inputs()}
+            alive = {name: array for name, array in (alive | arrays).items() if name in later}
+            yield {name: array for name, array in arrays.items() if name in self._asked}
+            del arrays
 
     def close(self) -> None:
         """Give the memory back; the session cannot run any more."""
-        del self._session
+        del self._parts
         self._values.clear()
         give_back()
 
@@ -158,11 +190,11 @@ def _dtype(name: str) -> np.dtype[Any]:
 class _Content:
     """What InferenceSession takes.
 
-    `arrays` are weights handed over beside the model: those `borrowed` are read where they are, of the others
+    `parts` are the pieces of the network; `arrays` are weights handed over beside the model: those `borrowed` are read where they are, of the others
     onnxruntime makes a copy, which its optimisations may change. `folder` holds external data. `bytes` of all weights.
     """
 
-    model: bytes
+    parts: list[onnx.ModelProto]
     folder: str
     arrays: dict[str, Array] = field(default_factory=dict)
     borrowed: frozenset[str] = frozenset()
@@ -179,7 +211,7 @@ def _content(
         proto, file = parse(model, "Session"), Path(model).resolve()
         _expose(proto, outputs)
         sizes = [path.stat().st_size for path in (file, *external_files(file)) if path.is_file()]
-        return _Content(proto.SerializeToString(), str(file.parent), bytes=sum(sizes))
+        return _Content(_parts(proto, outputs, optimize), str(file.parent), bytes=sum(sizes))
     if isinstance(model, Graph):
         proto = to_model(model.front(), INLINE_BYTES)
         apart = {name: array for name, array, offset in layout(model, INLINE_BYTES) if offset is not None}
@@ -190,7 +222,13 @@ def _content(
     arrays = {name: np.ascontiguousarray(array) for name, array in apart.items() if name in stored}
     borrowed = arrays.keys() if not optimize else _products(proto) & arrays.keys()
     total = sum(array.nbytes for array in arrays.values())
-    return _Content(proto.SerializeToString(), _nowhere(), arrays, frozenset(borrowed), total)
+    return _Content(_parts(proto, outputs, optimize), _nowhere(), arrays, frozenset(borrowed), total)
+
+
+def _parts(model: onnx.ModelProto, outputs: Sequence[str] | None, optimize: bool) -> list[onnx.ModelProto]:
+    from leadline.graph.pieces import pieces
+
+    return [model] if outputs is None else pieces(model, outputs, anywhere=not optimize)
 
 
 def _products(model: onnx.ModelProto) -> set[str]:

@@ -251,7 +251,7 @@ def _observe(step: Calibrate, state: State, placement: Placement) -> tuple[Range
     options = options_of(step, observer)
     statistics = {name: observer.statistics(axis=axes[name], name=name, **options) for name in roots}
     for label, values in observe(state, roots, step.activations):
-        for name in roots:
+        for name in filter(statistics.__contains__, values):
             statistics[name].update(values[name], sample=label)
     ranges: Ranges = {
         name: decide.activation_range(statistics[name], schemes[name], step.activations, state.setup.threads, **options)

@@ -22,16 +22,24 @@ LOOKED_AT = 16
 
 
 def observe(state: State, tensors: Sequence[str], what: str) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
-    """Of each sample: its label, and what the tensors hold, the network's inputs among them. Masks lie at the bounds
-    beyond which their readers see no difference; of constants, as far as this sample needs them (`graph.masks`)."""
+    """Of each sample: its label, and what the tensors hold, the network's inputs among them, in one or several parts.
+    Masks lie at the bounds beyond which their readers see no difference; of constants, as far as this sample needs them
+    (`graph.masks`)."""
     inputs = {value.name for value in state.graph.inputs}
     masks = masks_of(state)
-    needed = [] if masks.bounded.isdisjoint(tensors) else masks.needed
+    masked = not masks.bounded.isdisjoint(tensors)
+    needed = masks.needed if masked else []
     watched = [name for name in dict.fromkeys((*tensors, *needed)) if name in state.graph.values.keys() - inputs]
     with Session(state.graph, outputs=watched or None, threads=state.setup.threads) as session:
         samples = zip(state.setup.calibration.labels, state.setup.calibration, strict=True)
         for label, feed in state.setup.progress.over(samples, what, len(state.setup.calibration)):
-            yield label, masks.clipped(session.run(feed) | feed, tensors)
+            if masked:  # how far each mask reaches depends on what others hold
+                yield label, masks.clipped(session.run(feed) | feed, tensors)
+                continue
+            yield label, {name: feed[name] for name in tensors if name in feed}
+            for seen in session.pieces(feed):
+                yield label, seen
+                seen.clear()  # the next is computed without it
 
 
 def masks_of(state: State) -> Masks:
@@ -53,8 +61,8 @@ def histograms(state: State, axes: Mapping[str, int | None], what: str) -> dict[
     def compute() -> dict[str, Histogram]:
         made = {name: Histogram(axis=axis, name=name) for name, axis in axes.items()}
         for label, seen in observe(state, list(axes), what) if axes else ():
-            for name, histogram in made.items():
-                histogram.update(seen[name], sample=label, threads=state.setup.threads)
+            for name in filter(made.__contains__, seen):
+                made[name].update(seen[name], sample=label, threads=state.setup.threads)
         return made
 
     bits = None if state.recipe.activations is None else state.recipe.activations.bits
