@@ -177,12 +177,16 @@ class Quantized:
         since tools that round them know no infinity.
         """
         graph = self.graph.copy()
-        for name, codes in self.codes.items():
-            grid, weight = self.grids[name], graph.weights[name]
-            nearest = np.array_equal(to_codes(weight, encodings.plain(grid)), codes)
-            if grid.scheme.bits == 32 or not nearest or not np.isfinite(weight).all():
-                graph.weights[name] = dequantize(codes, grid)
+        graph.weights = {name: self._encoded(name, weight) for name, weight in graph.weights.items()}
         return graph
+
+    def _encoded(self, name: str, weight: NDArray[Any]) -> NDArray[Any]:
+        if name not in self.codes:
+            return weight
+        codes, grid = self.codes[name], self.grids[name]
+        nearest = np.array_equal(to_codes(weight, encodings.plain(grid)), codes)
+        same = nearest and grid.scheme.bits < 32 and np.isfinite(weight).all()
+        return weight if same else dequantize(codes, grid)
 
     def verify(self, data: Any = None, *, threads: int | None = None, progress: Progress | None = None) -> Verification:
         """Compare simulation and float network, on the held-out samples unless others are given.
@@ -224,6 +228,8 @@ class Quantized:
         All or nothing; what an earlier run wrote and this one does not goes. Raises InputError where the folder cannot
         be written.
         """
+        from leadline.graph.write import save
+
         with filling(folder, files()) as out:
             if self.graph.nodes:  # a float .tflite has no other form
                 self.graph.save(out / "model.fp32.onnx")
@@ -231,10 +237,9 @@ class Quantized:
                     qdq.save(self.to_qdq(), out / "model.qdq.onnx")
             self.target.write(self.artefact, out / self.target.file)
             if self.target.file == Target.file and not self.limits:
-                encoded = self.encoded_graph()
-                encoded.save(out / "model.encodings.onnx")
-                whole = encodings.Encodings.from_grids(encoded, self.grids)
-                accepted(encoded, whole, encodings_version).write(out / "model.encodings", encodings_version)
+                save(self.graph, out / "model.encodings.onnx", change=self._encoded)
+                whole = encodings.Encodings.from_grids(self.graph, self.grids)
+                accepted(self.graph, whole, encodings_version).write(out / "model.encodings", encodings_version)
             (out / RUN).write_text(to_json(self._record()), "utf-8")
 
     def _record(self) -> dict[str, Any]:

@@ -182,7 +182,7 @@ class Run:
         device: Mapping[str, NDArray[Any]],
         grids: Mapping[str, Grid],
     ) -> None:
-        """Add one sample."""
+        """Add one sample; inner tensors that are not among its arrays have been added by themselves (`inner`)."""
         for name, total in self._simulated.items():
             if got[name].shape != wanted[name].shape:
                 rule = f"the artefact's output {name!r} must have the shape {wanted[name].shape}"
@@ -203,13 +203,17 @@ class Run:
             if self._seen < PICTURES and (planes := _planes(wanted[name], got[name])):
                 self.pictures.append(Dense(name, label, *planes))
         for name in self._inner:
-            if name in wanted and wanted[name].dtype.kind == "f":  # of places nothing but which they are counts
-                exact, grid = wanted[name], grids.get(name)
-                if name in self._masked and grid is not None and grid.scheme.granularity == "tensor":
-                    exact = np.clip(exact, grid.lo, grid.hi)  # how far masks lie beyond it nobody sees
-                sums = channel_sums(exact, got[name], self.axes[name])
-                self._channels[name] = self._channels.get(name, 0) + sums
+            if name in wanted and name in got:
+                self.inner(name, wanted[name], got[name], grids.get(name))
         self._seen += 1
+
+    def inner(self, name: str, wanted: NDArray[Any], got: NDArray[Any], grid: Grid | None) -> None:
+        """Add one sample of an inner tensor."""
+        if wanted.dtype.kind != "f":  # of places nothing but which they are counts
+            return
+        if name in self._masked and grid is not None and grid.scheme.granularity == "tensor":
+            wanted = np.clip(wanted, grid.lo, grid.hi)  # how far masks lie beyond it nobody sees
+        self._channels[name] = self._channels.get(name, 0) + channel_sums(wanted, got, self.axes[name])
 
     def _in_order(
         self,

@@ -38,6 +38,7 @@ class Tailed:
         self._held = {name: Comparison(0, whole=True) for name in self._alike}
         self._sizes = {name: (0, 0) for name in self._alike}
         self._samples = 0
+        self.reads = frozenset(self._tail.reads if self._tail else ())
         if self._tail is not None:
             self._session = Session(self._tail.model(graph.values), threads=threads)
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from leadline.data import Data, Samples
 from leadline.display import table
 from leadline.graph import Graph, Session
-from leadline.original import Original, OriginalSession
+from leadline.original import Original
 from leadline.preparation import load_pair
 from leadline.progress import Progress, Quiet
 from leadline.scores import Dense, OutputScore, Run, TensorScore, origin
 from leadline.tail_scores import FinalScore, Tailed
 from leadline.targets import Target, target_for, target_of
-from leadline.targets.target import Facts
+from leadline.targets.target import Arrays, Device, Facts
 from leadline.types import InputError
 
 if TYPE_CHECKING:
@@ -148,16 +154,20 @@ def verify(
     held = Path(artefact) if isinstance(artefact, (str, os.PathLike)) else artefact
     outputs = [value.name for value in graph.outputs]
     with ExitStack() as stack:
+        judge, judged_by = stack.enter_context(_judge(original, graph, samples, threads))
         device = stack.enter_context(chosen.open(held, graph, threads, original))
         run = Run(graph, outputs, list(device.inner), device.judged)
         final = stack.enter_context(Tailed(graph, threads))
         exact = stack.enter_context(Session(graph, [*outputs, *device.inner], threads=threads)) if graph.nodes else None
-        judge, judged_by = _judge(original, graph, threads)
-        if judge is not None:
-            stack.enter_context(judge)
-        for label, feed in zip(samples.labels, progress.over(samples, "verify", len(samples)), strict=True):
-            simulated = device.simulate(feed)
-            exactly = (exact.run(feed) if exact is not None else {}) | (judge.run(feed) if judge is not None else {})
+        together = {*outputs, *final.reads, *(pick.places for pick in run.places.values())}
+        if type(device).compare is not Device.compare:
+            together.update(device.inner)
+        over = zip(samples.labels, progress.over(samples, "verify", len(samples)), judge, strict=True)
+        for label, feed, judged in over:
+            exactly, simulated = _side_by_side(
+                run, exact.pieces(feed) if exact is not None else iter(()), device, feed, together
+            )
+            exactly |= judged
             run.update(label, exactly, simulated, device.run(feed), device.grids)
             device.compare(exactly, simulated)
             final.update(feed | exactly, feed | simulated)
@@ -173,15 +183,49 @@ def verify(
     )
 
 
-def _judge(original: Original | None, graph: Graph, threads: int | None) -> tuple[OriginalSession | None, str]:
-    """What runs the network as it came, and how reports call it; the Graph alone where there is nothing else, or where
-    onnxruntime does not run it."""
-    if original is None:
-        return None, "the Graph given"
-    try:
-        return original.session(graph, threads), str(original)
-    except InputError as error:
-        return None, f"the Graph made of {original}, which onnxruntime does not run: {error}"
+def _side_by_side(
+    run: Run, exact: Iterator[Arrays], device: Device, feed: Mapping[str, NDArray[Any]], together: set[str]
+) -> tuple[Arrays, Arrays]:
+    """What the float network and the simulation give of one sample. Inner tensors are compared as soon as both have
+    them, and let go of, but for those that are looked at `together` with others."""
+    ours: Arrays = {}
+    theirs: Arrays = {}
+    for pair in zip_longest(exact, device.pieces(feed)):
+        for side, piece in zip((ours, theirs), pair, strict=True):
+            if piece is not None:
+                side.update(piece)
+                piece.clear()
+        for name in (ours.keys() & theirs.keys()) - together:
+            run.inner(name, ours.pop(name), theirs.pop(name), device.grids.get(name))
+    return ours, theirs
+
+
+@contextmanager
+def _judge(
+    original: Original | None, graph: Graph, samples: Samples, threads: int | None
+) -> Iterator[tuple[Iterator[Arrays], str]]:
+    """What the network as it came gives of each sample, and how reports call it: nothing, where there is none, or where
+    onnxruntime does not run it, so that the Graph alone is the judge.
+
+    It has gone when the others come: outputs lie on disk meanwhile.
+    """
+    with tempfile.TemporaryDirectory(prefix="leadline-verify-") as folder:
+        names: list[str] = []
+        label = str(original) if original is not None else "the Graph given"
+        session = None
+        try:
+            session = original.session(graph, threads) if original is not None else None
+        except InputError as error:
+            label = f"the Graph made of {original}, which onnxruntime does not run: {error}"
+        if session is not None:
+            with session:
+                for i, feed in enumerate(samples):
+                    arrays = session.run(feed)
+                    names = list(arrays)
+                    for k, array in enumerate(arrays.values()):
+                        np.save(Path(folder, f"{i}-{k}.npy"), array)
+        numbered = range(len(samples))
+        yield ({name: np.load(Path(folder, f"{i}-{k}.npy")) for k, name in enumerate(names)} for i in numbered), label
 
 
 def load_reference(

@@ -11,7 +11,7 @@ from leadline.graph import ir, load
 from leadline.graph.fold import fold
 from leadline.graph.ir import Sample
 from leadline.graph.read import read, unpack
-from leadline.graph.write import INLINE_BYTES, save, to_model
+from leadline.graph.write import INLINE_BYTES, LIMIT, save, to_model
 
 if TYPE_CHECKING:
     import onnx
@@ -62,7 +62,7 @@ class Graph(ir.Graph):
         """An ONNX model. With ``weights=False`` large weights are named but left out (see `Session`)."""
         return to_model(self, None if weights else INLINE_BYTES)
 
-    def save(self, path: str | os.PathLike[str], limit: int = 2_000_000_000) -> None:
+    def save(self, path: str | os.PathLike[str], limit: int = LIMIT) -> None:
         """Write the network; nothing is left at `path` if it fails.
 
         Parameters

@@ -64,7 +64,7 @@ def _cuts(
 def _bytes(value: onnx.ValueInfoProto) -> int:
     tensor = value.type.tensor_type
     size = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)).itemsize if tensor.elem_type else 0
-    return math.prod(max(dim.dim_value, 1) for dim in tensor.shape.dim) * size
+    return int(math.prod(max(dim.dim_value, 1) for dim in tensor.shape.dim) * size)
 
 
 def _piece(

@@ -190,8 +190,9 @@ def _dtype(name: str) -> np.dtype[Any]:
 class _Content:
     """What InferenceSession takes.
 
-    `parts` are the pieces of the network; `arrays` are weights handed over beside the model: those `borrowed` are read where they are, of the others
-    onnxruntime makes a copy, which its optimisations may change. `folder` holds external data. `bytes` of all weights.
+    `parts` are the pieces of the network, `arrays` weights handed over beside them: those `borrowed` are read where
+    they are, of the others onnxruntime makes a copy, which its optimisations may change. `folder` holds external data.
+    `bytes` of all weights.
     """
 
     parts: list[onnx.ModelProto]

@@ -7,7 +7,7 @@ length and so many bytes, or four bytes. Weights are the field "raw_data" of the
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -114,9 +114,14 @@ def _head(number: int, length: int) -> bytes:
     return bytes(encoded)
 
 
-def write(model: onnx.ModelProto, stream: BinaryIO, arrays: Mapping[str, Array] | None = None) -> None:
+def write(
+    model: onnx.ModelProto,
+    stream: BinaryIO,
+    arrays: Mapping[str, Array] | None = None,
+    change: Callable[[str, Array], Array] = lambda name, array: array,
+) -> None:
     """``model.SerializeToString()`` into a stream, one tensor at a time; of those in `arrays` the model holds no more
-    than name, type and shape."""
+    than name, type and shape, and what is written is what `change` makes of them."""
     arrays = arrays or {}
     front, back = _around(model.graph, _INITIALIZER)
     before, behind = _around(model, _GRAPH)
@@ -129,7 +134,8 @@ def write(model: onnx.ModelProto, stream: BinaryIO, arrays: Mapping[str, Array] 
             stream.write(tensor.SerializeToString())
         else:
             stream.write(head)
-            stream.write(np.ascontiguousarray(arrays[tensor.name]).reshape(-1).view(np.uint8).data)
+            values = change(tensor.name, arrays[tensor.name])
+            stream.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
     stream.write(back + behind)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from leadline.graph.wire import place
 
 IR_VERSION = 10
 INLINE_BYTES = 1024  # smaller tensors stay in the model: shape inference needs the values of shapes, axes and scales
+LIMIT = 2_000_000_000  # bytes of weights from which they go to a file of their own: one ONNX file holds 2 GiB
 _ALIGN = 4096  # page size: lets a runtime map external data
 
 
@@ -50,7 +51,13 @@ def placeholder(name: str, array: Array, location: str, offset: int = 0) -> Tens
     return tensor
 
 
-def to_model(graph: Graph, inline: int | None = None, location: str = "weights") -> onnx.ModelProto:
+Change = Callable[[str, Array], Array]
+"""Of a weight as a Graph has it: what is written in its place, of the same type and shape."""
+
+
+def to_model(
+    graph: Graph, inline: int | None = None, location: str = "weights", change: Change = lambda name, array: array
+) -> onnx.ModelProto:
     """The graph as a model. Weights above `inline` bytes (None: no bound) are laid out in the file `location`."""
     ends = {value.name for value in (*graph.inputs, *graph.outputs)}
     body = helper.make_graph(
@@ -68,7 +75,10 @@ def to_model(graph: Graph, inline: int | None = None, location: str = "weights")
     )
     helper.set_model_props(model, graph.metadata)
     for name, array, offset in layout(graph, inline):  # one by one, and last, since each of the above is copied
-        tensor = numpy_helper.from_array(array, name) if offset is None else placeholder(name, array, location, offset)
+        if offset is None:
+            tensor = numpy_helper.from_array(change(name, array), name)
+        else:
+            tensor = placeholder(name, array, location, offset)
         model.graph.initializer.append(tensor)
     if graph.batch is not None and graph.batch.proven:
         free(model, graph.batch)
@@ -89,17 +99,19 @@ def layout(graph: Graph, inline: int | None) -> Iterator[tuple[str, Array, int |
             yield name, array, start
 
 
-def save(graph: Graph, path: Path, limit: int) -> None:
+def save(graph: Graph, path: Path, limit: int = LIMIT, change: Change = lambda name, array: array) -> None:
     """One weight after the other. The data go in place first, so that a model never points at missing data."""
     large = sum(array.nbytes for array in graph.weights.values()) >= limit
     data = path.with_name(path.name + ".data")
     with replacing(path) as file, file.open("wb") as model:
         bound = INLINE_BYTES if large else wire.LARGE
-        apart = {name: array for name, array, offset in layout(graph, bound) if offset is not None}
-        wire.write(to_model(graph, bound, data.name), model, {} if large else apart)
+        proto = to_model(graph, bound, data.name, change)
+        apart = {name: (array, offset) for name, array, offset in layout(graph, bound) if offset is not None}
         if large:
+            model.write(proto.SerializeToString())
             with replacing(data) as values, values.open("wb") as stream:
-                for _, array, offset in layout(graph, INLINE_BYTES):
-                    if offset is not None:
-                        stream.seek(offset)
-                        np.ascontiguousarray(array).tofile(stream)
+                for name, (array, offset) in apart.items():
+                    stream.seek(offset)
+                    np.ascontiguousarray(change(name, array)).tofile(stream)
+        else:
+            wire.write(proto, model, {name: array for name, (array, _) in apart.items()}, change)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -61,9 +61,11 @@ class Simulated(Device):
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            names = [*self.outputs, *map(self._held, self.inner)]
+            self._names = {name: name for name in self.outputs} | {name: self._held(name) for name in self.inner}
             simulated = self._expected if self._expected is not None else self.model
-            self._simulation = stack.enter_context(Session(simulated, names, optimize=False, threads=self.threads))
+            self._simulation = stack.enter_context(
+                Session(simulated, list(self._names.values()), optimize=False, threads=self.threads)
+            )
             self._start(stack)
             self._stack = stack.pop_all()
         return self
@@ -78,8 +80,12 @@ class Simulated(Device):
         return self.written.dequantised.get(name, name)
 
     def simulate(self, feed: Mapping[str, NDArray[Any]]) -> Arrays:
-        arrays = self._simulation.run(feed)
-        return dict(zip((*self.outputs, *self.inner), arrays.values(), strict=True))
+        whole = {name: array for piece in self.pieces(feed) for name, array in piece.items()}
+        return {name: whole[name] for name in (*self.outputs, *self.inner)}
+
+    def pieces(self, feed: Mapping[str, NDArray[Any]]) -> Iterator[Arrays]:
+        for piece in self._simulation.pieces(feed):
+            yield {name: piece[held] for name, held in self._names.items() if held in piece}
 
     def moved(self, graph: Graph, feed: Mapping[str, NDArray[Any]], suspects: Sequence[str]) -> list[str]:
         if not suspects or not _is_rewritten(graph, self.written):

@@ -66,6 +66,10 @@ class Device(AbstractContextManager["Device"]):
         """What is expected of the target: outputs, and `inner`."""
         raise NotImplementedError
 
+    def pieces(self, feed: Mapping[str, NDArray[Any]]) -> Iterator[Arrays]:
+        """The same, as it is computed."""
+        yield self.simulate(feed)
+
     def run(self, feed: Mapping[str, NDArray[Any]]) -> Arrays:
         """What the target gives, outputs alone; empty where it does not take the artefact."""
         raise NotImplementedError
