@@ -23,7 +23,7 @@ PACKAGES_torch := torch==2.13.0 onnxscript transformers timm scipy einops easydi
 TESTS_aimet := -m full tests/full/test_aimet.py tests/full/test_aimet_networks.py
 TESTS_litert := -p no:anyio tests/full/test_litert.py tests/test_torch_module.py tests/test_audit.py
 TESTS_executorch := tests/full/test_executorch.py
-TESTS_ray := tests/full/test_sweep_ray.py
+TESTS_ray := tests/full/test_sweep_ray.py tests/full/test_quantize_ray.py
 TESTS_torch := -p no:anyio -m "torch or full" tests/test_graph_torch.py tests/test_torch_*.py tests/test_systems*.py
 SOURCES := pyproject.toml CMakeLists.txt $(shell find cpp python -type f -not -name '*.pyc' -not -name '*.so')
 

@@ -41,6 +41,7 @@ def quantize(
     threads: int | None = None,
     progress: Progress | None = None,
     cache: Cache | None = None,
+    engine: str = "local",
 ) -> Quantized:
     """Quantise a network by a recipe.
 
@@ -76,6 +77,9 @@ def quantize(
     cache : Cache, optional
         ``leadline.cache.Cache(folder)``: what runs have in common (the same steps on the same network and samples, what
         tensors held) is computed once. The result is the same.
+    engine : {"local", "ray"}
+        Who chooses the codes of layers that do not wait for each other: this process, or a Ray cluster's machines
+        (`pip install 'leadline[ray]'`; the one that RAY_ADDRESS names, or that runs here). The result is the same.
 
     Raises
     ------
@@ -105,6 +109,7 @@ def quantize(
         progress=progress,
         cache=cache,
         target=chosen,
+        engine=engine,
     )
     _check_excluded(exclude, state.graph)
     original = original or Original(network)

@@ -27,6 +27,7 @@ from leadline.rules import Rules
 from leadline.steps import Record, Setup, State, adapt
 from leadline.targets import Target, target_of
 from leadline.types import refuse
+from leadline.workers import workers_of
 
 
 def prepare(
@@ -39,6 +40,7 @@ def prepare(
     progress: Progress | None = None,
     cache: Cache | None = None,
     target: str | Target = "onnxruntime",
+    engine: str = "local",
 ) -> tuple[State, Samples]:
     """The state that `quantize` applies a recipe's steps to, and the samples chosen from `data`. See there."""
     progress = progress or Quiet()
@@ -51,7 +53,8 @@ def prepare(
     if held_out is None and len(samples) == 1:
         warnings.warn("one sample: the artefact is checked on what it was calibrated on", stacklevel=3)
     rules, is_given = target.rules, held_out is not None
-    setup = Setup(recipe, calibration, kept_out, progress, simulate, threads, rules, cache, is_given)
+    workers = workers_of(engine, threads)
+    setup = Setup(recipe, calibration, kept_out, progress, simulate, threads, rules, cache, workers, is_given)
     state = State(setup, graph.copy())
     if graph.tail is not None:
         state.log.append(Record("load", ", ".join(graph.tail.written), _kept_behind(graph.tail, target.rules)))

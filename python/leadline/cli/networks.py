@@ -48,6 +48,7 @@ def quantize(
     *,
     options: dict[str, Any],
     encodings_version: Annotated[str, typer.Option(help="Of model.encodings: 0.6.1, 1.0.0 or 2.0.0.")] = "1.0.0",
+    engine: Annotated[str, typer.Option(help="Who rounds layers: local, or ray, the machines of a cluster.")] = "local",
     threads: flags.Threads = None,
     as_json: flags.Json = False,
 ) -> None:
@@ -68,7 +69,7 @@ def quantize(
     chosen, settled = target_of(target).with_options(options).settle(recipe)
     given, progress = data.over(settled.data), Bars()
     with filling(out, (*quantized.files(), *REPORT)) as folder:
-        run = pipeline.quantize(model, settled, given, target=chosen, threads=threads, progress=progress)
+        run = pipeline.quantize(model, settled, given, target=chosen, threads=threads, progress=progress, engine=engine)
         with progress("write"):
             run.save(folder, encodings_version=encodings_version)
     # The artefact is in place: whatever becomes of what is said about it, the run is not lost.

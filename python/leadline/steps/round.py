@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,8 +56,9 @@ def run(step: Round | None, state: State) -> None:
         else:
             layers.append(layer)
     for stage in stages(state, layers, joint=step.compensate):
-        for layer in stage.layers:
-            _round(step, state, _Task(step, state, stage, layer))
+        tasks = (_Task(step, state, stage, layer) for layer in stage.layers)
+        for task, choice in state.setup.workers.each(partial(_choose, step), tasks):
+            _keep(step, state, task, choice)
 
 
 def _unfit(state: State, layer: Layer, readers: int) -> str:
@@ -82,7 +85,7 @@ class _Task:
         self.grid = self.rows.grid(state.grids[layer.weight])
         # A bias takes the mean of the error away, so that only what varies about it counts.
         self.centred = layer.bias is not None and layer.bias in state.grids
-        self.bias = state.codes[layer.bias] if self.centred and layer.bias is not None else np.zeros(0)
+        self.nearest = self.rows(state.codes[layer.weight])
         self._mean = np.atleast_2d(stage.seen[layer.name].mean)
         self.seen = self._moments(stage.seen[layer.name])
         self.held_out = self._moments(stage.held_out[layer.name])
@@ -111,17 +114,27 @@ class _Task:
         return float(np.sum((difference @ self.held_out) * difference))
 
     def mean_error(self, values: NDArray[Any]) -> NDArray[np.float64]:
-        """For each output channel: what the bias has to give back."""
+        """For each row: what the bias has to give back."""
         mean = self._mean[:, :, None]
         after = self._grouped(values) @ mean[:, self.half :]
         before = self._grouped(self.weight) @ (mean[:, : self.half] if self.joint else mean)
-        # of a transposed convolution with a row for each tap, each output pixel meets one of them
-        shift: NDArray[np.float64] = (after - before).reshape(self.bias.size, -1).mean(1)
-        return shift
+        return np.asarray(after - before)
 
 
-def _round(step: Round, state: State, task: _Task) -> None:
-    layer, grid = task.layer, task.grid
+@dataclass(frozen=True)
+class _Choice:
+    """A layer's codes as rows, what they were rounded from, how, and the errors of the nearest codes and of these."""
+
+    codes: NDArray[Any]
+    target: NDArray[np.float32]
+    how: str
+    before: float
+    after: float
+
+
+def _choose(step: Round, task: _Task) -> _Choice:
+    """From arrays alone, so that any machine may."""
+    grid = task.grid
     target, note = task.weight, ""
     if task.joint:
         target, note = _compensated(step, task)
@@ -134,15 +147,20 @@ def _round(step: Round, state: State, task: _Task) -> None:
         threads=task.threads,
         **options_of(step, METHODS[step.method]),
     )
-    before = task.error(dequantize(task.rows(state.codes[layer.weight]), grid))
-    after = task.error(dequantize(codes, grid))
-    state.log.append(Record("round", layer.name, f"{note}{how}, held-out squared error", before, after, after < before))
-    if after < before:
-        state.codes |= _with_bias(state, task, codes)
+    before, after = (task.error(dequantize(values, grid)) for values in (task.nearest, codes))
+    return _Choice(codes, target, f"{note}{how}", before, after)
+
+
+def _keep(step: Round, state: State, task: _Task, choice: _Choice) -> None:
+    layer, before, after = task.layer, choice.before, choice.after
+    kept = after < before
+    state.log.append(Record("round", layer.name, f"{choice.how}, held-out squared error", before, after, kept))
+    if kept:
+        state.codes |= _with_bias(state, task, choice.codes)
     last = layer.output in {value.name for value in state.graph.outputs}
     whole = layer.kind in ("linear", "conv") and layer.groups == 1
     if step.kfac and METHODS[step.method].uses_moments and whole and not last:
-        _couple(step, state, task, target)
+        _couple(step, state, task, choice.target)
 
 
 def _with_bias(state: State, task: _Task, codes: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -152,8 +170,10 @@ def _with_bias(state: State, task: _Task, codes: NDArray[Any]) -> dict[str, NDAr
     if not task.centred:
         return weight
     assert layer.bias is not None
-    shift = task.mean_error(dequantize(codes, task.grid))
-    return weight | {layer.bias: decide.shifted_bias(task.bias, state.grids[layer.bias], shift)}
+    bias = state.codes[layer.bias]
+    # of a transposed convolution with a row for each tap, each output pixel meets one of them
+    shift = task.mean_error(dequantize(codes, task.grid)).reshape(bias.size, -1).mean(1)
+    return weight | {layer.bias: decide.shifted_bias(bias, state.grids[layer.bias], shift)}
 
 
 def _couple(step: Round, state: State, task: _Task, target: NDArray[np.float32]) -> None:

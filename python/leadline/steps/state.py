@@ -18,6 +18,7 @@ from leadline.recipe import Override, Recipe
 from leadline.rules import ONNXRUNTIME, Rules
 from leadline.steps.placement import Placement
 from leadline.types import Grid
+from leadline.workers import Here, Workers
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Setup:
     rules: Rules = ONNXRUNTIME
     cache: Cache | None = None
     """Where runs that have something in common find it; see `leadline.steps.shared`."""
+    workers: Workers = field(default_factory=Here)
+    """Who does what can be done apart: the layers of a level."""
     held_out_given: bool = False
     """Whether the user has named the held-out samples: then no range ever comes from them."""
 

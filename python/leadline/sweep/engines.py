@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from leadline.sweep.cell import Cell
-from leadline.types import refuse
+from leadline.workers import Cluster
 
 GRACE = 5.0
 """Seconds that a worker has to go when the sweep ends."""
@@ -117,27 +117,21 @@ class Local:
 
 
 class Ray:
-    """The machines of a Ray cluster: the one that RAY_ADDRESS names, or that runs here, or one of this machine alone.
+    """The machines of a Ray cluster; see `leadline.workers.Cluster`.
 
     leadline, the network and the data must be found under the same paths everywhere; `cache` may be a folder that
     machines share, or each has its own under that name.
     """
 
     def __init__(self, threads: int, cache: Path | None) -> None:
-        try:
-            import ray
-            from ray.util.queue import Queue
-            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-        except ImportError:
-            raise refuse("sweep", "engine ray needs pip install 'leadline[ray]'", "no ray") from None
-        if not ray.is_initialized():
-            ray.init(log_to_driver=False, include_dashboard=False, logging_level="error")
-        self.slots = max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        cluster = Cluster(threads, "sweep")
+        from ray.util.queue import Queue
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(cluster.ray.get_runtime_context().get_node_id(), soft=True)
         self._reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-        environment = {"env_vars": {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}}
-        self._measure = ray.remote(num_cpus=threads, max_retries=0, runtime_env=environment)(_measure)
-        self._ray, self._threads, self._cache, self._jobs = ray, threads, str(cache or ""), dict[Any, int]()
+        self.slots, self._measure = cluster.slots, cluster.remote(_measure)
+        self._ray, self._threads, self._cache, self._jobs = cluster.ray, threads, str(cache or ""), dict[Any, int]()
 
     def submit(self, job: int, cell: Cell) -> None:
         self._jobs[self._measure.remote(cell, self._threads, self._cache, job, self._reports)] = job
