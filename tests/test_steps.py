@@ -189,10 +189,10 @@ def test_correct_bias_logs_what_it_measured():
 
     def squared(q):
         error = simulated(q, held_out).astype(np.float64) - wanted
-        return np.square(error).mean((0, 2, 3)).sum()
+        return np.square(error.mean((0, 2, 3))).sum()
 
     assert record.kept and record.before == pytest.approx(squared(plain), rel=1e-3)
-    assert record.after == pytest.approx(squared(corrected), rel=1e-3)
+    assert record.after == pytest.approx(squared(corrected), abs=1e-3 * record.before)
 
 
 @pytest.mark.parametrize("build", [conv_relu_conv, conv_relu6_depthwise, gemm_relu_gemm, residual])
@@ -428,7 +428,7 @@ def test_ranges_are_chosen_beside_grids_that_have_none_or_many(kind):
     overrides = (Override("second", activations={"granularity": kind, "bits": 8}),)
     plan = Recipe("test", (Fold(), Calibrate("best", "minmax"), Round()), activations=Scheme(4), overrides=overrides)
     q = quantized(conv_chain(node("Sigmoid", "a", "b")), plan, samples(16) ** 5)
-    assert any("ranges by" in r.note and r.target == "every Conv" for r in q.log)
+    assert any("ranges by" in r.note for r in q.log)
     found = {grid.scheme.granularity for name, grid in q.grids.items() if name in q.graph.values}
     assert found == {"tensor", kind}
 

@@ -10,7 +10,7 @@ from leadline.pipeline import quantize
 from leadline.preparation import prepare
 from leadline.recipe import Calibrate, Override, Recipe
 from leadline.steps import Record, Setup, State, apply
-from leadline.steps.shared import FOUND
+from leadline.steps.shared import FOUND, KEPT
 from leadline.steps.trial import trial_error
 from small_networks import graph, residual, samples
 
@@ -27,7 +27,7 @@ def test_what_a_run_is_given_stays(state):
 
 
 def test_a_state_is_its_setup_what_steps_change_and_what_they_say():
-    assert {field.name for field in fields(State)} == {"setup", "reference", "log", *FOUND}
+    assert {field.name for field in fields(State)} == {"setup", "log", *KEPT, *FOUND}
 
 
 def test_a_trial_leaves_the_state_as_it_was(state):

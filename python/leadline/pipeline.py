@@ -127,7 +127,7 @@ def quantize(
         raise refuse("quantize", "a recipe must calibrate and have a layer to quantise", received)
     prove_batch(
         state,
-        lambda free: (free.to_model(), qdq.to_qdq(free, state.grids, state.codes)),
+        lambda free: qdq.simulated(free, state.grids, state.codes).to_model(),
         lambda feed: original.run(state.graph, feed, threads),
     )
     return Quantized(

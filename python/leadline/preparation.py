@@ -20,6 +20,7 @@ from leadline.data.tensors import as_array
 from leadline.export import qdq
 from leadline.graph import Graph, Session, inspect_inputs
 from leadline.graph.features import network_features
+from leadline.graph.session import PACKED
 from leadline.graph.tail import Tail
 from leadline.progress import Progress, Quiet
 from leadline.recipe import Recipe
@@ -49,7 +50,8 @@ def prepare(
     graph, pool = _opened(network, data)
     target.check_network(graph, "quantize")
     samples = _chosen(graph, pool, data, threads, progress)
-    calibration, kept_out = (samples, held_out) if held_out is not None else samples.split()
+    samples = samples.kept()
+    calibration, kept_out = (samples, held_out.kept()) if held_out is not None else samples.split()
     if held_out is None and len(samples) == 1:
         warnings.warn("one sample: the artefact is checked on what it was calibrated on", stacklevel=3)
     rules, is_given = target.rules, held_out is not None
@@ -134,5 +136,9 @@ def _first_call(module: Any, data: Data) -> tuple[dict[str, Any], Data]:
 
 def simulate(state: State, outputs: Sequence[str]) -> Session:
     """The artefact as a state has it, unfused, returning these tensors."""
-    model = qdq.placed(state.graph.front(), state.grids, state.codes)
-    return Session(model, outputs=outputs, optimize=False, threads=state.setup.threads)
+    graph = state.graph.front()
+    if sum(array.nbytes for array in graph.weights.values()) > PACKED:  # codes: values would be one float file more
+        network = qdq.placed(graph, state.grids, state.codes)
+        return Session(network, outputs=outputs, optimize=False, threads=state.setup.threads)
+    network = qdq.simulated(graph, state.grids, state.codes)
+    return Session(network, outputs=outputs, integers=False, threads=state.setup.threads)

@@ -21,6 +21,9 @@ Feed = dict[str, NDArray[Any]]
 HELD_OUT = 0.25
 """Share of the samples that calibration does not see."""
 
+KEPT = 64 << 20
+"""Bytes of feeds that a run keeps, so that pictures are not decoded in each of its passes."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -97,6 +100,27 @@ class Samples:
         shuffled = np.random.default_rng(self._seed).permutation(n)
         chosen = set(shuffled[np.arange(count) * n // count].tolist())
         return self.part([i for i in range(n) if i not in chosen]), self.part(sorted(chosen))
+
+    def kept(self, limit: int = KEPT) -> Samples:
+        """The same samples; what is read first stays in memory, up to `limit` bytes of arrays."""
+        feeds: dict[Item, Feed] = {}
+        left = [limit]
+
+        def reader(item: Item) -> Callable[[], Feed]:
+            def read() -> Feed:
+                if item in feeds:
+                    return dict(feeds[item])
+                feed = item.read()
+                size = sum(array.nbytes for array in feed.values())
+                if size <= left[0]:
+                    left[0] -= size
+                    feeds[item] = dict(feed)
+                return feed
+
+            return read
+
+        items = [Item(item.label, reader(item)) for item in self._items]
+        return Samples(items, self._seed, self.skipped, self.ignored)
 
     def joined(self, others: Samples) -> Samples:
         """These samples, and then the others."""

@@ -143,6 +143,19 @@ class Graph:
             self.name, self.opset, dict(self.metadata), self.tail, list(self.notes), self.batch,
         )  # fmt: skip
 
+    def is_same(self, other: Graph) -> bool:
+        """Whether both have the same nodes in the same order, the same ends, and, as copies do, the same arrays."""
+        arrays, others = self.weights, other.weights
+        return (
+            self.inputs == other.inputs
+            and self.outputs == other.outputs
+            and self.tail is other.tail
+            and arrays.keys() == others.keys()
+            and all(array is others[name] for name, array in arrays.items())
+            and len(self.nodes) == len(other.nodes)
+            and all(_are_alike(mine, theirs) for mine, theirs in zip(self.nodes, other.nodes, strict=True))
+        )
+
     def producer(self, tensor: str) -> Node | None:
         """The node that writes `tensor`; None for an input or a weight."""
         return next((node for node in self.nodes if tensor and tensor in node.outputs), None)
@@ -211,3 +224,18 @@ class Graph:
         written: Iterable[str] = (name for node in self.nodes for name in node.outputs)
         alive = {value.name for value in self.inputs}.union(written)
         self.values = {name: value for name, value in self.values.items() if name in alive}
+
+
+def _are_alike(node: Node, other: Node) -> bool:
+    if (node.op_type, node.domain, node.inputs, node.outputs) != (
+        other.op_type,
+        other.domain,
+        other.inputs,
+        other.outputs,
+    ):
+        return False
+    attrs, others = node.attrs, other.attrs
+    return attrs.keys() == others.keys() and all(
+        value is others[name] or (not isinstance(value, np.ndarray | Graph) and value == others[name])
+        for name, value in attrs.items()
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,9 +24,9 @@ SAME = 40.0
 Judge = Callable[[Feed], Arrays]
 
 
-def prove_batch(state: State, models: Callable[[Graph], Iterable[Any]], judge: Judge | None = None) -> None:
-    """Keep the batch axis that the file leaves free if `models` of the graph, written with it, give for two different
-    samples in one batch what they give for each alone, in the shapes that the file itself gives (`judge` runs it);
+def prove_batch(state: State, written: Callable[[Graph], Any], judge: Judge | None = None) -> None:
+    """Keep the batch axis that the file leaves free if the artefact, `written` with it, gives for two different samples
+    in one batch what it gives for each alone, in the shapes that the file itself gives (`judge` runs it);
     else write fixed shapes. The log says which, and why."""
     batch = state.graph.batch
     if batch is None:
@@ -41,8 +41,7 @@ def prove_batch(state: State, models: Callable[[Graph], Iterable[Any]], judge: J
     try:
         both = feeds[0] | {name: np.concatenate([feed[name] for feed in feeds]) for name in batch.inputs}
         wanted = judge(both) if judge is not None else {}
-        for model in models(free):
-            _check(model, feeds, both, {name: array.shape for name, array in wanted.items()})
+        _check(written(free), feeds, both, {name: array.shape for name, array in wanted.items()})
     except InputError as error:
         reason = str(error).partition("] ")[2].replace("\n", " ")
         note = f"batch {batch.size}, as quantised: {reason}"
@@ -65,7 +64,7 @@ def _pair(feeds: list[Arrays], inputs: tuple[str, ...]) -> list[Arrays]:
 
 def _check(model: Any, feeds: list[Arrays], both: Feed, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raises InputError where a batch of both is not as each alone, or not of the file's shapes."""
-    with Session(model, optimize=False) as session:
+    with Session(model, integers=False) as session:
         alone = [session.run(feed) for feed in feeds]
         together = session.run(both)
     for name, array in together.items():

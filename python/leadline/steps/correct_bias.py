@@ -4,30 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leadline import decide
+from leadline.affine import fake_quantize
 from leadline.data import Samples
 from leadline.graph import Graph, Layer, Node
 from leadline.graph.edit import add_constant, add_value, set_constant
 from leadline.recipe import CorrectBias
 from leadline.steps.calibrate import bias_grid
-from leadline.steps.gate import output_error
+from leadline.steps.gate import SAMPLES, output_error
+from leadline.steps.observe import observe
 from leadline.steps.state import Record, State
 
-Moments = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
-"""For each layer's output and channel: the mean of the error and of its square."""
+Doubles = NDArray[np.float64]
+
+SEEN = 16
+"""Calibration samples that shifts are taken from, at most: a mean over places, too, needs no more."""
 
 
 def run(step: CorrectBias, state: State) -> None:
-    """One pass over the samples measures, for every layer at once, the error of quantising that layer alone.
+    """One float pass over the samples measures, for every layer at once, the error of quantising that layer alone.
 
     Each layer is given the float network's own input, rounded to its grid, so corrections do not count an error twice
     and add up to first order. With d the mean error of a channel on the calibration samples and e its mean on the
-    held-out ones, taking d out of the bias changes the held-out squared error by d*d - 2*d*e; a layer is corrected
-    only if that falls. All corrections together are kept only if the simulated error of the network falls.
+    held-out ones, taking d out of the bias leaves e - d of the held-out mean; a layer is corrected only if the sum of
+    squares falls. All corrections together are kept only if the simulated error of the network falls.
     """
     if state.placement is None:
         return
@@ -35,13 +40,12 @@ def run(step: CorrectBias, state: State) -> None:
     layers = [layer for layer in (_with_bias(state, layer) for layer in candidates) if layer is not None]
     if not layers:
         return
-    twins, twin_of = _twins(state, layers)
-    calibration = _errors(twins, twin_of, layers, state.setup.calibration)
-    held_out = _errors(twins, twin_of, layers, state.setup.held_out)
+    shifts = _Shifts(state, layers)
+    seen, held_out = shifts.over(state.setup.calibration.take(SEEN)), shifts.over(state.setup.held_out.take(SAMPLES))
     with state.setup.progress("gate"):
         corrected = state.fork(codes=dict(state.codes))
         for layer in layers:
-            _correct(corrected, layer, calibration[layer.output][0], *held_out[layer.output])
+            _correct(corrected, layer, seen[layer.output], held_out[layer.output])
         before, after = output_error(state), output_error(corrected)
     kept = after < before
     state.log += corrected.log
@@ -51,16 +55,13 @@ def run(step: CorrectBias, state: State) -> None:
         state.codes = corrected.codes
 
 
-def _correct(
-    state: State, layer: Layer, shift: NDArray[np.float64], mean: NDArray[np.float64], square: NDArray[np.float64]
-) -> None:
+def _correct(state: State, layer: Layer, shift: Doubles, held_out: Doubles) -> None:
     assert layer.bias is not None
-    before = float(square.sum())
-    after = float((square - 2 * shift * mean + shift * shift).sum())
+    before, after = float(np.square(held_out).sum()), float(np.square(held_out - shift).sum())
     kept = after < before
     if kept:
         state.codes[layer.bias] = decide.shifted_bias(state.codes[layer.bias], state.grids[layer.bias], shift)
-    state.log.append(Record("correct-bias", layer.name, "held-out squared error", before, after, kept))
+    state.log.append(Record("correct-bias", layer.name, "held-out squared mean error", before, after, kept))
 
 
 def _with_bias(state: State, layer: Layer) -> Layer | None:
@@ -77,45 +78,75 @@ def _with_bias(state: State, layer: Layer) -> Layer | None:
     return layer if layer.bias in state.grids else None
 
 
-def _twins(state: State, layers: Sequence[Layer]) -> tuple[State, dict[str, str]]:
-    """The float network with a quantised twin beside each layer, reading the same float input through its grid; and
-    what the twin of each layer's output is called."""
-    graph = state.graph.copy()
-    grids, codes = {}, {}
-    rounded: dict[str, str] = {}
-    twin_of: dict[str, str] = {}
-    for layer in layers:
-        if layer.input not in rounded:
-            source = rounded[layer.input] = _like(graph, layer.input, "rounded")
-            graph.nodes.append(Node("Identity", [layer.input], [source], source))
-            grids[source] = state.grids[layer.input]
-        parameters = [name for name in (layer.weight, layer.bias) if name is not None]
-        for name in parameters:
-            if name not in twin_of:
-                twin = twin_of[name] = add_constant(graph, f"{name}.twin", graph.weights[name])
-                grids[twin], codes[twin] = state.grids[name], state.codes[name]
-        inputs = [rounded[layer.input], *(twin_of[name] for name in parameters)]
-        output = twin_of[layer.output] = _like(graph, layer.output, "twin")
-        graph.nodes.append(Node(layer.node.op_type, inputs, [output], output, layer.node.attrs))
-    return state.fork(graph=graph, grids=grids, codes=codes), twin_of
+class _Shifts:
+    """The mean error of each channel of each layer, quantised alone.
 
+    Layers are linear, so the mean of what they give is what they give for the mean of what they read: samples only run
+    through the float network, and the layers, beside their quantised twins, once on the means.
+    """
 
-def _like(graph: Graph, tensor: str, what: str) -> str:
-    return add_value(graph, f"{tensor}.{what}", graph.shape(tensor), graph.values[tensor].dtype)
+    def __init__(self, state: State, layers: Sequence[Layer]) -> None:
+        self._state, self._layers = state, layers
+        # the rows of a matrix go the way of the samples
+        self._rows = {layer.input for layer in layers if layer.node.op_type == "Gemm"} - {
+            layer.input for layer in layers if layer.node.op_type != "Gemm" or layer.node.attrs.get("transA", 0)
+        }
+        # by tensor that layers read, and by what they write: its names beside the layers, in float and quantised
+        self._read: dict[str, tuple[str, str]] = {}
+        self._written: dict[str, tuple[str, str]] = {}
+        self._twins = self._beside()
 
+    def over(self, samples: Samples) -> dict[str, Doubles]:
+        """By layer output: (channels,)."""
+        names = [name for pair in self._written.values() for name in pair]
+        with self._state.setup.simulate(self._twins, names) as session:
+            got = session.run(self._means(samples))
+        shifts = {}
+        for output, (plain, twin) in self._written.items():
+            error = got[twin].astype(np.float64) - got[plain]
+            # NCHW of a Conv, [rows, features] of a Gemm
+            shifts[output] = error.mean(axis=tuple(axis for axis in range(error.ndim) if axis != 1))
+        return shifts
 
-def _errors(twins: State, twin_of: dict[str, str], layers: Sequence[Layer], samples: Samples) -> Moments:
-    """Per-channel moments of twin minus float at the layers' outputs."""
-    names = [layer.output for layer in layers]
-    sums: dict[str, list[NDArray[np.float64]]] = {}
-    with twins.setup.simulate(twins, names + [twin_of[name] for name in names]) as session:
-        for feed in twins.setup.progress.over(samples, "correct bias", len(samples)):
-            got = session.run(feed)
-            for name in names:
-                error = got[twin_of[name]].astype(np.float64) - got[name]
-                # NCHW of a Conv, [rows, features] of a Gemm
-                axes = tuple(axis for axis in range(error.ndim) if axis != 1)
-                total = sums.setdefault(name, [np.zeros(error.shape[1]), np.zeros(error.shape[1])])
-                total[0] += error.mean(axis=axes)
-                total[1] += np.square(error).mean(axis=axes)
-    return {name: (total[0] / len(samples), total[1] / len(samples)) for name, total in sums.items()}
+    def _means(self, samples: Samples) -> dict[str, NDArray[np.float32]]:
+        """Of each tensor that layers read, and of what its grid makes of it; of matrices, over the rows, too."""
+        state, sums = self._state, dict[str, Any]()
+        over = state.fork(setup=replace(state.setup, calibration=samples))
+        for _, values in observe(over, list(self._read), "correct bias"):
+            for name in self._read.keys() & values.keys():
+                plain, twin = self._read[name]
+                array = np.ascontiguousarray(values[name], np.float32)
+                rounded = fake_quantize(array, state.grids[name], threads=state.setup.threads)
+                for end, each in ((plain, array), (twin, rounded)):
+                    mean = each.mean(0, np.float64, keepdims=True) if name in self._rows else each
+                    sums[end] = mean / len(samples) + sums.get(end, 0)
+        return {name: np.asarray(total, np.float32) for name, total in sums.items()}
+
+    def _beside(self) -> State:
+        """The layers alone, in float and quantised, each on inputs of its own."""
+        network = self._state.graph
+        graph = Graph.of(replace(network.copy(), nodes=[], inputs=[], outputs=[], values={}, tail=None, batch=None))
+        grids, codes = {}, {}
+
+        def room(tensor: str, first: bool) -> tuple[str, str]:
+            shape = (1, *network.shape(tensor)[1:]) if first else network.shape(tensor)
+            return add_value(graph, tensor, shape), add_value(graph, f"{tensor}.twin", shape)
+
+        for layer in self._layers:
+            one_row = layer.input in self._rows
+            if layer.input not in self._read:
+                self._read[layer.input] = room(layer.input, one_row)
+                graph.inputs += [graph.values[name] for name in self._read[layer.input]]
+            self._written[layer.output] = room(layer.output, one_row)
+            twin_of = {}
+            for name in filter(None, (layer.weight, layer.bias)):
+                twin = twin_of[name] = add_constant(graph, f"{name}.twin", network.weights[name])
+                grids[twin], codes[twin] = self._state.grids[name], self._state.codes[name]
+            for side, renamed in enumerate(({}, twin_of)):
+                renamed = renamed | {layer.input: self._read[layer.input][side]}
+                output = self._written[layer.output][side]
+                inputs = [renamed.get(name, name) for name in layer.node.inputs]
+                graph.nodes.append(Node(layer.node.op_type, inputs, [output], output, layer.node.attrs))
+        read = {name for node in graph.nodes for name in node.inputs}
+        graph.weights = {name: array for name, array in graph.weights.items() if name in read}
+        return self._state.fork(graph=graph, grids=grids, codes=codes)

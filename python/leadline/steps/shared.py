@@ -11,7 +11,8 @@ from leadline.recipe import CorrectBias, Step
 from leadline.steps.state import State
 from leadline.steps.trial import plain
 
-FOUND = tuple(field.name for field in fields(State) if field.name not in ("setup", "reference", "log"))
+KEPT = ("reference", "tried", "weight_grids")
+FOUND = tuple(field.name for field in fields(State) if field.name not in ("setup", *KEPT, "log"))
 """Of a State: what steps change, beside the log that they add to."""
 
 
