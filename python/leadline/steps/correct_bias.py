@@ -22,7 +22,7 @@ from leadline.steps.state import Record, State
 
 Doubles = NDArray[np.float64]
 
-SEEN = 16
+SEEN = 8
 """Calibration samples that shifts are taken from, at most: a mean over places, too, needs no more."""
 
 
@@ -118,8 +118,8 @@ class _Shifts:
                 array = np.ascontiguousarray(values[name], np.float32)
                 rounded = fake_quantize(array, state.grids[name], threads=state.setup.threads)
                 for end, each in ((plain, array), (twin, rounded)):
-                    mean = each.mean(0, np.float64, keepdims=True) if name in self._rows else each
-                    sums[end] = mean / len(samples) + sums.get(end, 0)
+                    mean = np.full((1, len(each)), 1 / len(each), np.float32) @ each if name in self._rows else each
+                    sums[end] = mean.astype(np.float64) / len(samples) + sums.get(end, 0.0)
         return {name: np.asarray(total, np.float32) for name, total in sums.items()}
 
     def _beside(self) -> State:

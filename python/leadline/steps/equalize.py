@@ -20,6 +20,9 @@ from leadline.types import Scheme
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
 
+SEEN = 16
+"""Calibration samples whose channels are looked at, at most."""
+
 
 @dataclass(frozen=True)
 class Chain:
@@ -37,7 +40,7 @@ class Chain:
 
 @dataclass
 class ChannelStats:
-    """Of one activation, per channel over all samples: extremes, mean and mean square."""
+    """Of one activation, per channel over the samples: extremes, mean and mean square."""
 
     lo: NDArray[np.float64]
     hi: NDArray[np.float64]
@@ -58,29 +61,33 @@ def run(step: Equalize, state: State) -> None:
         reason = "no chain of layers to equalise" if not chains else FLOAT
         state.log.append(Record("equalize", state.graph.name, reason, kept=False))
         return
-    stats = _observe(state, state.graph, state.setup.calibration, chains)
-    best, best_error = state.graph, trial_error(state, state.graph)
+    stats = _observe(state, state.graph, state.setup.calibration.take(SEEN), chains)
+    best: Graph = state.graph
     kept_records: list[Record] = []
     for limit in _limits(step.max_scale):
+        scaled = state.graph.copy()
+        records = _scale(step, scaled, chains, stats, _bits(state), limit)
+        if not any((record.before or 0.0) > LUCK * (record.after or 0.0) for record in records):
+            note = f"{len(chains)} chains, scales up to {limit:g}, gain too little to be tried"
+            state.log.append(Record("equalize", state.graph.name, note, kept=False))
+            continue
         with state.setup.progress(f"equalize x{limit:g}"):
-            scaled = state.graph.copy()
-            records = _scale(step, scaled, chains, stats, _bits(state), limit)
-            error = trial_error(state, scaled)
+            best_error, error = trial_error(state, best), trial_error(state, scaled)
         # The first scaling has to prove itself; from then on the better limit wins.
         kept = error < (best_error / LUCK if best is state.graph else best_error)
         note = f"{len(chains)} chains, scales up to {limit:g}, simulated output error"
         state.log.append(Record("equalize", state.graph.name, note, best_error, error, kept))
         if kept:
-            best, best_error, kept_records = scaled, error, records
+            best, kept_records = scaled, records
         elif best is state.graph and error < LUCK * best_error:
             break  # these chains hardly matter
     state.log += kept_records
     if step.absorb_bias:
         absorbed = best.copy()
-        done = _absorb(absorbed, state, [c for c in chains if _absorbs(c)])
+        done = _absorb(absorbed, state, [c for c in chains if _absorbs(c)], stats if best is state.graph else None)
         if done:
             with state.setup.progress("absorb bias"):
-                error = trial_error(state, absorbed)
+                best_error, error = trial_error(state, best), trial_error(state, absorbed)
             kept = error < best_error
             names = ", ".join(chain.name for chain, _ in done)
             state.log.append(Record("equalize", names, "high bias absorbed", best_error, error, kept))
@@ -308,22 +315,29 @@ def _absorbs(chain: Chain) -> bool:
     )
 
 
-def _absorb(graph: Graph, state: State, chains: list[Chain]) -> list[tuple[Chain, NDArray[np.float64]]]:
+def _lowest(seen: ChannelStats) -> NDArray[np.float64]:
+    """What no value falls below."""
+    return np.maximum(0.0, np.minimum(seen.lo, seen.mean - 6 * seen.std))
+
+
+def _absorb(
+    graph: Graph, state: State, chains: list[Chain], stats: dict[str, ChannelStats] | None
+) -> list[tuple[Chain, NDArray[np.float64]]]:
     """b1 -= c and b2 += W2 c (Nagel et al. 2019, eq. 14-15), exact where the ReLU's input stays above c.
 
     The paper's c = max(0, mean - 3 std) changes what the network computes on one value in 740 of a normal one. Here c
-    is also no higher than anything seen, in the gate's samples either, and 6 std below the mean.
+    is also no higher than anything seen, in the gate's samples either, and 6 std below the mean. `stats`: of the
+    graph, where they are known.
     """
+    if stats is None and chains:
+        stats = _observe(state, graph, state.setup.calibration.take(SEEN), chains)
+    chains = [chain for chain in chains if stats is not None and _lowest(stats[chain.first.output]).any()]
     if not chains:
         return []
-    stats, held_out = (
-        _observe(state, graph, samples, chains)
-        for samples in (state.setup.calibration, state.setup.held_out.take(SAMPLES))
-    )
+    every = _observe(state, graph, state.setup.calibration.joined(state.setup.held_out.take(SAMPLES)), chains)
     done = []
     for chain in chains:
-        pre, least = stats[chain.first.output], held_out[chain.first.output].lo
-        c = np.maximum(0.0, np.minimum.reduce([pre.lo, least, pre.mean - 6 * pre.std]))
+        c = _lowest(every[chain.first.output])
         if not c.any() or chain.first.bias is None:
             continue
         graph.weights[chain.first.bias] = (graph.weights[chain.first.bias] - c).astype(np.float32)

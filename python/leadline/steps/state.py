@@ -90,7 +90,7 @@ class State:
     reference: list[dict[str, NDArray[Any]]] = field(default_factory=list)
     """What the float network gives on the held-out samples that gates look at; see `leadline.steps.gate`."""
     tried: list[tuple[Graph, float]] = field(default_factory=list)
-    """The last network that a plain trial quantised as it stood, and its error; see `leadline.steps.trial`."""
+    """The last networks that plain trials quantised, and their errors; see `leadline.steps.trial`."""
     weight_grids: dict[str, tuple[NDArray[Any], Any, Grid]] = field(default_factory=dict)
     """By weight: the array, what was asked of it, and its grid; see `leadline.steps.calibrate`."""
     log: list[Record] = field(default_factory=list)
