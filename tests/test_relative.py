@@ -190,7 +190,7 @@ EMULATED = (
 def test_hexagon_keeps_what_is_promised_of_quotients(kind: str) -> None:
     pytest.importorskip("onnxruntime_qnn", reason="the extra 'hexagon' is not installed")
     network_, make = network(kind)
-    feeds = [make(np.random.default_rng(seed)) for seed in range(8)]
+    feeds = [make(np.random.default_rng(seed)) for seed in range(19)]
     made = quantize(Graph.from_model(network_), "w8a8", feeds[:7], target="hexagon")
     found = made.verify(feeds[7:])
     assert found.facts.accepted, str(found.facts)

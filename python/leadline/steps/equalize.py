@@ -20,7 +20,7 @@ from leadline.types import Scheme
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
 
-SEEN = 16
+SEEN = 8
 """Calibration samples whose channels are looked at, at most."""
 
 
