@@ -280,7 +280,7 @@ class Calibrate(Step):
     step: ClassVar[str] = "calibrate"
     spoils: ClassVar[tuple[str, ...]] = ("calibrate", "round", "correct-bias")
     activations: Observer = "best"
-    """"best" tries min-max, SQNR and Lp ranges for the tensors of each operator type and keeps what simulates
+    """"best" tries observed ranges and those of least squared error on the whole network and keeps what simulates
     best on held-out samples."""
     weights: WeightObserver = "mse"
     widen: Annotated[float, Within(0, 1)] = 0.0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from leadline.cache import Cache
 from leadline.data import Data, Samples
-from leadline.export import qdq
+from leadline.export.simulated import simulated
 from leadline.graph import Graph
 from leadline.original import SAMPLES, Original, Proof
 from leadline.preparation import captured, prepare
@@ -127,7 +127,7 @@ def quantize(
         raise refuse("quantize", "a recipe must calibrate and have a layer to quantise", received)
     prove_batch(
         state,
-        lambda free: qdq.simulated(free, state.grids, state.codes).to_model(),
+        lambda free: simulated(free, state.grids, state.codes).to_model(),
         lambda feed: original.run(state.graph, feed, threads),
     )
     return Quantized(

@@ -18,6 +18,7 @@ from leadline.cache import Cache
 from leadline.data import Data, Samples, load_samples
 from leadline.data.tensors import as_array
 from leadline.export import qdq
+from leadline.export.simulated import simulated
 from leadline.graph import Graph, Session, inspect_inputs
 from leadline.graph.features import network_features
 from leadline.graph.session import PACKED
@@ -140,5 +141,5 @@ def simulate(state: State, outputs: Sequence[str]) -> Session:
     if sum(array.nbytes for array in graph.weights.values()) > PACKED:  # codes: values would be one float file more
         network = qdq.placed(graph, state.grids, state.codes)
         return Session(network, outputs=outputs, optimize=False, threads=state.setup.threads)
-    network = qdq.simulated(graph, state.grids, state.codes)
+    network = simulated(graph, state.grids, state.codes)
     return Session(network, outputs=outputs, integers=False, threads=state.setup.threads)

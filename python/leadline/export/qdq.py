@@ -88,21 +88,6 @@ def to_qdq(graph: Graph, grids: Mapping[str, Grid], codes: Mapping[str, Codes] |
     return model
 
 
-def simulated(graph: Graph, grids: Mapping[str, Grid], codes: Mapping[str, Codes] | None = None) -> Graph:
-    """What `to_qdq` writes, with parameters as the values of their codes: computes the same, and no session has to
-    dequantise a weight in each of its runs. Not checked; parameters as there."""
-    from leadline.affine import dequantize, fake_quantize
-
-    codes = codes or {}
-    quantised = graph.copy()
-    for name in grids.keys() & graph.weights.keys():
-        quantised.weights[name] = (
-            dequantize(codes[name], grids[name]) if name in codes else fake_quantize(graph.weights[name], grids[name])
-        )
-    activations = {name: grid for name, grid in grids.items() if name not in graph.weights}
-    return _Writer(quantised, activations, {}).graph
-
-
 def placed(graph: Graph, grids: Mapping[str, Grid], codes: Mapping[str, Codes] | None = None) -> Graph:
     """The same as a Graph, for onnxruntime: weights are shared, no bytes are copied."""
     return _written(graph, grids, codes or {}).graph
