@@ -8,8 +8,8 @@
 Measured is `python -m leadline.cli quantize` from import to report, in a process of its own: processor time (user and
 system, of all its threads and children), time by the clock, and the most memory that one of its processes had. The
 unit is one pass of the float network over each of the 32 calibration pictures, in onnxruntime with as many threads and
-without its import: the best of a few, taken between the commands. Networks: A, a ViT-S at 224 pixels (24 M parameters),
-and D, EfficientNet-Lite0 (5 M).
+without its import: the mean of that before and that behind the command, so that a busy machine slows both. Networks: A,
+a ViT-S at 224 pixels (24 M parameters), and D, EfficientNet-Lite0 (5 M).
 
 Peers stand beside where they are: onnxruntime's quantize_static here; NNCF and aimet-onnx (nearest rounding) in
 environments of their own: `make .cache/nncf/.peer .cache/aimet/.tests`. They get pictures as arrays that are ready.
@@ -28,6 +28,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import IO, Any
 
 from rich.console import Console
@@ -133,28 +134,27 @@ def limit_cores(threads: int) -> None:
 
 
 def contest(name: str, options: argparse.Namespace, contestants: Sequence[Installation]) -> Iterator[Row]:
-    """Costs on one network, the float passes first."""
+    """Costs on one network, the float passes last."""
     with tempfile.TemporaryDirectory(prefix="leadline-speed-") as temporary:
         folder = Path(temporary)
         prepare(name, folder, options.samples)
-        unit = float_passes(folder, options.threads)
-        costs = [(f"{options.samples} float passes", unit)]
-        for recipe in options.recipes:
-            for one in contestants:
-                command = [one.python, *quantize(name, recipe, folder, options.threads)]
-                costs.append((f"{one.name} {recipe}", measured(command, one.environment(), folder)))
-                unit = min(unit, float_passes(folder, options.threads), key=lambda cost: cost.processor)
-                yield row(name, costs[-1], unit)
-        for peer in options.peers:
-            if Path(PEERS[peer]).exists():
-                cost = measured([PEERS[peer], *peer_command(peer, folder, options.threads)], plain(), folder)
-                yield row(name, (peer, cost), unit)
-        yield row(name, (costs[0][0], unit), unit)
-
-
-def row(network: str, named: tuple[str, Cost], unit: Cost) -> Row:
-    contestant, cost = named
-    return Row(cost.processor, cost.wall, cost.peak_mb, network, contestant, cost.processor / unit.processor)
+        commands = {
+            f"{one.name} {recipe}": ([one.python, *quantize(name, recipe, folder, options.threads)], one.environment())
+            for recipe in options.recipes
+            for one in contestants
+        } | {
+            peer: ([PEERS[peer], *peer_command(peer, folder, options.threads)], plain())
+            for peer in options.peers
+            if Path(PEERS[peer]).exists()
+        }
+        units = [float_passes(folder, options.threads)]
+        for contestant, (command, environment) in commands.items():
+            cost = measured(command, environment, folder)
+            units.append(float_passes(folder, options.threads))
+            passes = cost.processor / fmean(unit.processor for unit in units[-2:])
+            yield Row(**asdict(cost), network=name, contestant=contestant, passes=passes)
+        middle = sorted(units, key=lambda unit: unit.processor)[len(units) // 2]
+        yield Row(**asdict(middle), network=name, contestant=f"{options.samples} float passes", passes=1.0)
 
 
 def measured(command: Sequence[str], environment: dict[str, str], folder: Path) -> Cost:
