@@ -244,7 +244,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     with stage("write"):
         run.save(out)
     with stage("verify"):
-        verification = run.verify(threads=threads)
+        verification = run.verify(artefact=out / run.target.file, threads=threads)
     with stage("report"):
         document = report.document(network, run, verification, out, 0.0)
         report.write(document, verification.pictures, out, run)

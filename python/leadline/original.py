@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx.external_data_helper import load_external_data_for_model
 
 from leadline.data import Samples
 from leadline.graph import Graph, Session
@@ -103,9 +102,7 @@ class Original:
         ends = [value.name for value in model.graph.output]
         wanted = known if inner else [name for name in names if name in {*ends, *known}]
         if _frees(model, graph):
-            load_external_data_for_model(model, str(self.source.resolve().parent))
-            return OriginalSession(model, wanted, threads=threads)
-        del model  # onnxruntime reads the file itself, where the outputs are the file's own: no second copy in memory
+            return OriginalSession(model, wanted, threads=threads, folder=self.source.resolve().parent)
         return OriginalSession(self.source, None if wanted == ends else wanted, threads=threads)
 
 

@@ -21,7 +21,7 @@ from leadline.export import qdq
 from leadline.export.simulated import simulated
 from leadline.graph import Graph, Session, inspect_inputs
 from leadline.graph.features import network_features
-from leadline.graph.session import PACKED
+from leadline.graph.spool import LARGE, size, spool
 from leadline.graph.tail import Tail
 from leadline.progress import Progress, Quiet
 from leadline.recipe import Recipe
@@ -59,6 +59,7 @@ def prepare(
     workers = workers_of(engine, threads)
     setup = Setup(recipe, calibration, kept_out, progress, simulate, threads, rules, cache, workers, is_given)
     state = State(setup, graph.copy())
+    spool(state.graph)
     if graph.tail is not None:
         state.log.append(Record("load", ", ".join(graph.tail.written), _kept_behind(graph.tail, target.rules)))
     state.log += [Record.of("load", note) for note in graph.notes]
@@ -138,7 +139,7 @@ def _first_call(module: Any, data: Data) -> tuple[dict[str, Any], Data]:
 def simulate(state: State, outputs: Sequence[str]) -> Session:
     """The artefact as a state has it, unfused, returning these tensors."""
     graph = state.graph.front()
-    if sum(array.nbytes for array in graph.weights.values()) > PACKED:  # codes: values would be one float file more
+    if size(graph) > LARGE:  # codes: values would be one float file more
         network = qdq.placed(graph, state.grids, state.codes)
         return Session(network, outputs=outputs, optimize=False, threads=state.setup.threads)
     network = simulated(graph, state.grids, state.codes)

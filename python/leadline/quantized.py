@@ -188,17 +188,27 @@ class Quantized:
         same = nearest and grid.scheme.bits < 32 and np.isfinite(weight).all()
         return weight if same else dequantize(codes, grid)
 
-    def verify(self, data: Any = None, *, threads: int | None = None, progress: Progress | None = None) -> Verification:
-        """Compare simulation and float network, on the held-out samples unless others are given.
+    def verify(
+        self,
+        data: Any = None,
+        *,
+        artefact: str | os.PathLike[str] | None = None,
+        threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> Verification:
+        """Compare simulation and float network, on the held-out samples unless others are given. `artefact`: the file
+        that `save` wrote of it; then it is run from there, and no longer held in memory.
 
         Raises InputError where there are neither: a file of grids brings no samples.
         """
         samples = self.held_out if data is None else data
         if isinstance(samples, Samples) and not len(samples):
             raise refuse("Quantized.verify", "data must be given: grids from a file bring no samples", "none")
+        if artefact is not None:
+            self.__dict__.pop("artefact", None)
         return verify(
             self.graph,
-            self.artefact,
+            self.artefact if artefact is None else artefact,
             samples,
             original=self.original,
             target=self.target,

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from leadline.cli import flags
-from leadline.targets import target_for, target_of
+from leadline.targets import Target, target_for, target_of
 from leadline.types import refuse
 
 
@@ -74,7 +74,8 @@ def quantize(
             run.save(folder, encodings_version=encodings_version)
     # The artefact is in place: whatever becomes of what is said about it, the run is not lost.
     judged = run.held_out if chosen.frames is None else run.held_out.take(chosen.frames)
-    verification = run.verify(judged, threads=threads, progress=progress)
+    written = out / chosen.file if chosen.file == Target.file else None
+    verification = run.verify(judged, artefact=written, threads=threads, progress=progress)
     document = report.document(model, run, verification, out, time.monotonic() - start)
     drawn = report.write(document, verification.pictures, out, run)
     if as_json:

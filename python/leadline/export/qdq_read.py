@@ -114,7 +114,7 @@ class _Reader:
         grid = _grid(name, scale, zero_point, record, attrs, bits, not stored.name.startswith("u"))
         codes = None
         if quantised in self._tensors and kind is not None:
-            codes = kind.astype(grid.scheme.dtype)
+            codes = kind.astype(grid.scheme.dtype, copy=False)
         elif constant:
             codes = _round(self._array(source), grid)
         if record and record["transposed"] and codes is not None:

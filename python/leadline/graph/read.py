@@ -107,6 +107,13 @@ def _tensors(nodes: Iterable[onnx.NodeProto], graph: onnx.GraphProto | None) -> 
                 yield from _tensors(body.node, body)
 
 
+def load_weights(model: onnx.ModelProto, folder: str | os.PathLike[str]) -> None:
+    """Bring external data into the model. Raises InputError where a file is missing or too short."""
+    for tensor in _tensors(model.graph.node, model.graph):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            tensor.CopyFrom(numpy_helper.from_array(array(tensor, folder, "the model", widen=False), tensor.name))
+
+
 def inspect_inputs(path: str | os.PathLike[str]) -> list[tuple[str, np.dtype[Any], Dims]]:
     """The inputs a file declares: (name, dtype, dims), None for a free dim. Quantised files too.
 
@@ -189,12 +196,12 @@ def _dense(sparse: onnx.SparseTensorProto, base_dir: str | os.PathLike[str] | No
     return whole
 
 
-def array(tensor: TensorProto, base_dir: str | os.PathLike[str] | None, label: str) -> Array:
-    """The values of a tensor, from the model or from its external file."""
+def array(tensor: TensorProto, base_dir: str | os.PathLike[str] | None, label: str, widen: bool = True) -> Array:
+    """The values of a tensor, from the model or from its external file; bfloat16 as float32, if `widen`."""
     if tensor.data_location != TensorProto.EXTERNAL:
         try:
             values = np.asarray(numpy_helper.to_array(tensor))
-            return values.astype(np.float32) if values.dtype.name == "bfloat16" else values
+            return values.astype(np.float32) if widen and values.dtype.name == "bfloat16" else values
         except (ValueError, TypeError, KeyError, IndexError):
             raise refuse(
                 "Graph.load", f"weight '{tensor.name}' of '{label}' must match its shape", list(tensor.dims)
@@ -207,18 +214,19 @@ def array(tensor: TensorProto, base_dir: str | os.PathLike[str] | None, label: s
         raise refuse("Graph.from_model", rule, f"a weight in another file, '{location}'")
     if os.path.isabs(location) or ".." in Path(location).parts:
         raise refuse("Graph.load", rule, f"'{location}'")
+    file, offset, shape = Path(base_dir) / location, int(entry.get("offset", 0)), tuple(tensor.dims)
     try:
-        file, offset = Path(base_dir) / location, int(entry.get("offset", 0))
         if dtype.name in _PACKED:
-            packed = np.fromfile(file, np.uint8, int(entry["length"]), offset=offset)
+            size = -(-math.prod(shape) * int(dtype.name[-1]) // 8)
+            packed = _stored(file, offset, np.dtype(np.uint8), (size,))
             whole = TensorProto(dims=tensor.dims, data_type=tensor.data_type, raw_data=packed.tobytes())
             return np.asarray(numpy_helper.to_array(whole))
-        values = _stored(file, offset, dtype, tuple(tensor.dims))
+        values = _stored(file, offset, dtype, shape)
     except OSError:
         raise refuse("Graph.load", rule, f"'{location}', which cannot be read") from None
     except ValueError:
         raise refuse("Graph.load", rule, f"'{location}', which is too short") from None
-    return values.astype(np.float32) if values.dtype.name == "bfloat16" else values
+    return values.astype(np.float32) if widen and values.dtype.name == "bfloat16" else values
 
 
 def _stored(file: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:

@@ -18,14 +18,11 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from leadline.graph.ir import Array, Graph
+from leadline.graph.spool import LARGE, rest
 from leadline.types import refuse
 
 if TYPE_CHECKING:
     import onnx
-
-PACKED = 128_000_000
-"""Bytes of weights up to which onnxruntime keeps a second copy of them, laid out for its kernels. Without, larger
-networks run as fast; sums are taken in another order."""
 
 _FOLDER = "session.model_external_initializers_file_folder_path"
 _DTYPES = {"float": "float32", "double": "float64"}
@@ -48,6 +45,8 @@ class Session:
         the values of an artefact without optimisations, but for float noise, in a third to all of the time.
     threads : int, optional
         Threads inside an operator. Default: onnxruntime's own choice.
+    folder : path, optional
+        Of a model in memory: where its external data are. Default: it has none.
 
     Raises
     ------
@@ -62,9 +61,11 @@ class Session:
         optimize: bool = True,
         threads: int | None = None,
         integers: bool = True,
+        folder: str | os.PathLike[str] | None = None,
     ) -> None:
-        content = _content(model, outputs, optimize)
+        content = _content(model, outputs, optimize, folder)
         self._values: dict[str, Any] = {}
+        self._arrays = list(content.arrays.values())
         try:
             try:
                 self._parts = [self._started(content, part, optimize, threads, integers) for part in content.parts]
@@ -95,7 +96,7 @@ class Session:
         options.add_session_config_entry(_FOLDER, content.folder)
         if not integers:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
-        if content.bytes > PACKED:
+        if content.bytes > LARGE:  # no second copy, laid out for its kernels: large networks run as fast without
             options.add_session_config_entry("session.disable_prepacking", "1")
         if len(content.parts) > 1:
             options.enable_cpu_mem_arena = False  # each would keep what it once needed
@@ -170,6 +171,9 @@ class Session:
         """Give the memory back; the session cannot run any more."""
         del self._parts
         self._values.clear()
+        for array in self._arrays:
+            rest(array)
+        self._arrays.clear()
         give_back()
 
     def __enter__(self) -> Self:
@@ -211,16 +215,23 @@ class _Content:
 
 
 def _content(
-    model: Graph | onnx.ModelProto | str | os.PathLike[str], outputs: Sequence[str] | None, optimize: bool
+    model: Graph | onnx.ModelProto | str | os.PathLike[str],
+    outputs: Sequence[str] | None,
+    optimize: bool,
+    folder: str | os.PathLike[str] | None,
 ) -> _Content:
-    from leadline.graph.read import external_files, parse
+    import onnx
+
+    from leadline.graph.read import parse
     from leadline.graph.write import INLINE_BYTES, layout, to_model
 
     if isinstance(model, (str, os.PathLike)):
-        proto, file = parse(model, "Session"), Path(model).resolve()
+        return _content(parse(model, "Session"), outputs, optimize, Path(model).resolve().parent)
+    if folder is not None and not isinstance(model, Graph):
+        proto = onnx.ModelProto()
+        proto.CopyFrom(model)
         _expose(proto, outputs)
-        sizes = [path.stat().st_size for path in (file, *external_files(file)) if path.is_file()]
-        return _Content(_parts(proto, outputs, optimize), str(file.parent), bytes=sum(sizes))
+        return _Content(_parts(proto, outputs, optimize), str(folder), bytes=_size(proto))
     if isinstance(model, Graph):
         proto = to_model(model.front(), INLINE_BYTES)
         apart = {name: array for name, array, offset in layout(model, INLINE_BYTES) if offset is not None}
@@ -232,6 +243,12 @@ def _content(
     borrowed = arrays.keys() if not optimize else _products(proto) & arrays.keys()
     total = sum(array.nbytes for array in arrays.values())
     return _Content(_parts(proto, outputs, optimize), _nowhere(), arrays, frozenset(borrowed), total)
+
+
+def _size(model: onnx.ModelProto) -> int:
+    """Bytes of weights, wherever they are."""
+    apart = (item.value for t in model.graph.initializer for item in t.external_data if item.key == "length")
+    return int(model.ByteSize()) + sum(map(int, apart))
 
 
 def _parts(model: onnx.ModelProto, outputs: Sequence[str] | None, optimize: bool) -> list[onnx.ModelProto]:

@@ -16,6 +16,7 @@ import onnx
 from onnx import TensorProto
 
 from leadline.graph.ir import Array
+from leadline.graph.spool import rest
 
 LARGE = 1 << 16
 """Bytes from which a tensor is left where it is."""
@@ -50,15 +51,15 @@ def _graph(data: mmap.mmap, start: int, stop: int, location: str) -> Iterator[by
 
 
 def _tensor(data: mmap.mmap, start: int, stop: int, location: str) -> bytes:
-    raw, rest = (0, 0), []
+    raw, others = (0, 0), []
     for number, begin, value, end in _fields(data, start, stop):
         if number == _RAW_DATA:
             raw = (value, end)
         else:
-            rest.append(data[begin:end])
+            others.append(data[begin:end])
     if raw[1] - raw[0] <= LARGE:
         return data[start:stop]
-    tensor = TensorProto.FromString(b"".join(rest))
+    tensor = TensorProto.FromString(b"".join(others))
     place(tensor, location, raw[0], raw[1] - raw[0])
     return cast(bytes, tensor.SerializeToString())
 
@@ -106,11 +107,11 @@ def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
 def _head(number: int, length: int) -> bytes:
     """The key of a field with a length, and the length."""
     encoded = bytearray()
-    for rest in (number << 3 | _SIZED, length):
-        while rest > 127:
-            encoded.append(rest & 127 | 128)
-            rest >>= 7
-        encoded.append(rest)
+    for left in (number << 3 | _SIZED, length):
+        while left > 127:
+            encoded.append(left & 127 | 128)
+            left >>= 7
+        encoded.append(left)
     return bytes(encoded)
 
 
@@ -136,6 +137,7 @@ def write(
             stream.write(head)
             values = change(tensor.name, arrays[tensor.name])
             stream.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+            rest(arrays[tensor.name])
     stream.write(back + behind)
 
 

@@ -15,6 +15,7 @@ from leadline.graph import wire
 from leadline.graph.batch import free
 from leadline.graph.functions import definitions
 from leadline.graph.ir import DOMAIN, Array, Graph, Node, Value
+from leadline.graph.spool import rest
 from leadline.graph.wire import place
 
 IR_VERSION = 10
@@ -113,5 +114,6 @@ def save(graph: Graph, path: Path, limit: int = LIMIT, change: Change = lambda n
                 for name, (array, offset) in apart.items():
                     stream.seek(offset)
                     np.ascontiguousarray(change(name, array)).tofile(stream)
+                    rest(array)
         else:
             wire.write(proto, model, {name: array for name, (array, _) in apart.items()}, change)

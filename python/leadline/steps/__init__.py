@@ -6,6 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from leadline.graph.spool import spool
 from leadline.recipe import Step
 from leadline.steps.fitting import adapt, recentre
 from leadline.steps.shared import stepped
@@ -21,5 +22,6 @@ def handler(step: type[Step]) -> Callable[[Any, State], None]:
 
 
 def apply(step: Step, state: State) -> None:
-    """Run one step of a recipe."""
+    """Run one step of a recipe. What it made of a large network's weights goes to disk."""
     stepped(step, state, lambda: handler(type(step))(step, state))
+    spool(state.graph)

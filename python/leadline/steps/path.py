@@ -52,6 +52,8 @@ def stages(state: State, layers: Sequence[Layer], joint: bool = False) -> Iterat
                     seen = calibration.moments(part.layers, state)
                     kept = held_out.moments(part.layers, state)
                 yield Stage(part.layers, seen, kept)
+                seen.clear()  # before the next are added up
+                kept.clear()
             if place + 1 < len(parts):
                 for store in (calibration, held_out):
                     store.advance(part, state, {name for name, last in readers.items() if last == place})

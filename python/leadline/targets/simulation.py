@@ -106,9 +106,9 @@ def whole(model: onnx.ModelProto | str | Path) -> onnx.ModelProto:
     """With its external data."""
     proto, folder = open_model(model, "verify")
     if folder:
-        from onnx.external_data_helper import load_external_data_for_model
+        from leadline.graph.read import load_weights
 
-        load_external_data_for_model(proto, folder)
+        load_weights(proto, folder)
     return proto
 
 
