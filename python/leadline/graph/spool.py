@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import tempfile
+from collections.abc import Callable
 
 import numpy as np
 
@@ -21,25 +22,25 @@ def size(graph: Graph) -> int:
     return sum(array.nbytes for array in graph.weights.values())
 
 
-def spool(graph: Graph) -> bool:
-    """Put those weights of a large network that are in memory into a file that goes with the last of them; whether
-    there were any. The arrays that take their places are read-only."""
-    if size(graph) <= LARGE:
-        return False
-    loose = [name for name, array in graph.weights.items() if array.nbytes >= _EACH and _map(array) is None]
-    mapped: dict[int, Array] = {}  # arrays may be shared
+def spool(*graphs: Graph) -> Callable[[Array], Array]:
+    """Put those weights of large networks that are in memory into a file that goes with the last of them. The arrays
+    that take their places are read-only; which they are is what comes back: of an array its map, of others themselves.
+    """
+    moved: dict[int, tuple[Array, Array]] = {}  # arrays may be shared
     with tempfile.TemporaryFile(prefix="leadline-weights-") as file:
-        for name in loose:
-            array = graph.weights[name]
-            if id(array) not in mapped:
-                start = -(-file.tell() // mmap.PAGESIZE) * mmap.PAGESIZE
-                file.seek(start)
-                file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-                file.flush()
-                mapped[id(array)] = np.asarray(np.memmap(file, array.dtype, "r", start, array.shape))
-                file.seek(start + array.nbytes)
-            graph.weights[name] = mapped[id(array)]
-    return bool(loose)
+        for graph in graphs:
+            for name, array in graph.weights.items() if size(graph) > LARGE else ():
+                if array.nbytes < _EACH or _map(array) is not None:
+                    continue
+                if id(array) not in moved:
+                    start = -(-file.tell() // mmap.PAGESIZE) * mmap.PAGESIZE
+                    file.seek(start)
+                    file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+                    file.flush()
+                    moved[id(array)] = array, np.asarray(np.memmap(file, array.dtype, "r", start, array.shape))
+                    file.seek(start + array.nbytes)
+                graph.weights[name] = moved[id(array)][1]
+    return lambda array: moved[id(array)][1] if id(array) in moved else array
 
 
 def rest(array: Array) -> None:

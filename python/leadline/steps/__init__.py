@@ -24,4 +24,9 @@ def handler(step: type[Step]) -> Callable[[Any, State], None]:
 def apply(step: Step, state: State) -> None:
     """Run one step of a recipe. What it made of a large network's weights goes to disk."""
     stepped(step, state, lambda: handler(type(step))(step, state))
-    spool(state.graph)
+    moved = spool(state.graph, *(tried for tried, _ in state.tried))
+    for name, (weight, asked, grid) in list(state.weight_grids.items()):
+        if moved(weight) is state.graph.weights.get(name):
+            state.weight_grids[name] = moved(weight), asked, grid
+        else:
+            del state.weight_grids[name]
