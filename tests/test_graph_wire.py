@@ -77,6 +77,9 @@ def test_damage_is_refused_wherever_it_is(tmp_path: Path) -> None:
     (tmp_path / "noise.onnx").write_bytes(rng.integers(0, 256, 5000, np.uint8).tobytes())
     with pytest.raises(InputError, match="path must be a whole ONNX file"):
         parse(tmp_path / "noise.onnx")
+    (tmp_path / "noise.onnx").write_bytes(b"\x80" * 1_000_000)  # one number without an end
+    with pytest.raises(InputError, match="path must be a whole ONNX file"):
+        parse(tmp_path / "noise.onnx")
     assert external_files(tmp_path / "noise.onnx") == []
 
 

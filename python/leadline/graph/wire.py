@@ -102,6 +102,8 @@ def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
         shift += 7
         if byte < 128:
             return number, at
+        if shift > 63:
+            raise ValueError("a number of more than ten bytes")
 
 
 def _head(number: int, length: int) -> bytes:
