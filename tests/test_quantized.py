@@ -115,8 +115,9 @@ def test_a_run_of_a_tflite_has_no_other_form(tmp_path: Path) -> None:
         Quantized.load(tmp_path / "run")
     with pytest.raises(InputError, match=r"features must be a function where no Graph is at hand"):
         quantize(source, "w8a8", Data(data, features="depth", num_samples=2, choice="farthest"), target="litert")
-    with pytest.raises(InputError, match=r"exclude needs the network as ONNX"):
-        quantize(source, "w8a8", data, target="litert", exclude="depth")
+    for name, value in {"exclude": "depth", "engine": "ray"}.items():
+        with pytest.raises(InputError, match=f"{name} needs the network as ONNX"):
+            quantize(source, "w8a8", data, target="litert", **{name: value})
 
 
 def test_every_target_keeps_the_contract() -> None:

@@ -95,6 +95,7 @@ def quantize(
     if isinstance(network, (str, os.PathLike)) and chosen.opens(Path(network)):
         only = {"held_out": held_out, "cache": cache, "exclude": exclude or None}
         refused = [name for name, value in only.items() if value is not None]
+        refused += ["engine"] if engine != "local" else []
         if refused:
             raise refuse("quantize", f"{refused[0]} needs the network as ONNX", f"'{network}'")
         made = chosen.quantize(Path(network), settled, data, threads=threads, progress=progress)
