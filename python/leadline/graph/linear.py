@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from leadline.graph.edit import add_value, derived, share_constant
+from leadline.graph.edit import add_value, derived, is_shared, share_constant
 from leadline.graph.ir import Graph, Node
 from leadline.graph.patterns import Wiring, fitted
 from leadline.graph.simplify import reshape
@@ -98,4 +98,6 @@ def _weight(graph: Graph, name: str, alpha: float, transpose: bool, prepared: Pr
         factor = np.ascontiguousarray(matrix if alpha == 1 else matrix * np.float32(alpha))
         wanted = derived(name, f"{'T' if transpose else ''}x{alpha}")
         prepared[name, alpha, transpose] = share_constant(graph, wanted, factor)
+        if not is_shared(graph, name):
+            del graph.weights[name]  # at once: a network's weights are held once
     return prepared[name, alpha, transpose]

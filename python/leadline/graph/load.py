@@ -32,6 +32,7 @@ Watch = Callable[[str, Graph], None]
 def normalise(source: Source, sample: Sample | None, watch: Watch = lambda how, graph: None) -> Graph:
     """Fix the shapes, fold constants, raise the opset, recognise patterns, name everything."""
     graph = _fixed(_turned(source), sample, watch)
+    source.weights.clear()  # the Graph has them, and lets go of what it replaces
     simplify(graph)
     watch("without effect, or merged with a neighbour", graph)
     batch_second(graph)
