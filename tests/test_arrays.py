@@ -117,6 +117,6 @@ def test_the_core_refuses_what_would_leave_an_array():
         scheme = native_scheme(SCHEME, "f")
         core.quantize(x, (1, 1, 6), one, np.zeros(1, np.int32), scheme, np.empty(5, np.uint8), 1)
     with pytest.raises(ValueError, match="number of features"):
-        core.gram_update(x, 3, 2, np.zeros(3), np.zeros((3, 3)), 1)
+        core.gram_update(x, 3, 2, np.zeros(2, "f4"), np.zeros(3), np.zeros((3, 3)), 1)
     with pytest.raises(TypeError):
         core.range(x.astype(np.float64), (1, 1, 6), one, one.copy(), 1)

@@ -15,8 +15,9 @@ __all__ = ["native"]
 TOLERANCE = 2.0**-24 * 32 * 4
 
 
-def close(ours, expected):
-    scale = np.sqrt(np.einsum("...ii->...i", expected).max(-1))[..., None, None] ** 2
+def close(ours, expected, pixels=0.0):
+    """`pixels`: their mean square, which is more than that of patches where most is padding."""
+    scale = np.maximum(np.einsum("...ii->...i", expected).max(-1), pixels)[..., None, None]
     assert ours.dtype == np.float64 and ours.shape == expected.shape
     assert (np.abs(ours - expected) <= TOLERANCE * scale).all()
     assert np.array_equal(ours, np.swapaxes(ours, -1, -2))
@@ -65,9 +66,65 @@ def test_convolution_is_exactly_the_gram_of_im2col(native, weight, strides, pads
     g = ConvGram(weight, strides, pads, dilations, groups).update(x, threads=threads)
     assert g.count == patches.shape[1]
     np.testing.assert_allclose(g.mean, patches.astype(np.float64).mean(1), rtol=1e-11, atol=1e-13)
-    close(g.matrix(), np.stack([spec.gram(p) for p in patches]))
+    close(g.matrix(), np.stack([spec.gram(p) for p in patches]), np.square(x).mean((0, *range(2, x.ndim))).max())
     centred = np.stack([spec.gram(p, centred=True) for p in patches])
     assert np.abs(g.matrix(centred=True) - centred).max() <= 2 * TOLERANCE * max(1.0, np.abs(g.matrix()).max())
+
+
+FAR = [0.0, -3.0, 30.0, 1e3, -1e5]
+"""Means of features whose deviation is 1."""
+
+
+def covariance_close(gram, rows):
+    """Of rows whose deviation is 1: as close as if their means were zero, but for float32's steps at the means."""
+    expected = spec.gram(rows, centred=True)
+    steps = np.abs(rows).max(0) * 2.0**-24
+    tolerance = 2 * TOLERANCE * expected.diagonal().max() + steps[:, None] + steps
+    assert (np.abs(gram.matrix(centred=True) - expected) <= tolerance).all()
+    second = spec.gram(rows)
+    assert (np.abs(gram.matrix() - second) <= TOLERANCE * np.sqrt(np.outer(second.diagonal(), second.diagonal()))).all()
+    np.testing.assert_allclose(gram.mean, rows.mean(0, np.float64), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 7, 500, 2000])
+def test_what_varies_about_a_far_mean_is_kept(native, rows_at_once):
+    rng = np.random.default_rng(5)
+    means = np.resize(FAR, 61)
+    x = (means + rng.normal(0, 1, (2000, 61))).astype(np.float32)
+    gram, parts = Gram(61), [Gram(61), Gram(61), Gram(61)]
+    for first in range(0, 2000, rows_at_once):
+        gram.update(x[first : first + rows_at_once])
+        parts[first // rows_at_once % 3].update(x[first : first + rows_at_once])
+    covariance_close(gram, x)
+    assert np.linalg.eigvalsh(gram.matrix(centred=True)).min() > 0.5
+    merged = Gram(61).merge(parts[2]).merge(parts[0]).merge(Gram(61)).merge(parts[1])
+    covariance_close(merged, x)
+
+
+@pytest.mark.parametrize("groups", [1, 5])
+@pytest.mark.parametrize("kernel, pads", [((3, 3), (0, 0, 0, 0)), ((1, 1), (0, 0, 0, 0)), ((2, 1, 2), (0,) * 6)])
+def test_patches_about_a_far_mean(native, groups, kernel, pads):
+    rng = np.random.default_rng(6)
+    shape = (3, 5, *(9, 12, 11)[-len(kernel) :])
+    x = rng.normal(0, 1, shape) + np.array(FAR).reshape(5, *[1] * len(kernel))
+    x = x.astype(np.float32)
+    whole = ConvGram((5, 5 // groups, *kernel), pads=pads, groups=groups)
+    parts = [ConvGram((5, 5 // groups, *kernel), pads=pads, groups=groups).update(x[i : i + 1]) for i in range(3)]
+    merged = parts[2].merge(parts[0]).merge(parts[1])
+    patches = spec.im2col(x, kernel, (1,) * len(kernel), pads, (1,) * len(kernel), groups)
+    for gram in (whole.update(x), merged):
+        for g, rows in enumerate(patches):
+            expected, steps = spec.gram(rows, centred=True), np.abs(rows).max(0) * 2.0**-24
+            tolerance = 2 * TOLERANCE * expected.diagonal().max() + steps[:, None] + steps
+            assert (np.abs(gram.matrix(centred=True)[g] - expected) <= tolerance).all()
+
+
+def test_a_constant_feature_has_no_variance(native):
+    x = np.random.default_rng(7).normal(0, 1, (1500, 3)).astype(np.float32)
+    x[:, 1] = 1234.5678
+    gram = Gram(3).update(x[:700]).update(x[700:])
+    assert np.abs(gram.matrix(centred=True)[1]).max() < 1e-9
+    np.testing.assert_allclose(gram.matrix(), spec.gram(x), rtol=1e-6, atol=1e-6)
 
 
 def test_the_gram_gives_the_output_error():
@@ -134,7 +191,7 @@ def test_empty_batches_and_loud_conversion():
 
 def test_overflowing_squares_are_refused():
     with pytest.raises(InputError, match="magnitudes must stay below 1e18"):
-        Gram(1).update(np.full((2, 1), 1e25, np.float32)).matrix()
+        Gram(1).update(np.array([[1e25], [-1e25]], "f4")).matrix()
 
 
 CONV = ConvGram((4, 2, 3, 3))

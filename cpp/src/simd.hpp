@@ -90,6 +90,16 @@ inline bool any(Wide<std::int32_t> v) {
 #endif
 }
 
+// a b + c, rounded once where the processor can.
+[[gnu::always_inline]] inline Register<float> multiply_add(const Register<float>& a, const Register<float>& b,
+                                                           const Register<float>& c) {
+#if defined(__FMA__)
+    return Register<float>(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
+#else
+    return a * b + c;
+#endif
+}
+
 // The Sylvester matrix, of the order of the lanes, on the lanes of one vector.
 [[gnu::always_inline]] inline Wide<float> mix_lanes(Wide<float> x) {
     using V = Wide<float>;

@@ -18,14 +18,26 @@ __all__ = ["ConvGram", "Gram"]
 Doubles = NDArray[np.float64]
 
 
+_FAR = 4.0
+"""A mean this many deviations away is taken off before the products: centred, float32 loses a tenth of its digits."""
+
+_PROBED = 1024
+"""Rows that the pivot is taken from."""
+
+
 class _Moments:
-    """Sums over rows of x and of x x^T in double; the shape of the queries is the subclass's."""
+    """Sums over rows of x, and of (x - pivot) (x - pivot)^T, in double; the shape of the queries is the subclass's.
+
+    The pivot is zero, but for features whose mean in the first update is far larger than their deviation: products of
+    their float32 values would lose what varies. It stays what it is, and is added back in double.
+    """
 
     def __init__(self, groups: int, features: int, name: str | None) -> None:
         self.name = name
         self.count = 0
         self._sum: Doubles = np.zeros((groups, features))
         self._second: Doubles = np.zeros((groups, features, features))  # upper triangles
+        self._pivot: Doubles = np.zeros((groups, features))  # values of float32
 
     def _title(self) -> str:
         return f"{type(self).__name__}.update"
@@ -35,10 +47,31 @@ class _Moments:
         where = tensor + (f", sample {sample}" if sample is not None else "")
         return not_finite(x, "x", self._title(), where)
 
+    def _pivot_for(self, samples: FloatArray) -> Doubles:
+        """(groups, features): before any data, that of the first (samples, channels), for all taps alike."""
+        if self.count or not len(samples):
+            return self._pivot
+        with np.errstate(all="ignore"):  # NaN and infinity, which the core finds
+            mean, deviation = samples.mean(0, np.float64), samples.std(0, np.float64)
+            pivot = np.where(np.abs(mean) > _FAR * deviation, mean.astype(np.float32).astype(np.float64), 0.0)
+        return pivot.reshape(len(self._sum), -1).repeat(self._sum.size // pivot.size, 1)
+
+    def _taken(self, count: int, pivot: Doubles) -> None:
+        if count:
+            self._pivot = pivot
+        self.count += count
+
     def _add(self, other: _Moments) -> None:
+        if not self.count:
+            self._pivot = other._pivot
+        self._second += other._second
+        shift = other._pivot - self._pivot
+        if other.count and shift.any():
+            about = other._sum - other.count * other._pivot
+            crossed = about[:, :, None] * shift[:, None, :]
+            self._second += crossed + crossed.swapaxes(1, 2) + other.count * shift[:, :, None] * shift[:, None, :]
         self.count += other.count
         self._sum += other._sum
-        self._second += other._second
 
     def _mean(self) -> Doubles:
         if self.count == 0:
@@ -53,8 +86,11 @@ class _Moments:
             rule = f"magnitudes must stay below 1e18{where}, or their squares overflow"
             raise refuse(type(self).__name__, rule, "more")
         core.gram_mirror(out, *self._sum.shape, 0)
+        about = mean - self._pivot
         if centred:
-            out -= mean[:, :, None] * mean[:, None, :]
+            out -= about[:, :, None] * about[:, None, :]
+        elif self._pivot.any():  # E[x x^T] = E[d d^T] + E[x] E[x]^T - E[d] E[d]^T
+            out += mean[:, :, None] * mean[:, None, :] - about[:, :, None] * about[:, None, :]
         return out
 
 
@@ -74,7 +110,9 @@ class Gram(_Moments):
         Rows seen. Memory is 8 * features**2 bytes, whatever the count.
 
     Products are formed in float32 over blocks of 1024 rows and summed in double, in a fixed order: the same for any
-    number of threads. (Between the v2 and v3 modules the last bits of a float32 product may differ.)
+    number of threads. (Between the v2 and v3 modules the last bits of a float32 product may differ.) Where the mean of
+    the first update is far larger than the deviation, it is taken off before, so that `matrix(centred=True)` keeps its
+    digits.
     """
 
     def __init__(self, features: int, name: str | None = None) -> None:
@@ -91,10 +129,10 @@ class Gram(_Moments):
         array = as_float32(x, "x", "Gram.update")
         if array.ndim != 2 or array.shape[1] != self.features:
             raise refuse("Gram.update", f"x must have shape (rows, {self.features})", array.shape)
-        count = thread_count(threads, "Gram.update")
-        if not core.gram_update(array, array.shape[0], self.features, self._sum, self._second, count):
+        count, pivot = thread_count(threads, "Gram.update"), self._pivot_for(array[:_PROBED])
+        if not core.gram_update(array, *array.shape, pivot.astype(np.float32), self._sum, self._second, count):
             raise self._not_finite(array, sample)
-        self.count += array.shape[0]
+        self._taken(len(array), pivot)
         return self
 
     def merge(self, other: Gram) -> Self:
@@ -186,14 +224,16 @@ class ConvGram(_Moments):
             raise self._not_finite(array, sample)
         kernel, strides, dilations = ((1, *per_axis)[-2:] for per_axis in (self.kernel, self.strides, self.dilations))
         pads = [0, *self.pads[:axes]][-2:] + [0, *self.pads[axes:]][-2:]
+        pivot = self._pivot_for(array[:1].reshape(array.shape[1], -1).T)
+        of_channels = pivot[:, :: math.prod(kernel)].astype(np.float32)
         for picture in self._pictures(array, steps[:-2]):
             n, channels, *size = picture.shape
             if not core.conv_gram_update(
                 picture, (n, channels // self.groups, *size), self.groups, kernel, strides, dilations, pads,
-                self._sum, self._second, count,
+                of_channels, self._sum, self._second, count,
             ):  # fmt: skip
                 raise self._not_finite(array, sample)
-        self.count += array.shape[0] * math.prod(steps)
+        self._taken(array.shape[0] * math.prod(steps), pivot)
         return self
 
     def _pictures(self, x: FloatArray, steps: Sequence[int]) -> Iterator[FloatArray]:
