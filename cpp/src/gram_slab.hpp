@@ -61,37 +61,39 @@ inline void multiply(const PanelProduct& p) {
 }
 
 #if defined(__FMA__)
-// The same for processors with AVX-512: registers twice as long, and twice as many.
+// The same for processors with AVX-512, whose registers are twice as long, and twice as many: eight rows from i on, and
+// columns from j on.
 template <int across>
-[[gnu::target("avx512f")]] inline void multiply_512(const PanelProduct& p) {
+[[gnu::target("avx512f")]] void multiply_rows(const PanelProduct& p, std::int64_t i, std::int64_t j) {
     constexpr int rows = 8;
-    for (std::int64_t i = 0; i < p.height; i += rows) {
-        float* to = p.c + i * panel;
-        __m512 sums[rows][across];
+    float* to = p.c + i * panel + j;
+    __m512 sums[rows][across];
 #pragma GCC unroll 8
-        for (int r = 0; r < rows; ++r)
+    for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 4
-            for (int v = 0; v < across; ++v) sums[r][v] = _mm512_loadu_ps(to + r * panel + v * 16);
-        const float *left = p.a + i, *right = p.b;
-        for (std::int64_t k = 0; k < p.samples; ++k, left += panel, right += panel) {
-            __m512 factors[across];
+        for (int v = 0; v < across; ++v) sums[r][v] = _mm512_loadu_ps(to + r * panel + v * 16);
+    const float *left = p.a + i, *right = p.b + j;
+    for (std::int64_t k = 0; k < p.samples; ++k, left += panel, right += panel) {
+        __m512 factors[across];
 #pragma GCC unroll 4
-            for (int v = 0; v < across; ++v) factors[v] = _mm512_loadu_ps(right + v * 16);
+        for (int v = 0; v < across; ++v) factors[v] = _mm512_loadu_ps(right + v * 16);
 #pragma GCC unroll 8
-            for (int r = 0; r < rows; ++r) {
-                const __m512 factor = _mm512_set1_ps(left[r]);
+        for (int r = 0; r < rows; ++r) {
+            const __m512 factor = _mm512_set1_ps(left[r]);
 #pragma GCC unroll 4
-                for (int v = 0; v < across; ++v) sums[r][v] = _mm512_fmadd_ps(factor, factors[v], sums[r][v]);
-            }
+            for (int v = 0; v < across; ++v) sums[r][v] = _mm512_fmadd_ps(factor, factors[v], sums[r][v]);
         }
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; ++r)
-#pragma GCC unroll 4
-            for (int v = 0; v < across; ++v) _mm512_storeu_ps(to + r * panel + v * 16, sums[r][v]);
     }
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < across; ++v) _mm512_storeu_ps(to + r * panel + v * 16, sums[r][v]);
 }
 inline void multiply_512(const PanelProduct& p) {
-    p.width > 32 ? multiply_512<3>(p) : p.width > 16 ? multiply_512<2>(p) : multiply_512<1>(p);
+    for (std::int64_t i = 0; i < p.height; i += 8) {
+        const std::int64_t j = p.same() ? i / 16 * 16 : 0, left = p.width - j;
+        left > 32 ? multiply_rows<3>(p, i, j) : left > 16 ? multiply_rows<2>(p, i, j) : multiply_rows<1>(p, i, j);
+    }
 }
 inline void multiply_fastest(const PanelProduct& p) {
     static const bool wide = __builtin_cpu_supports("avx512f");
