@@ -82,6 +82,21 @@ def test_channels_layouts_and_threads_change_nothing(native, shape, threads):
     assert state(last) == state(channels)
 
 
+@pytest.mark.parametrize("channels", [2, 7, 8, 9, 15, 16, 33, 63, 64, 65, 71, 72, 130])
+@pytest.mark.parametrize("rows", [1, 5, 127, 128, 300])
+def test_trailing_channels_are_counted_each_alone(native, rows, channels):
+    rng = np.random.default_rng(channels)
+    x = (rng.normal(0, 1, (rows, channels)) * 10.0 ** rng.integers(-6, 6, channels)).astype(np.float32)
+    x[:, ::3] = np.maximum(x[:, ::3], 0)
+    bad = x.copy()
+    bad[-1, -1] = np.nan
+    with pytest.raises(InputError, match="x must be finite"):  # what it leaves behind is not counted again
+        Histogram(axis=-1).update(bad, threads=1)
+    trailing, leading = Histogram(axis=-1).update(x, threads=1), Histogram(axis=0).update(x.T.copy(), threads=1)
+    arrays_of = [{k: v for k, v in h.to_arrays().items() if k != "axis"} for h in (trailing, leading)]
+    assert all(np.array_equal(arrays_of[0][k], arrays_of[1][k]) for k in arrays_of[1])
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(arrays(np.float32, st.integers(0, 50), elements=st.floats(-(2.0**120), 2.0**120, width=32)), max_size=6),
