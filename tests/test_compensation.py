@@ -74,14 +74,14 @@ def test_without_errors_nothing_changes():
 
 
 @pytest.mark.parametrize("damping", DAMPINGS)
-def test_rank_deficient_grams_are_survived_and_told(damping):
+def test_rank_deficient_grams_are_survived(damping):
     rng = np.random.default_rng(3)
     y = rng.standard_normal((500, 4)) @ rng.standard_normal((4, 20))
     y[:, 7] = 0
     x = y + 0.05 * rng.standard_normal(y.shape)
     weight = rng.standard_normal((6, 20)).astype(np.float32)
     found = compensate(weight, *moments(x, y), damping=damping)
-    assert found.rank == 4 and np.isfinite(found.weight).all()
+    assert np.isfinite(found.weight).all()
     assert found.damping >= damping and (damping > 0 or found.damping > 0)
     before, after = (np.mean((x @ weight.T - y @ w.T) ** 2) for w in (weight, found.weight))
     assert after <= before * 1.0001
@@ -91,7 +91,7 @@ def test_all_zero_inputs_leave_the_weight():
     weight = np.ones((2, 3), np.float32)
     found = compensate(weight, np.zeros((3, 3)), np.zeros((3, 3)))
     np.testing.assert_allclose(found.weight, weight)
-    assert found.rank == 0
+    assert found.damping > 0
 
 
 def test_the_bias_takes_up_the_means():

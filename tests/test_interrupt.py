@@ -62,7 +62,7 @@ def test_codes_are_as_they_were(alarm, threads):
     codes = start.copy()
     with pytest.raises(Stop):
         alarm()
-        problem.native.adaround(codes, 30_000, 0.1, 0.0, 1.0, 20.0, 2.0, threads)
+        problem.native.adaround(codes, 30_000, 0.1, 0.0, 1.0, 20.0, 2.0, 0.0, threads)
     np.testing.assert_array_equal(codes, start)
-    problem.native.adaround(codes, 100, 0.1, 0.0, 1.0, 20.0, 2.0, threads)
+    problem.native.adaround(codes, 100, 0.1, 0.0, 1.0, 20.0, 2.0, 0.0, threads)
     assert (codes != start).any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from data_samples import Tensor, refused
 from leadline import Grid, Scheme, affine
 from leadline.rounding import Clipped, adaround, coupled_error, descend, gptq, k_best, layer_error, refit, round_best
+from leadline.rounding.damping import DAMPINGS, PROBED, best_damping, probed_rows
 from leadline.rounding.problem import Problem
 from reference import rounding as spec
 
@@ -132,7 +134,7 @@ def test_adaround_is_the_specification(rows, features, bits):
     options = {"iterations": 300, "rate": 2e-2, "regularisation": 10.0, "warm_start": 0.2}
     soft = Problem(weight, gram, grid, False, "test")
     codes = soft.start(None, 1)
-    soft.native.adaround(codes, *options.values(), 20.0, 2.0, 1)
+    soft.native.adaround(codes, *options.values(), 20.0, 2.0, 0.0, 1)
     both = adaround(weight, gram, grid, **options)
     reached, lower = layer_error(weight, gram, grid, codes), layer_error(weight, gram, grid, both)
     for i in range(rows):
@@ -339,6 +341,89 @@ def test_the_portfolio_judges_by_what_it_did_not_see():
     codes, method = round_best(weight, gram, grid, held_out=np.eye(60))
     assert method == "nearest" and np.array_equal(codes, affine.quantize(weight, grid))
     assert round_best(weight, gram, grid)[1] != "nearest"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_portfolio_asks_some_rows_and_takes_the_damping_that_suits_all(seed):
+    """Few samples, many rows: beside every damping on all rows, what a few of them chose costs next to nothing."""
+    weight, grid, seen, unseen = few_samples(seed, 300, 48)
+    codes, _ = round_best(weight, seen, grid, held_out=unseen)
+    errors = []
+    for damping in DAMPINGS:
+        damped = seen + damping * np.trace(seen) / len(seen) * np.eye(len(seen))
+        tried = descend(weight, damped, grid, gptq(weight, damped, grid, damping=0))
+        errors.append(layer_error(weight, unseen, grid, tried).sum())
+    assert layer_error(weight, unseen, grid, codes).sum() < min(1.02 * min(errors), 0.95 * max(errors))
+
+
+def few_samples(seed: int, rows: int, features: int):
+    """A layer, and moments of as many samples as features and of many others."""
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((rows, features)).astype(np.float32)
+    scheme = Scheme(4, signed=True, symmetric=True, granularity="axis", axis=0)
+    grid = affine.choose_grid(*affine.range_of(weight, scheme), scheme)
+    mix = rng.standard_normal((features, features)) / np.sqrt(features) + 0.2
+    seen, unseen = (rng.standard_normal((count, features)) @ mix for count in (features, 50 * features))
+    return weight, grid, seen.T @ seen / len(seen), unseen.T @ unseen / len(unseen)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_adaround_heeds_what_it_did_not_see(bits):
+    weight, grid, seen, unseen = few_samples(5, 200, 40)
+    scheme = replace(grid.scheme, bits=bits)
+    grid = affine.choose_grid(*affine.range_of(weight, scheme), scheme)
+    alone, judged = adaround(weight, seen, grid), adaround(weight, seen, grid, held_out=unseen)
+    errors = [layer_error(weight, unseen, grid, codes).sum() for codes in (judged, alone)]
+    assert errors[0] < 0.95 * errors[1]
+    near = layer_error(weight, seen, grid, affine.quantize(weight, grid))
+    assert (layer_error(weight, seen, grid, judged) <= near).all()
+
+
+SOLVERS = {
+    "descend": descend,
+    "gptq": gptq,
+    "k_best": k_best,
+    "adaround": adaround,
+    "best": lambda weight, gram, grid: round_best(weight, gram, grid, held_out=gram)[0],
+}
+
+
+@pytest.mark.parametrize("solve", SOLVERS.values(), ids=SOLVERS)
+@pytest.mark.parametrize("factor", [2.0**-60, 2.0**-20, 2.0**20, 2.0**60])
+def test_codes_do_not_depend_on_the_units_of_inputs(solve, factor):
+    weight, gram, grid = layer(11, 40, 50)
+    assert np.array_equal(solve(weight, factor * gram, grid), solve(weight, gram, grid))
+
+
+@pytest.mark.parametrize("solve", SOLVERS.values(), ids=SOLVERS)
+@pytest.mark.parametrize("factor", [2.0**-30, 2.0**-10, 2.0**10, 2.0**30])
+def test_codes_do_not_depend_on_the_units_of_weights(solve, factor):
+    weight, gram, grid = layer(12, 40, 50)
+    scaled = replace(grid, scale=np.float32(factor) * grid.scale)
+    assert np.array_equal(solve(np.float32(factor) * weight, gram, scaled), solve(weight, gram, grid))
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=len(DAMPINGS), max_size=len(DAMPINGS)), st.integers(0, len(DAMPINGS) - 1))
+def test_the_damping_of_a_valley_is_its_bottom(slopes, bottom):
+    valley = {d: sum(slopes[min(i, bottom) : max(i, bottom)]) for i, d in enumerate(DAMPINGS)}
+    asked = []
+
+    def error(damping):
+        asked.append(damping)
+        return valley[damping]
+
+    assert best_damping(error) == (DAMPINGS[bottom], 0)
+    assert len(asked) == len(set(asked)) < len(DAMPINGS)
+
+
+@given(st.integers(1, 5), st.integers(1, 400))
+def test_the_rows_that_are_asked_are_spread_over_each_group(groups, each):
+    rows = probed_rows(groups * each, groups).reshape(groups, -1)
+    assert len(rows[0]) == min(each, PROBED)
+    for group, asked in enumerate(rows):
+        assert asked[0] == group * each and asked[-1] < (group + 1) * each
+        steps = np.diff(asked)
+        assert steps.size == 0 or (steps.min() >= 1 and steps.max() - steps.min() <= 1)
 
 
 def test_torch_like_tensors_enter():

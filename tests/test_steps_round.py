@@ -95,10 +95,10 @@ def test_chosen_codes_are_better_than_nearest_ones(build, method):
     assert error(chosen) < 0.9 * error(near)
 
 
-@pytest.mark.parametrize("method", ["gptq", "adaround"])
+@pytest.mark.parametrize("method", ["descent", "adaround"])
 def test_outputs_make_up_for_one_another_where_the_network_gains(method):
     data = correlated(64, graph(residual()).inputs[0].shape)
-    plain = recipe(method)
+    plain = recipe(method, replace(W4, bits=3))
     steps = tuple(replace(step, kfac=True) if isinstance(step, Round) else step for step in plain.steps)
     coupled, without = quantized(residual(), replace(plain, steps=steps), data), quantized(residual(), plain, data)
     asked = {r.target: r for r in coupled.log if "K-FAC" in r.note}
@@ -108,7 +108,7 @@ def test_outputs_make_up_for_one_another_where_the_network_gains(method):
         assert record.kept != np.array_equal(coupled.codes[weight], without.codes[weight])
         assert record.after < record.before or not record.kept
     assert not asked["branch"].kept  # where the network loses, it has not
-    assert asked["fc"].kept or method == "gptq"  # which comes so near that the processor decides
+    assert asked["fc"].kept or method == "adaround"  # which has looked at what held-out samples gain
     for record in coupled.log:
         if "K-FAC" in record.note:
             assert record.kept == (record.after < record.before / LUCK)

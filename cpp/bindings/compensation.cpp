@@ -12,10 +12,7 @@ void bind_compensation(py::module_& module) {
             const auto w = read(weight);
             const auto c = read(cross), g = read(gram);
             const auto to = write(out);
-            const auto solution = released([&] {
-                return compensation::compensate(w, c, g, rows, features, groups, damping, to, threads);
-            });
-            return py::make_tuple(solution.damping, solution.rank);
+            return released([&] { return compensation::compensate(w, c, g, rows, features, groups, damping, to, threads); });
         },
         py::arg("weight").noconvert(), py::arg("cross").noconvert(), py::arg("gram").noconvert(), py::arg("rows"),
         py::arg("features"), py::arg("groups"), py::arg("damping"), py::arg("out").noconvert(), py::arg("threads"));

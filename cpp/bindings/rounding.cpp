@@ -31,17 +31,19 @@ void bind_rounding(py::module_& module) {
              },
              py::arg("codes").noconvert(), py::arg("out").noconvert(), py::arg("threads"))
         .def("descend",
-             [](const Problem& problem, Array<std::int32_t>& codes, std::int64_t sweeps, bool neighbours, int threads) {
+             [](const Problem& problem, Array<std::int32_t>& codes, std::int64_t sweeps, bool neighbours, double damping,
+                int threads) {
                  const auto to = write(codes);
-                 released([&] { rounding::descend(problem, {sweeps, neighbours}, to, threads); });
+                 released([&] { rounding::descend(problem, {sweeps, neighbours, damping}, to, threads); });
              },
-             py::arg("codes").noconvert(), py::arg("sweeps"), py::arg("neighbours"), py::arg("threads"))
+             py::arg("codes").noconvert(), py::arg("sweeps"), py::arg("neighbours"), py::arg("damping"),
+             py::arg("threads"))
         .def("descend_coupled",
              [](const Problem& problem, Array<std::int32_t>& codes, const Array<double>& fisher, std::int64_t sweeps,
                 bool neighbours) {
                  const auto to = write(codes);
                  const auto weights = read(fisher);
-                 released([&] { rounding::descend_coupled(problem, {sweeps, neighbours}, weights, to); });
+                 released([&] { rounding::descend_coupled(problem, {sweeps, neighbours, 0.0}, weights, to); });
              },
              py::arg("codes").noconvert(), py::arg("fisher").noconvert(), py::arg("sweeps"), py::arg("neighbours"))
         .def("gptq",
@@ -52,11 +54,13 @@ void bind_rounding(py::module_& module) {
              py::arg("codes").noconvert(), py::arg("damping"), py::arg("ordered"), py::arg("threads"))
         .def("adaround",
              [](const Problem& problem, Array<std::int32_t>& codes, std::int64_t iterations, double rate,
-                double regularisation, double warm_start, double beta_start, double beta_end, int threads,
+                double regularisation, double warm_start, double beta_start, double beta_end, double damping,
+                int threads,
                 const std::optional<Array<float>>& inputs, const std::optional<Array<float>>& outputs,
                 std::int64_t count, float low, float high) {
                  const auto to = write(codes);
-                 const rounding::AdaRound options{iterations, rate, regularisation, warm_start, beta_start, beta_end};
+                 const rounding::AdaRound options{iterations, rate, regularisation, warm_start, beta_start, beta_end,
+                                                  damping};
                  if (!inputs || !outputs) {
                      released([&] { rounding::adaround(problem, options, to, threads); });
                      return;
@@ -65,8 +69,8 @@ void bind_rounding(py::module_& module) {
                  released([&] { rounding::adaround(problem, options, to, threads, &clipped); });
              },
              py::arg("codes").noconvert(), py::arg("iterations"), py::arg("rate"), py::arg("regularisation"),
-             py::arg("warm_start"), py::arg("beta_start"), py::arg("beta_end"), py::arg("threads"),
-             py::arg("inputs") = py::none(), py::arg("outputs") = py::none(), py::arg("count") = 0,
+             py::arg("warm_start"), py::arg("beta_start"), py::arg("beta_end"), py::arg("damping"),
+             py::arg("threads"), py::arg("inputs") = py::none(), py::arg("outputs") = py::none(), py::arg("count") = 0,
              py::arg("low") = 0.0f, py::arg("high") = 0.0f);
 }
 

@@ -1,4 +1,5 @@
 #include <cmath>
+#include <limits>
 #include <numbers>
 
 #include "rounding_problem.hpp"
@@ -22,13 +23,13 @@ struct OpenRows {
     Plane v, h, power, mean, square, floor, span;  // floor: dequantised lower neighbour minus wanted; span: to the upper one
     MatrixF difference, product, response;
     std::vector<std::int64_t> row;
-    std::vector<float> weight;  // of the regulariser
+    std::vector<float> gain;  // one over the row's error of nearest rounding, spread over its features
     std::int64_t count = 0;
 
     void resize(std::int64_t rows, std::int64_t features) {
         for (Plane* plane : {&v, &h, &power, &mean, &square, &floor, &span}) plane->resize(rows, features);
         row.resize(static_cast<std::size_t>(rows));
-        weight.resize(static_cast<std::size_t>(rows));
+        gain.resize(static_cast<std::size_t>(rows));
         count = rows;
     }
     void drop(std::int64_t which) {
@@ -36,7 +37,7 @@ struct OpenRows {
         if (which == last) return;
         for (Plane* plane : {&v, &h, &mean, &square, &floor, &span}) plane->row(which) = plane->row(last);
         std::swap(row[which], row[last]);
-        std::swap(weight[which], weight[last]);
+        std::swap(gain[which], gain[last]);
     }
 };
 
@@ -47,17 +48,19 @@ double beta_at(const AdaRound& options, std::int64_t iteration) {
     return options.beta_end + 0.5 * (options.beta_start - options.beta_end) * (1.0 + std::cos(share * std::numbers::pi));
 }
 
-// A step of Adam. Branches are choices of a value, so that the loop vectorises.
+// A step of Adam. The error counts in units of the row's own, so that Adam's constant means the same for every layer.
+// Branches are choices of a value, so that the loop vectorises.
 void step_row(OpenRows& rows, std::int64_t r, std::int64_t features, float regular, float mean_gain, float square_gain,
                  float rate) {
     const float *h = &rows.h(r, 0), *power = &rows.power(r, 0), *span = &rows.span(r, 0), *product = &rows.product(r, 0);
     float *v = &rows.v(r, 0), *mean = &rows.mean(r, 0), *square = &rows.square(r, 0);
+    const float twice = 2.0f * rows.gain[r];
     for (std::int64_t j = 0; j < features; ++j) {
         const float sigmoid = (h[j] - gamma) / (zeta - gamma);
         const float slope = (h[j] > 0.0f) & (h[j] < 1.0f) & (span[j] > 0.0f) ? (zeta - gamma) * sigmoid * (1.0f - sigmoid) : 0.0f;
         const float side = h[j] > 0.5f ? regular : -regular;
         const float push = std::fabs(2.0f * h[j] - 1.0f) > 1e-3f ? side * power[j] : 0.0f;
-        const float gradient = (2.0f * product[j] * span[j] - push) * slope;
+        const float gradient = (twice * product[j] * span[j] - push) * slope;
         mean[j] = keep_mean * mean[j] + (1.0f - keep_mean) * gradient;
         square[j] = keep_square * square[j] + (1.0f - keep_square) * gradient * gradient;
         v[j] -= rate * (mean[j] * mean_gain) / (std::sqrt(square[j] * square_gain) + tiny);
@@ -102,7 +105,9 @@ void adaround(const Problem& p, const AdaRound& options, std::span<std::int32_t>
     std::vector<MatrixF> grams(static_cast<std::size_t>(p.groups));
     std::vector<std::int64_t> order(static_cast<std::size_t>(p.features));
     for (std::int64_t i = 0; i < p.features; ++i) order[i] = i;
-    parallel_for(p.groups, threads, [&](std::int64_t group, int) { grams[group] = permuted(p, group, order); });
+    parallel_for(p.groups, threads, [&](std::int64_t group, int) {
+        grams[group] = permuted(p, group, order, damping_of(p, group, options.damping));
+    });
     const auto warm = static_cast<std::int64_t>(options.warm_start * static_cast<double>(options.iterations));
     Watch watch;
     const auto round_tile = [&](std::int64_t task, int) {
@@ -131,8 +136,8 @@ void adaround(const Problem& p, const AdaRound& options, std::span<std::int32_t>
         }
         rows.product.noalias() = rows.difference * gram;
         for (std::int64_t r = 0; r < tile.rows; ++r) {
-            const float error = std::max(rows.product.row(r).dot(rows.difference.row(r)), 0.0f);
-            rows.weight[r] = static_cast<float>(options.regularisation) * error / static_cast<float>(p.features);
+            const float unit = rows.product.row(r).dot(rows.difference.row(r)) / static_cast<float>(p.features);
+            rows.gain[r] = unit > std::numeric_limits<float>::min() ? 1.0f / unit : 0.0f;
         }
         const auto settle = [&](std::int64_t r) {
             const std::int64_t row = rows.row[r];
@@ -160,7 +165,7 @@ void adaround(const Problem& p, const AdaRound& options, std::span<std::int32_t>
             // |2 h - 1|^(beta - 1), of the regulariser's derivative.
             if (regular) rows.power.topRows(n) = ((2.0f * h - 1.0f).abs().max(1e-3f).log() * (beta - 1.0f)).exp();
             for (std::int64_t r = 0; r < n; ++r)
-                step_row(rows, r, p.features, regular ? 2.0f * beta * rows.weight[r] : 0.0f, 1.0f / (1.0f - mean_left),
+                step_row(rows, r, p.features, regular ? 2.0f * beta * static_cast<float>(options.regularisation) : 0.0f, 1.0f / (1.0f - mean_left),
                             1.0f / (1.0f - square_left), static_cast<float>(options.rate));
             if (iteration > warm && iteration % 20 == 0)
                 for (std::int64_t r = n; r-- > 0;) {

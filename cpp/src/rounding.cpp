@@ -25,11 +25,18 @@ std::vector<std::int64_t> by_diagonal(const Problem& p, std::int64_t group) {
     return order;
 }
 
-MatrixF permuted(const Problem& p, std::int64_t group, const std::vector<std::int64_t>& order) {
+double damping_of(const Problem& p, std::int64_t group, double damping) {
+    double mean = 0.0;
+    for (std::int64_t i = 0; i < p.features; ++i) mean += gram_at(p, group, i, i);
+    mean /= static_cast<double>(p.features);
+    return damping * (mean > 0.0 ? mean : 1.0);
+}
+
+MatrixF permuted(const Problem& p, std::int64_t group, const std::vector<std::int64_t>& order, double added) {
     MatrixF out(p.features, p.features);
     for (std::int64_t i = 0; i < p.features; ++i) {
         const double* row = &p.gram[(group * p.features + order[i]) * p.features];
-        for (std::int64_t j = 0; j < p.features; ++j) out(i, j) = static_cast<float>(row[order[j]]);
+        for (std::int64_t j = 0; j < p.features; ++j) out(i, j) = static_cast<float>(row[order[j]] + (i == j ? added : 0.0));
     }
     return out;
 }

@@ -16,8 +16,8 @@ namespace leadline::rounding {
 using MatrixF = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using MatrixD = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-// Rows of a task.
-inline constexpr std::int64_t tile_rows = 32;
+// Rows of a task: each of its products copies the Gram once, which pays from more rows on.
+inline constexpr std::int64_t tile_rows = 64;
 
 void require_fit(const Problem& problem, std::int64_t codes);
 
@@ -25,15 +25,18 @@ inline double gram_at(const Problem& p, std::int64_t group, std::int64_t i, std:
     return p.gram[(group * p.features + i) * p.features + j];
 }
 
-// The Gram of a group in float, rows and columns in `order`.
-MatrixF permuted(const Problem& problem, std::int64_t group, const std::vector<std::int64_t>& order);
+// `damping` of the mean diagonal of a group's Gram; of 1 where that is zero, since then any rounding is as good.
+double damping_of(const Problem& problem, std::int64_t group, double damping);
+
+// The Gram of a group in float, rows and columns in `order`, `added` to its diagonal.
+MatrixF permuted(const Problem& problem, std::int64_t group, const std::vector<std::int64_t>& order, double added = 0.0);
 
 // Features of a group, of the largest diagonal first; ties keep their order.
 std::vector<std::int64_t> by_diagonal(const Problem& problem, std::int64_t group);
 
 // Where a weight's scale and zero point lie.
 inline std::int64_t grid_at(const Problem& p, std::int64_t row, std::int64_t feature) {
-    return row * p.blocks + feature / p.block_size();
+    return p.blocks == 1 ? row : row * p.blocks + feature / p.block_size();
 }
 
 // The lowest and highest code that a weight may take.
@@ -63,8 +66,9 @@ inline constexpr float margin = 0.501f;
 inline float descend_code(const Problem& p, const Descent& options, std::int64_t row, std::int64_t feature, float product,
                           float curvature, std::int32_t& code) {
     if (!(curvature > 0.0f)) return 0.0f;  // an input that is always zero: any code is as good
-    const float scale = p.scale[grid_at(p, row, feature)], wanted = -product / curvature / scale;
-    if (!(std::fabs(wanted) >= margin)) return 0.0f;
+    const float scale = p.scale[grid_at(p, row, feature)];
+    if (!(std::fabs(product) >= margin * (curvature * scale))) return 0.0f;
+    const float wanted = -product / curvature / scale;
     const Bounds allowed = bounds(p, row, feature, options.neighbours);
     const auto step = static_cast<std::int64_t>(affine::round_even(std::clamp(wanted, -1e6f, 1e6f)));
     const std::int64_t next = std::clamp(code + step, allowed.low, allowed.high);

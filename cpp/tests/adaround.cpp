@@ -15,7 +15,7 @@ namespace {
 using Codes = std::vector<std::int32_t>;
 
 // The paper's own loop, a row at a time in double, with the Gram's gradient: a rectified sigmoid for each weight, Adam,
-// and the regulariser 1 - |2 h - 1|^beta behind the warm start. A row that has settled stays settled.
+// and the regulariser 1 - |2 h - 1|^beta behind the warm start; errors count in units of nearest rounding's. A row that has settled stays settled.
 Codes plain_adaround(const OwnedProblem& p, const rounding::AdaRound& options) {
     const std::int64_t n = p.features;
     const Codes start = p.nearest();
@@ -23,7 +23,7 @@ Codes plain_adaround(const OwnedProblem& p, const rounding::AdaRound& options) {
     const auto size = static_cast<std::size_t>(n);
     for (std::int64_t row = 0; row < p.rows; ++row) {
         const double scale = p.scale[row];
-        const double regularisation = options.regularisation * p.error(row, start) / static_cast<double>(n);
+        const double unit = p.error(row, start) / static_cast<double>(n);
         std::vector<double> v(size), mean(size), square(size), h(size), slope(size);
         for (std::int64_t i = 0; i < n; ++i) {
             double part = std::clamp(-p.off(row, i, p.below(row, i)) / scale, 0.01, 0.99);
@@ -43,12 +43,12 @@ Codes plain_adaround(const OwnedProblem& p, const rounding::AdaRound& options) {
             for (std::int64_t i = 0; i < n; ++i) {
                 double gradient = 0.0;
                 for (std::int64_t j = 0; j < n; ++j)
-                    gradient += 2.0 * scale * p.gram[i * n + j] *
+                    gradient += 2.0 * scale * p.gram[i * n + j] / unit *
                                 (p.off(row, j, p.below(row, j)) + scale * std::clamp(h[j], 0.0, 1.0));
                 const double beside = 2.0 * h[i] - 1.0;
                 if (static_cast<double>(step) >= std::floor(warm) && std::fabs(beside) > 1e-3)
                     gradient -= std::copysign(
-                        regularisation * 2.0 * beta * std::pow(std::fabs(beside), beta - 1.0), beside);
+                        options.regularisation * 2.0 * beta * std::pow(std::fabs(beside), beta - 1.0), beside);
                 gradient *= slope[i];
                 mean[i] = 0.9 * mean[i] + 0.1 * gradient;
                 square[i] = 0.999 * square[i] + 0.001 * gradient * gradient;
@@ -154,4 +154,18 @@ TEST(an_activation_that_cuts_nothing_or_all) {
     unregularised.regularisation = 0.0;
     rounding::adaround(of_samples.problem(), unregularised, shut, 1, &all_cut);
     CHECK(shut == p.nearest());
+}
+
+// Adam's constant is none of the inputs' units.
+TEST(units_do_not_matter) {
+    OwnedProblem p(3, 40, 9, 1.0f);
+    Codes plain = p.nearest();
+    rounding::adaround(p.problem(), {}, plain, 1);
+    for (const double unit : {std::exp2(-60.0), std::exp2(-20.0), std::exp2(30.0)}) {
+        OwnedProblem scaled = p;
+        for (double& moment : scaled.gram) moment *= unit;
+        Codes codes = p.nearest();
+        rounding::adaround(scaled.problem(), {}, codes, 1);
+        CHECK(codes == plain && codes != p.nearest());
+    }
 }

@@ -19,9 +19,8 @@ TEST(weights_are_the_formulas) {
         for (std::int64_t i = 0; i < n; ++i) damped[i * n + i] += 0.05 * mean;
         const auto inverted = inverse(damped, n);
         std::vector<float> out(quantised.weight.size());
-        const auto solution = compensation::compensate(quantised.weight, original.gram, quantised.gram, quantised.rows,
-                                                       features, 1, 0.05, out, 2);
-        CHECK(solution.damping == 0.05 && solution.rank == features);
+        CHECK(compensation::compensate(quantised.weight, original.gram, quantised.gram, quantised.rows, features, 1,
+                                       0.05, out, 2) == 0.05);
         for (std::int64_t row = 0; row < quantised.rows; ++row) {
             std::vector<double> error(static_cast<std::size_t>(n));
             for (std::int64_t i = 0; i < n; ++i)
@@ -58,6 +57,5 @@ TEST(dead_inputs_and_equal_moments) {
     std::vector<double> gram = alive.gram;
     for (std::int64_t i = 0; i < 8; ++i) gram[i] = gram[i * 8] = 0.0;
     std::vector<float> out(alive.weight.size());
-    const auto solution = compensation::compensate(alive.weight, gram, gram, 34, 8, 1, 0.0, out, 2);
-    CHECK(solution.damping > 0.0 && solution.rank == 7 && out == alive.weight);
+    CHECK(compensation::compensate(alive.weight, gram, gram, 34, 8, 1, 0.0, out, 2) > 0.0 && out == alive.weight);
 }

@@ -87,14 +87,26 @@ TEST(the_best_of_all_roundings_stays) {
     }
 }
 
-// More features than are handled at once.
+// More features than are handled at once, with few moves and with many.
 TEST(every_move_is_the_books) {
     for (const std::int64_t features : {2, 7, 63, 64, 65, 130})
-        for (const float mixing : {0.3f, 2.0f}) {
-            const OwnedProblem p(3, features, static_cast<unsigned>(features), mixing);
-            Codes codes = p.nearest(), wanted = codes;
-            for (std::int64_t row = 0; row < p.rows; ++row) plain_descent(p, row, wanted);
-            rounding::descend(p.problem(), {200, false}, codes, 2);
-            CHECK(codes == wanted);
-        }
+        for (const float mixing : {0.3f, 2.0f})
+            for (const bool far : {false, true}) {
+                const OwnedProblem p(3, features, static_cast<unsigned>(features), mixing);
+                Codes codes = far ? Codes(p.weight.size(), -8) : p.nearest(), wanted = codes;
+                for (std::int64_t row = 0; row < p.rows; ++row) plain_descent(p, row, wanted);
+                rounding::descend(p.problem(), {200, false}, codes, 2);
+                CHECK(codes == wanted);
+            }
+}
+
+TEST(damping_is_added_to_the_gram) {
+    OwnedProblem p(5, 70, 4, 2.0f);
+    Codes codes = p.nearest(), wanted = codes;
+    rounding::descend(p.problem(), {200, false, 0.3}, codes, 1);
+    double mean = 0.0;
+    for (std::int64_t i = 0; i < 70; ++i) mean += p.gram[i * 71] / 70.0;
+    for (std::int64_t i = 0; i < 70; ++i) p.gram[i * 71] += 0.3 * mean;
+    rounding::descend(p.problem(), {200, false}, wanted, 1);
+    CHECK(codes == wanted);
 }

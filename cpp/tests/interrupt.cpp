@@ -65,13 +65,14 @@ TEST(codes_are_as_they_were) {
     const std::vector<std::int32_t> start = p.nearest();
     std::vector<double> fisher(1600);
     for (std::size_t r = 0; r < 40; ++r) fisher[r * 41] = 1.0;
-    for (int solver = 0; solver < 3; ++solver) {
+    for (int solver = 0; solver < 4; ++solver) {
         int interrupted = 0;
         std::vector<std::int32_t> wanted = start;
         const auto solve = [&](std::vector<std::int32_t>& codes, int threads) {
             if (solver == 0) rounding::descend(p.problem(), {}, codes, threads);
             if (solver == 1) rounding::adaround(p.problem(), {30}, codes, threads);
             if (solver == 2) rounding::descend_coupled(p.problem(), {}, fisher, codes);
+            if (solver == 3) rounding::gptq(p.problem(), {}, codes, threads);
         };
         solve(wanted, 1);
         for (const int threads : {1, 2})

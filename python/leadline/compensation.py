@@ -17,12 +17,11 @@ __all__ = ["Compensated", "compensate"]
 
 @dataclass(frozen=True)
 class Compensated:
-    """The new weight (and bias), the damping that was needed, and the numerical rank of the Gram."""
+    """The new weight (and bias), and the damping that was needed."""
 
     weight: FloatArray
     bias: FloatArray | None
     damping: float
-    rank: int
 
 
 def compensate(
@@ -59,7 +58,6 @@ def compensate(
     Returns
     -------
     Compensated
-        A rank below the number of features tells that inputs depend on one another: the damping decided.
 
     Raises
     ------
@@ -77,9 +75,9 @@ def compensate(
         raise refuse("compensate", "cross and gram must have the same groups", f"{len(first)} and {groups}")
     out = np.empty_like(rows)
     count = thread_count(threads, "compensate")
-    used, rank = core.compensate(rows, first, second, *rows.shape, groups, damping, out, count)
+    needed = core.compensate(rows, first, second, *rows.shape, groups, damping, out, count)
     shifted = None if bias is None else _shifted(rows, out, groups, bias, mean, quantised_mean)
-    return Compensated(out.reshape(array.shape), shifted, float(used), int(rank))
+    return Compensated(out.reshape(array.shape), shifted, needed)
 
 
 def _shifted(rows: FloatArray, out: FloatArray, groups: int, bias: Any, mean: Any, quantised_mean: Any) -> FloatArray:

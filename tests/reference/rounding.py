@@ -89,7 +89,7 @@ def rectified(v):
 
 
 def adaround(weight, gram, scale, zero, qmin, qmax, iterations, rate, regularisation, warm_start, beta=(20.0, 2.0)):
-    """The paper's soft rounding, Adam, one row; no early stop."""
+    """The paper's soft rounding, Adam, one row, errors in units of nearest rounding's; no early stop."""
     below = np.floor(weight / scale) + zero
     low, high = np.clip(below, qmin, qmax), np.clip(below + 1, qmin, qmax)
     free = (high > low) & (np.diag(gram) > 0)
@@ -100,7 +100,7 @@ def adaround(weight, gram, scale, zero, qmin, qmax, iterations, rate, regularisa
     part = np.where((near == high) & free, np.maximum(part, 0.55), part)
     v = -np.log((ZETA - GAMMA) / (part - GAMMA) - 1)
     d = floor + scale * np.where(free, np.round(np.clip(-floor / scale, 0, 1)), 0)
-    strength = regularisation * max(float(d @ gram @ d), 0.0) / len(weight)
+    unit = float(d @ gram @ d) / len(weight)
     mean, square = np.zeros_like(v), np.zeros_like(v)
     warm = int(warm_start * iterations)
     for k in range(iterations):
@@ -110,10 +110,10 @@ def adaround(weight, gram, scale, zero, qmin, qmax, iterations, rate, regularisa
         raw = s * (ZETA - GAMMA) + GAMMA
         inside = (raw > 0) & (raw < 1) & free
         d = floor + scale * free * np.clip(raw, 0, 1)
-        g = 2 * (d @ gram) * scale
+        g = 2 * (d @ gram) * scale / unit if unit > 0 else np.zeros_like(v)
         side = 2 * raw - 1
         if k >= warm:
-            g = g - strength * 2 * b * np.sign(side) * np.abs(side) ** (b - 1) * inside * (np.abs(side) > 1e-3)
+            g = g - regularisation * 2 * b * np.sign(side) * np.abs(side) ** (b - 1) * inside * (np.abs(side) > 1e-3)
         g = np.where(inside, g * (ZETA - GAMMA) * s * (1 - s), 0)
         mean, square = 0.9 * mean + 0.1 * g, 0.999 * square + 0.001 * g * g
         v = v - rate * (mean / (1 - 0.9 ** (k + 1))) / (np.sqrt(square / (1 - 0.999 ** (k + 1))) + 1e-8)

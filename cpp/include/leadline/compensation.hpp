@@ -8,15 +8,11 @@
 // shrunk toward W, never toward zero.
 namespace leadline::compensation {
 
-struct Solution {
-    double damping;     // lambda over the mean diagonal of G that made the system positive definite
-    std::int64_t rank;  // of G: the pivots of its factorisation above 1e-10 of the largest
-};
-
 // weight: rows x features; cross and gram: groups x features x features, of `groups` runs of rows. `out` gets V.
-// `damping` is taken as it is, or times ten until the factorisation succeeds.
-Solution compensate(std::span<const float> weight, std::span<const double> cross, std::span<const double> gram,
-                    std::int64_t rows, std::int64_t features, std::int64_t groups, double damping, std::span<float> out,
-                    int threads);
+// `damping` is lambda over the mean diagonal of G: taken as it is, or times ten until the factorisation succeeds. Returns
+// the largest that a group needed.
+double compensate(std::span<const float> weight, std::span<const double> cross, std::span<const double> gram,
+                  std::int64_t rows, std::int64_t features, std::int64_t groups, double damping, std::span<float> out,
+                  int threads);
 
 }  // namespace leadline::compensation

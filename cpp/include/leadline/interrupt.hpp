@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <utility>
 
-// Long calls can be given up: Gram updates, coordinate descent and AdaRound ask the hook of the thread that called
+// Long calls can be given up: Gram updates, coordinate descent, GPTQ and AdaRound ask the hook of the thread that called
 // them, on that thread, now and then. Where it says so they put back what they have changed, and throw.
 namespace leadline {
 

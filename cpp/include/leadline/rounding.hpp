@@ -26,6 +26,7 @@ void error(const Problem& problem, std::span<const std::int32_t> codes, std::spa
 struct Descent {
     std::int64_t sweeps = 50;   // at most; a row stops by itself when a sweep changes nothing
     bool neighbours = false;    // only the two codes beside w / scale, as AdaRound's choice is
+    double damping = 0.0;       // of the Gram's mean diagonal, added to it
 };
 
 // Cyclic coordinate descent on the codes, in place: each takes the value that is best with all others fixed. The error
@@ -50,9 +51,10 @@ void gptq(const Problem& problem, const Gptq& options, std::span<std::int32_t> c
 struct AdaRound {
     std::int64_t iterations = 120;
     double rate = 0.1;
-    double regularisation = 10.0;  // times the row's error of nearest rounding, spread over its features
+    double regularisation = 10.0;  // in units of the row's error of nearest rounding, spread over its features
     double warm_start = 0.2;       // share of the iterations without regularisation
     double beta_start = 20.0, beta_end = 2.0;
+    double damping = 0.0;          // of the Gram's mean diagonal, added to it
 };
 
 // Samples of a layer that a ReLU or Clip follows: only errors that come through it count.

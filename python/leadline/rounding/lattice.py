@@ -45,22 +45,21 @@ def k_best(
     if not (math.isfinite(damping) and damping >= 0):
         raise refuse("k_best", "damping must be a finite number of at least 0", damping)
     count = thread_count(threads, "k_best")
-    start = np.empty(problem.weight.shape, np.int32)
+    start: NDArray[np.int32] = np.empty(problem.weight.shape, np.int32)
     problem.native.gptq(start, damping, True, count)
 
-    def solve(codes: NDArray[np.int32]) -> None:
-        per_group = len(codes) // problem.groups
-        tile = max(1, _TILE // (paths * codes.shape[1]))
-        scale, zero_point = problem.spread()
-        for group, moments in enumerate(problem.gram):
-            order = np.argsort(-np.diag(moments), kind="stable")
-            factor = _factor(moments[np.ix_(order, order)], damping)
-            for first in range(group * per_group, (group + 1) * per_group, tile):
-                rows = slice(first, min(first + tile, (group + 1) * per_group))
-                weights, scales, zero_points = (array[rows][:, order] for array in (problem.weight, scale, zero_point))
-                codes[rows, order] = _search(factor, weights, scales, zero_points, grid, paths)
-
-    return problem.finish(problem.improved(start, solve, count)[0])
+    codes = start.copy()
+    per_group = len(codes) // problem.groups
+    tile = max(1, _TILE // (paths * codes.shape[1]))
+    scale, zero_point = problem.spread()
+    for group, moments in enumerate(problem.gram):
+        order = np.argsort(-np.diag(moments), kind="stable")
+        factor = _factor(moments[np.ix_(order, order)], damping)
+        for first in range(group * per_group, (group + 1) * per_group, tile):
+            rows = slice(first, min(first + tile, (group + 1) * per_group))
+            weights, scales, zero_points = (array[rows][:, order] for array in (problem.weight, scale, zero_point))
+            codes[rows, order] = _search(factor, weights, scales, zero_points, grid, paths)
+    return problem.finish(problem.best_rows([codes, start], count))
 
 
 def _factor(gram: Doubles, damping: float) -> Doubles:

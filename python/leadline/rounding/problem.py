@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,13 @@ from leadline.types import FloatArray, Grid, refuse
 
 Codes = NDArray[Any]
 Doubles = NDArray[np.float64]
+
+
+def lowest(candidates: Sequence[NDArray[np.int32]], errors: Sequence[Doubles]) -> NDArray[np.int32]:
+    """The rows of least error; the first of equals."""
+    best = np.argmin(errors, 0)
+    rows: NDArray[np.int32] = np.stack(candidates)[best, np.arange(len(best))]
+    return rows
 
 
 @dataclass(frozen=True)
@@ -77,11 +85,21 @@ class Problem:
         self.gram = as_moments(gram, rows, features, "gram", function)
         self.groups = len(self.gram)
         self.scale, self.zero_point = self._cells(grid.scale), self._cells(grid.zero_point)
-        scheme = grid.scheme
-        self.native = core.RoundingProblem(
+        self.native = self._native()
+
+    def _native(self) -> Any:
+        scheme = self.grid.scheme
+        return core.RoundingProblem(
             self.weight, self.gram, self.scale, self.zero_point,
-            rows, features, self.groups, self.scale.shape[1], scheme.qmin, scheme.qmax,
+            *self.weight.shape, self.groups, self.scale.shape[1], scheme.qmin, scheme.qmax,
         )  # fmt: skip
+
+    def part(self, rows: NDArray[np.int64]) -> Problem:
+        """Some of the rows, as many of each group."""
+        part = copy.copy(self)
+        part.weight, part.scale, part.zero_point = self.weight[rows], self.scale[rows], self.zero_point[rows]
+        part.native = part._native()
+        return part
 
     def rows(self, array: NDArray[Any]) -> NDArray[Any]:
         if self.transposed:
@@ -174,17 +192,9 @@ class Problem:
         difference = self.difference(codes)
         return float(np.sum((fisher @ (difference @ self.gram[0])) * difference))
 
-    def improved(
-        self, start: NDArray[np.int32], solve: Callable[[NDArray[np.int32]], None], threads: int
-    ) -> tuple[NDArray[np.int32], Doubles]:
-        """What `solve` makes of a copy of `start`, in place, and its errors. Products are float32 on the way: where
-        that misled a row, it keeps its start."""
-        codes = start.copy()
-        solve(codes)
-        after, before = self.error(codes, threads), self.error(start, threads)
-        worse = after > before
-        codes[worse] = start[worse]
-        return codes, np.where(worse, before, after)
+    def best_rows(self, candidates: Sequence[NDArray[np.int32]], threads: int) -> NDArray[np.int32]:
+        """Of several codes, row by row those of least error; the first of equals."""
+        return lowest(candidates, [self.error(codes, threads) for codes in candidates])
 
     def beside(self, codes: NDArray[np.int32]) -> NDArray[np.int32]:
         """The nearer of the two codes beside each weight."""

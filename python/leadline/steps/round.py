@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from leadline import decide
 from leadline.affine import dequantize, quantize
-from leadline.compensation import compensate
+from leadline.compensation import Compensated, compensate
 from leadline.fisher import output_factor
 from leadline.graph import Layer
 from leadline.options import options_of
 from leadline.recipe import Round
-from leadline.rounding import DAMPINGS, METHODS, descend
+from leadline.rounding import METHODS, descend
+from leadline.rounding.damping import best_damping, probed_rows
 from leadline.steps.gate import LUCK, output_error
 from leadline.steps.path import Stage, stages
 from leadline.steps.rows import Moments, Rows
@@ -29,6 +30,9 @@ LARGEST = 1e18
 
 _NOTHING = 1e-40
 """Moments below it are of values whose squares float32 does not hold."""
+
+ASKED = 64
+"""Rows of each group that choose a damping for compensation, at most."""
 
 PROBED = 4
 """Calibration samples whose outputs say how a layer's outputs count."""
@@ -87,37 +91,40 @@ class _Task:
         self.centred = layer.bias is not None and layer.bias in state.grids
         self.nearest = self.rows(state.codes[layer.weight])
         self._mean = np.atleast_2d(stage.seen[layer.name].mean)
-        self.seen = self._moments(stage.seen[layer.name])
-        self.held_out = self._moments(stage.held_out[layer.name])
+        seen, held_out = (self._moments(source[layer.name]) for source in (stage.seen, stage.held_out))
+        half = seen.shape[1] // 2 if self.joint else 0
+        before, after = slice(half), slice(half, None)  # x, y
+        self.gram, self.held_out = (np.ascontiguousarray(m[:, after, after]) for m in (seen, held_out))
+        self.cross = np.ascontiguousarray(seen[:, before, after])
+        # Each row's error is that of w (x - y), less twice what d = q - w makes up for of it, and d's own.
+        self._left, self._made_up = np.zeros(len(self.weight)), np.zeros(self.weight.shape)
+        if self.joint:
+            grouped, late = self._grouped(self.weight), held_out[:, before, after] - self.held_out
+            self._made_up = (grouped @ late).reshape(self.weight.shape)
+            early = held_out[:, before, before] - held_out[:, after, before]
+            self._left = ((grouped @ (early - late)) * grouped).sum(2).ravel()
 
     def _moments(self, moments: Moments) -> Doubles:
         matrix = moments.matrix(self.centred)
         return matrix if matrix.ndim == 3 else matrix[None]
 
-    @property
-    def half(self) -> int:
-        """Where the quantised path's features begin in joint moments."""
-        return self.seen.shape[1] // 2 if self.joint else 0
-
-    def gram(self, moments: Doubles) -> Doubles:
-        """E[y y^T]."""
-        return np.ascontiguousarray(moments[:, self.half :, self.half :])
-
     def _grouped(self, values: NDArray[Any]) -> Doubles:
         """Rows as (groups, rows of a group, features)."""
-        return values.reshape(len(self.seen), -1, values.shape[1]).astype(np.float64)
+        return values.reshape(len(self.gram), -1, values.shape[1]).astype(np.float64)
 
-    def error(self, values: NDArray[Any]) -> float:
-        """Of rows in float (or dequantised), on held-out samples."""
-        before, after = self._grouped(self.weight), self._grouped(values)
-        difference = np.concatenate([before, -after], 2) if self.joint else before - after
-        return float(np.sum((difference @ self.held_out) * difference))
+    def error(self, values: NDArray[Any], rows: NDArray[np.int64] | None = None) -> float:
+        """Of rows in float (or dequantised), on held-out samples; of some, as many of each group, where `rows` says."""
+        which = slice(None) if rows is None else rows
+        moved = self._grouped(values) - self._grouped(self.weight[which])
+        own = (moved @ self.held_out).reshape(values.shape) - 2 * self._made_up[which]
+        return float(self._left[which].sum() + np.sum(own * moved.reshape(values.shape)))
 
     def mean_error(self, values: NDArray[Any]) -> NDArray[np.float64]:
         """For each row: what the bias has to give back."""
         mean = self._mean[:, :, None]
-        after = self._grouped(values) @ mean[:, self.half :]
-        before = self._grouped(self.weight) @ (mean[:, : self.half] if self.joint else mean)
+        half = mean.shape[1] // 2 if self.joint else 0
+        after = self._grouped(values) @ mean[:, half:]
+        before = self._grouped(self.weight) @ (mean[:, :half] if self.joint else mean)
         return np.asarray(after - before)
 
 
@@ -142,8 +149,8 @@ def _choose(step: Round, task: _Task) -> _Choice:
         target,
         grid,
         step.method,
-        task.gram(task.seen),
-        held_out=task.gram(task.held_out),
+        task.gram,
+        held_out=task.held_out,
         threads=task.threads,
         **options_of(step, METHODS[step.method]),
     )
@@ -186,7 +193,7 @@ def _couple(step: Round, state: State, task: _Task, target: NDArray[np.float32])
     with state.setup.progress(f"probe {layer.name}"):
         fisher = output_factor(state.graph, layer, few, threads=state.setup.threads)
     start, neighbours = task.rows(state.codes[layer.weight]), METHODS[step.method].neighbours
-    codes = descend(target, task.gram(task.seen), task.grid, start, neighbours=neighbours, fisher=fisher)
+    codes = descend(target, task.gram, task.grid, start, neighbours=neighbours, fisher=fisher)
     changed = state.codes | _with_bias(state, task, codes)
     before, after = output_error(state), output_error(state.fork(codes=changed))
     kept = after < before / LUCK
@@ -197,15 +204,21 @@ def _couple(step: Round, state: State, task: _Task, target: NDArray[np.float32])
 
 def _compensated(step: Round, task: _Task) -> tuple[NDArray[np.float32], str]:
     """The weight that best makes up for the errors of the layer's inputs: of several dampings, or the weight itself."""
-    cross = np.ascontiguousarray(task.seen[:, : task.half, task.half :])
-    gram = task.gram(task.seen)
-    best, note, lowest = task.weight, "", task.error(task.weight)
+    gram, cross, weight = task.gram, task.cross, task.weight
     if (np.trace(gram, axis1=1, axis2=2) <= _NOTHING).any():
-        return best, note  # a group that reads nothing, but for what underflow leaves
-    for damping in (step.damping,) if step.damping else DAMPINGS:
-        compensated = compensate(task.weight, cross, gram, damping=damping, threads=task.threads)
-        error = task.error(compensated.weight)
-        if error < lowest:
-            rank = f", rank {compensated.rank} of {gram.shape[1]}" if compensated.rank < gram.shape[1] else ""
-            best, note, lowest = compensated.weight, f"compensated, damped {compensated.damping:g}{rank}; ", error
-    return best, note
+        return weight, ""  # a group that reads nothing, but for what underflow leaves
+    few = probed_rows(len(weight), len(gram), ASKED)
+
+    def made(damping: float, rows: NDArray[np.int64] | None = None) -> Compensated:
+        part = weight if rows is None else weight[rows]
+        return compensate(part, cross, gram, damping=damping, threads=task.threads)
+
+    damping = step.damping
+    if not damping:
+        damping, error = best_damping(lambda d: task.error(made(d, few).weight, few))
+        if error >= task.error(weight[few], few):
+            return weight, ""
+    compensated = made(damping)
+    if task.error(compensated.weight) < task.error(weight):
+        return compensated.weight, f"compensated, damped {compensated.damping:g}; "
+    return weight, ""
