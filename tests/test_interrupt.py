@@ -50,19 +50,26 @@ def test_moments_are_as_they_were(alarm, make, shape, threads):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_codes_are_as_they_were(alarm, threads):
-    """Left alone, AdaRound would take seconds, and change some."""
-    random = np.random.default_rng(0)
-    weight = random.standard_normal((140, 64)).astype(np.float32)
-    grid = Grid(
-        np.full(140, 0.2, np.float32), np.zeros(140, np.int32), Scheme(bits=4, signed=True, granularity="axis", axis=0)
-    )
-    problem = Problem(weight, np.eye(64) + 0.5, grid, False, "adaround")
+@pytest.mark.parametrize("solver", ["adaround", "gptq"])
+def test_codes_are_as_they_were(alarm, solver, threads):
+    """Left alone, each would take seconds, and change some."""
+    rows, features = {"adaround": (140, 64), "gptq": (12_000, 1200)}[solver]
+    weight = np.random.default_rng(0).standard_normal((rows, features)).astype(np.float32)
+    scheme = Scheme(bits=4, signed=True, granularity="axis", axis=0)
+    grid = Grid(np.full(rows, 0.2, np.float32), np.zeros(rows, np.int32), scheme)
+    problem = Problem(weight, np.eye(features) + 0.5, grid, False, solver)
     start = problem.start(None, threads)
     codes = start.copy()
+
+    def solve(iterations: int) -> None:
+        if solver == "gptq":
+            problem.native.gptq(codes, 0.01, True, threads)
+        else:
+            problem.native.adaround(codes, iterations, 0.1, 0.0, 1.0, 20.0, 2.0, 0.0, threads)
+
     with pytest.raises(Stop):
         alarm()
-        problem.native.adaround(codes, 30_000, 0.1, 0.0, 1.0, 20.0, 2.0, 0.0, threads)
+        solve(30_000)
     np.testing.assert_array_equal(codes, start)
-    problem.native.adaround(codes, 100, 0.1, 0.0, 1.0, 20.0, 2.0, 0.0, threads)
+    solve(100)
     assert (codes != start).any()

@@ -19,7 +19,8 @@ from leadline._native import thread_count
 from leadline.affine import quantize
 from leadline.rounding.damping import DAMPINGS, best_damping, probed_rows
 from leadline.rounding.lattice import PATHS, k_best
-from leadline.rounding.problem import Clipped, Codes, Doubles, Problem, lowest
+from leadline.rounding.problem import GPTQ_DAMPING, SWEEPS, Clipped, Codes, Doubles, Problem
+from leadline.rounding.soft import adaround
 from leadline.types import Grid, Option, refuse
 
 __all__ = [
@@ -35,15 +36,6 @@ __all__ = [
     "refit",
     "round_best",
 ]
-
-SWEEPS = 50
-"""More than coordinate descent needs: a handful is usual."""
-
-EARNED = 0.02
-"""Share of the error that soft choices have to take away from quick ones, to be made for a whole layer."""
-
-GPTQ_DAMPING = 0.01
-"""The paper's."""
 
 BRIEF = 8
 """Sweeps behind GPTQ: what later ones move gains nothing on samples that were not seen."""
@@ -107,7 +99,7 @@ def descend(
     start = problem.start(codes, threads)
     if fisher is None:
         descended = start.copy()
-        _descend(problem, descended, count, sweeps, neighbours)
+        problem.descend(descended, count, sweeps, neighbours)
         # Products are float32 on the way: a row that they misled keeps its start.
         return problem.finish(problem.best_rows([descended, start], count))
     factor, coupled = problem.factor(fisher), start.copy()
@@ -120,17 +112,6 @@ def coupled_error(weight: Any, gram: Any, grid: Grid, codes: Any, fisher: Any, *
     """tr(F D G D^T) with D = q - w, what `descend` lowers with a `fisher`. Parameters as there; of one group."""
     problem = Problem(weight, gram, grid, transposed, "coupled_error")
     return problem.coupled_error(problem.start(codes, None), problem.factor(fisher))
-
-
-def _descend(
-    problem: Problem,
-    codes: NDArray[np.int32],
-    threads: int,
-    sweeps: int = SWEEPS,
-    neighbours: bool = False,
-    damping: float = 0.0,
-) -> None:
-    problem.native.descend(codes, sweeps, neighbours, damping, threads)
 
 
 def gptq(
@@ -151,107 +132,7 @@ def gptq(
     problem = Problem(weight, gram, grid, transposed, "gptq")
     if not (math.isfinite(damping) and damping >= 0):
         raise refuse("gptq", "damping must be a finite number of at least 0", damping)
-    return problem.finish(_gptq(problem, thread_count(threads, "gptq"), damping, ordered))
-
-
-def _gptq(problem: Problem, threads: int, damping: float = GPTQ_DAMPING, ordered: bool = True) -> NDArray[np.int32]:
-    codes = np.empty(problem.weight.shape, np.int32)
-    problem.native.gptq(codes, damping, ordered, threads)
-    return codes
-
-
-def adaround(
-    weight: Any,
-    gram: Any,
-    grid: Grid,
-    codes: Any = None,
-    *,
-    held_out: Any = None,
-    iterations: int = 120,
-    rate: float = 0.1,
-    regularisation: float = 10.0,
-    warm_start: float = 0.2,
-    beta: tuple[float, float] = (20.0, 2.0),
-    clipped: Clipped | None = None,
-    transposed: bool = False,
-    threads: int | None = None,
-) -> Codes:
-    """AdaRound (Nagel et al., 2020) in Gram form: each weight goes to one of the two codes beside it.
-
-    The choices are made in two ways, and each row takes the better outcome. The published way: a rectified sigmoid per
-    weight; Adam lowers the row's error plus a regulariser, with an annealed exponent, that drives the choices apart.
-    The objective is of all samples and its gradient is one matrix product, so that 120 steps at a rate of 0.1 do what
-    thousands on batches do. And GPTQ's codes, brought back beside the weights. Both end in `descend`, whose single
-    flips find what soft choices left.
-
-    Parameters
-    ----------
-    codes : integer array of the weight's shape, optional
-        Where each soft choice starts. Default: the nearest codes, and the sigmoid that reproduces the weight.
-    held_out : like `gram`, optional
-        Of inputs that `gram` did not see. Both ways then take the damping that is best there, as in `round_best`; and
-        the published way, which takes most of the time, is first tried on some rows (192 of each group, where there are
-        more), and on the others only where it lowers the error of these by more than a fiftieth.
-    iterations : int
-        At most; rows whose choices are settled stop.
-    rate : float
-        Adam's.
-    regularisation : float
-        Times the row's error of nearest rounding over its number of features: the published absolute weight would mean
-        something else for every layer.
-    warm_start : float
-        Share of the iterations without the regulariser.
-    beta : (start, end)
-        The exponent, annealed by a cosine.
-    clipped : Clipped, optional
-        Samples by which to take the error behind a following ReLU or Clip: a third way for each row, and what decides
-        among the three. Slower: a step costs 4 rows x samples x features operations, not 2 rows x features^2.
-
-    Other parameters, result and errors as in `descend`.
-    """
-    problem = Problem(weight, gram, grid, transposed, "adaround")
-    for name, value, least in (("iterations", iterations, 1), ("rate", rate, 0), ("regularisation", regularisation, 0)):
-        if not (math.isfinite(value) and value >= least):
-            raise refuse("adaround", f"{name} must be a finite number of at least {least}", value)
-    if not 0 <= warm_start <= 1:
-        raise refuse("adaround", "warm_start must lie in [0, 1]", warm_start)
-    judge = None if held_out is None else Problem(weight, held_out, grid, transposed, "adaround")
-    count = thread_count(threads, "adaround")
-    options = (iterations, rate, regularisation, warm_start, *beta)
-    start = problem.start(codes, threads)
-
-    def greedy(part: Problem, damping: float) -> NDArray[np.int32]:
-        choices = part.beside(_gptq(part, count, damping or GPTQ_DAMPING))
-        _descend(part, choices, count, neighbours=True, damping=damping)
-        return choices
-
-    def soft(part: Problem, begin: NDArray[np.int32], damping: float) -> NDArray[np.int32]:
-        choices = begin.copy()
-        part.native.adaround(choices, *options, damping, count)
-        _descend(part, choices, count, neighbours=True, damping=damping)
-        return choices
-
-    damping, earns = 0.0, True
-    if judge is not None:
-        rows = probed_rows(len(start), problem.groups)
-        few, judge_few = problem.part(rows), judge.part(rows)
-        damping, _ = best_damping(lambda d: float(judge_few.error(greedy(few, d), count).sum()))
-        quick, slow = greedy(few, damping), soft(few, start[rows], damping)
-        better = few.best_rows([quick, slow], count)
-        before, after = (judge_few.error(c, count).sum() for c in (quick, better))
-        earns = after < (1 - EARNED) * before
-    candidates = [start, greedy(problem, damping)]
-    if earns:
-        candidates.append(soft(problem, start, damping))
-    if clipped is None:
-        return problem.finish(problem.best_rows(candidates, count))
-    features = problem.weight.shape[1]
-    inputs, outputs = clipped.check(len(start), features, problem.groups)
-    candidates.append(start.copy())
-    samples = inputs, outputs, inputs.shape[1], clipped.low, clipped.high
-    problem.native.adaround(candidates[-1], *options, damping, count, *samples)
-    errors = [problem.clipped_error(c, inputs, outputs, clipped) for c in candidates]
-    return problem.finish(lowest(candidates, errors))
+    return problem.finish(problem.gptq(thread_count(threads, "gptq"), damping, ordered))
 
 
 def refit(weight: Any, gram: Any, grid: Grid, codes: Any, *, threads: int | None = None) -> Grid:
@@ -306,8 +187,8 @@ def round_best(
     count = thread_count(threads, "round_best")
 
     def solve(part: Problem, damping: float) -> NDArray[np.int32]:
-        codes = _gptq(part, count, damping)
-        _descend(part, codes, count, BRIEF, damping=damping)
+        codes = part.gptq(count, damping)
+        part.descend(codes, count, BRIEF, damping=damping)
         return codes
 
     rows = probed_rows(len(problem.weight), problem.groups)

@@ -45,8 +45,7 @@ def k_best(
     if not (math.isfinite(damping) and damping >= 0):
         raise refuse("k_best", "damping must be a finite number of at least 0", damping)
     count = thread_count(threads, "k_best")
-    start: NDArray[np.int32] = np.empty(problem.weight.shape, np.int32)
-    problem.native.gptq(start, damping, True, count)
+    start = problem.gptq(count, damping)
 
     codes = start.copy()
     per_group = len(codes) // problem.groups

@@ -19,6 +19,12 @@ from leadline.types import FloatArray, Grid, refuse
 Codes = NDArray[Any]
 Doubles = NDArray[np.float64]
 
+SWEEPS = 50
+"""More than coordinate descent needs: a handful is usual."""
+
+GPTQ_DAMPING = 0.01
+"""The paper's."""
+
 
 def lowest(candidates: Sequence[NDArray[np.int32]], errors: Sequence[Doubles]) -> NDArray[np.int32]:
     """The rows of least error; the first of equals."""
@@ -149,6 +155,22 @@ class Problem:
                     self.function, f"codes must lie in {scheme.qmin}..{scheme.qmax}", f"{whole.min()}..{whole.max()}"
                 )
         return np.ascontiguousarray(self.rows(whole), np.int32)
+
+    def gptq(self, threads: int, damping: float = GPTQ_DAMPING, ordered: bool = True) -> NDArray[np.int32]:
+        codes: NDArray[np.int32] = np.empty(self.weight.shape, np.int32)
+        self.native.gptq(codes, damping, ordered, threads)
+        return codes
+
+    def descend(
+        self,
+        codes: NDArray[np.int32],
+        threads: int,
+        sweeps: int = SWEEPS,
+        neighbours: bool = False,
+        damping: float = 0.0,
+    ) -> None:
+        """In place."""
+        self.native.descend(codes, sweeps, neighbours, damping, threads)
 
     def error(self, codes: NDArray[np.int32], threads: int) -> Doubles:
         out = np.empty(len(self.weight))
