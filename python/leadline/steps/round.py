@@ -205,8 +205,9 @@ def _couple(step: Round, state: State, task: _Task, target: NDArray[np.float32])
 def _compensated(step: Round, task: _Task) -> tuple[NDArray[np.float32], str]:
     """The weight that best makes up for the errors of the layer's inputs: of several dampings, or the weight itself."""
     gram, cross, weight = task.gram, task.cross, task.weight
-    if (np.trace(gram, axis1=1, axis2=2) <= _NOTHING).any():
-        return weight, ""  # a group that reads nothing, but for what underflow leaves
+    dead = np.trace(gram, axis1=1, axis2=2) <= _NOTHING
+    if dead.any():  # a group that reads nothing, but for what underflow leaves, keeps its weight
+        gram, cross = (np.where(dead[:, None, None], np.eye(gram.shape[1]), moments) for moments in (gram, cross))
     few = probed_rows(len(weight), len(gram), ASKED)
 
     def made(damping: float, rows: NDArray[np.int64] | None = None) -> Compensated:
