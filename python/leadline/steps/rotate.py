@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from leadline.data import Samples
 from leadline.graph import DOMAIN, Graph, Layer, Node, Session
 from leadline.graph.edit import add_constant, add_value, insert, set_constant
+from leadline.graph.spool import spool
 from leadline.graph.stream import Stream, find_streams, strip_norms
 from leadline.hadamard import Rotation, layernorm_rotation, random_rotation
 from leadline.recipe import Rotate
@@ -41,6 +42,7 @@ def run(step: Rotate, state: State) -> None:
             if step.heads:
                 records += rotate_heads(rotated)
         if any(record.kept for record in records):
+            spool(rotated)  # every weight is new
             before, after = trial_error(state, state.graph), trial_error(state, rotated)
             kept = after < before
             records = [replace(record, kept=record.kept and kept) for record in records]
