@@ -48,9 +48,7 @@ class Histogram:
         self, channel: int, method: str, scheme: Scheme, scale: float, zero_point: int, p: float, gamma: float
     ) -> float: ...
 
-def gram_update(
-    x: _F32, rows: int, features: int, pivot: _F32, sum: _F64, second: _F64, threads: int
-) -> bool: ...
+def gram_update(x: _F32, rows: int, features: int, pivot: _F32, sum: _F64, second: _F64, threads: int) -> bool: ...
 def conv_gram_update(
     x: _F32,
     shape: tuple[int, ...],

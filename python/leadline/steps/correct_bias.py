@@ -22,7 +22,7 @@ from leadline.steps.state import Record, State
 
 Doubles = NDArray[np.float64]
 
-SEEN = 8
+SEEN = 16
 """Calibration samples that shifts are taken from, at most: a mean over places, too, needs no more."""
 
 
