@@ -116,8 +116,8 @@ class _Task:
         """Of rows in float (or dequantised), on held-out samples; of some, as many of each group, where `rows` says."""
         which = slice(None) if rows is None else rows
         moved = self._grouped(values) - self._grouped(self.weight[which])
-        own = (moved @ self.held_out).reshape(values.shape) - 2 * self._made_up[which]
-        return float(self._left[which].sum() + np.sum(own * moved.reshape(values.shape)))
+        taken = (moved @ self.held_out).reshape(values.shape) - 2 * self._made_up[which]
+        return float(self._left[which].sum() + np.sum(taken * moved.reshape(values.shape)))
 
     def mean_error(self, values: NDArray[Any]) -> NDArray[np.float64]:
         """For each row: what the bias has to give back."""
