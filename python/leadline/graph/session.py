@@ -93,6 +93,8 @@ class Session:
         if threads is not None:
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1
+        # Waiting threads would spin on while numpy and the cores work: a quarter of a run's processor time.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry(_FOLDER, content.folder)
         if not integers:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
