@@ -7,6 +7,7 @@ import pytest
 from leadline import quantize
 from leadline.types import InputError
 from leadline.workers import Cluster
+from ray_nodes import two_nodes
 from small_networks import draw
 from small_transformer import transformer
 
@@ -17,14 +18,8 @@ pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore")]  # ray lea
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    from ray.cluster_utils import Cluster as Nodes
-
-    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    nodes.add_node(num_cpus=1)
-    ray.init(address=nodes.address, log_to_driver=False, logging_level="error")
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
+    with two_nodes() as nodes:
+        yield nodes
 
 
 @pytest.mark.parametrize("recipe", ["w4a8", "adaround-w8a8"])

@@ -7,6 +7,7 @@ import pytest
 from leadline.sweep import run
 from leadline.sweep.driver import Nobody
 from leadline.sweep.engines import Ray, _measure
+from ray_nodes import two_nodes
 from small_sweeps import VARY, Inline, figures, small
 
 ray = pytest.importorskip("ray", reason="needs pip install 'leadline[ray]'")
@@ -18,14 +19,8 @@ LARGE = {"vary": [VARY | {"steps.calibrate.weights": ["minmax", "mse", "sqnr"]}]
 
 @pytest.fixture
 def cluster():
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.add_node(num_cpus=1)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    with two_nodes() as nodes:
+        yield nodes
 
 
 class Noting(Ray):
