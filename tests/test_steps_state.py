@@ -9,7 +9,7 @@ import pytest
 from leadline.pipeline import quantize
 from leadline.preparation import prepare
 from leadline.recipe import Calibrate, Override, Recipe
-from leadline.steps import Record, Setup, State, apply
+from leadline.steps import Record, Setup, State, apply, trial
 from leadline.steps.shared import FOUND, KEPT
 from leadline.steps.trial import trial_error
 from small_networks import graph, residual, samples
@@ -79,3 +79,16 @@ def test_what_a_target_rounds_down_is_in_the_log():
     (line,) = said["hexagon"]
     assert line.target == network.name and int(line.note.split()[0]) >= 1
     assert "biases take back what hexagon's sums lose on average by rounding down" in line.note
+
+
+def test_a_network_that_others_are_tried_against_is_tried_once(state, monkeypatch):
+    asked, compute = [], trial._tried
+    monkeypatch.setattr(trial, "_tried", lambda state, graph: asked.append(graph.name) or compute(state, graph))
+    names = ["first", "second", "third"]
+    for name in names:
+        other = state.graph.copy()
+        other.name = name
+        other.weights = {key: array.copy() for key, array in other.weights.items()}
+        before, after = trial_error(state, state.graph), trial_error(state, other)
+        assert after == before  # the same values
+    assert asked == [state.graph.name, *names]

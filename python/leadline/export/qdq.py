@@ -45,6 +45,7 @@ from leadline.export.qdq_read import TAG, Qdq, read
 from leadline.files import replacing
 from leadline.graph import DOMAIN, Graph, Node, Value
 from leadline.graph.edit import free_name
+from leadline.graph.write import LIMIT
 from leadline.types import Grid, Scheme, refuse
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _written(graph: Graph, grids: Mapping[str, Grid], codes: Mapping[str, Codes]
     return _Writer(graph, grids, codes)
 
 
-def save(model: onnx.ModelProto, path: str | os.PathLike[str], limit: int = 2_000_000_000) -> None:
+def save(model: onnx.ModelProto, path: str | os.PathLike[str], limit: int = LIMIT) -> None:
     """Write a model; nothing half-written is left at `path` if it fails.
 
     Parameters

@@ -95,7 +95,7 @@ def _weight_grid(step: Calibrate, state: State, name: str, scheme: Scheme) -> Gr
 
 def _widen(step: Calibrate, state: State, placement: Placement) -> None:
     """Give 8 bits to the activations that cost most: an error of 4 bits mostly comes from a few of them."""
-    schemes, ranges = placement.schemes, _ranges(state, placement, "mse", {"p": 2.0})
+    schemes, ranges = placement.schemes, _ranges(state, placement, *CLIPPED)
     shared: dict[str, list[str]] = {}
     for tensor, root in placement.root.items():
         if schemes[root].bits < WORTHY_BITS and root not in state.ranges:

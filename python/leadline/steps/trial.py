@@ -35,15 +35,19 @@ def trial_error(state: State, graph: Graph) -> float:
 
     Those of the last two networks are kept: the next step asks again for the one that went on.
     """
-    for tried, error in state.tried:
-        if graph.is_same(tried):
-            return error
+    known = next((entry for entry in state.tried if graph.is_same(entry[0])), None)
+    if known is None:
+        known = graph.copy(), _tried(state, graph)
+    # The one asked for again stays: others are tried against it one after the other.
+    state.tried[:] = [*[entry for entry in state.tried if entry is not known][-1:], known]
+    return known[1]
+
+
+def _tried(state: State, graph: Graph) -> float:
     step = plain(state.recipe)
     assert step is not None
     few = replace(state.setup, calibration=state.setup.calibration.take(SAMPLES))
     trial = state.fork(setup=few, graph=graph.copy(), grids={}, codes={}, histograms={}, tried=[])
     calibrate(step, trial)
     round_weights(None, trial)
-    error = output_error(trial)
-    state.tried[:] = [*state.tried[-1:], (graph.copy(), error)]
-    return error
+    return output_error(trial)
